@@ -1,0 +1,176 @@
+"""Images and videos from disk: one frame sampler for training, sampling, evaluation and serving.
+
+Videos become lists of frames here and stay lists of frames everywhere else: TRL's GRPO trainer would silently drop
+native video in its training forward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Decoder = Literal["decord", "pyav"]
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MAX_PIXELS = 50_000_000
+
+
+class MediaError(ValueError):
+    """An image or video that cannot be used; the message names the file and the mend."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameSampling:
+    """How videos become frames.
+
+    Attributes:
+        frames: how many frames of each video, evenly spaced, the first and the last included.
+        decoder: "decord" (default) or "pyav"; never switched silently, since decoders can pick different frames of a
+            video with a variable rate.
+        cache: folder that keeps the frames of each video as PNG files, keyed by its content.
+    """
+
+    frames: int
+    cache: Path
+    decoder: Decoder = "decord"
+
+
+def frame_indices(total: int, count: int) -> list[int]:
+    """Return `count` evenly spaced indices of `total` frames, both ends included; all of them if there are fewer.
+
+    >>> frame_indices(120, 4), frame_indices(3, 8), frame_indices(9, 1)
+    ([0, 40, 79, 119], [0, 1, 2], [4])
+    """
+    if total <= count:
+        return list(range(total))
+    if count == 1:
+        return [total // 2]
+    return [round(i * (total - 1) / (count - 1)) for i in range(count)]
+
+
+def image_paths(paths: Sequence[str], kind: str, sampling: FrameSampling) -> list[Path]:
+    """Return the image files that stand for one media entry of a record.
+
+    Args:
+        paths: an image, a video file, a folder of frames, or frames in order.
+        kind: "image" or "video".
+        sampling: how a video becomes frames; frames that are already given are thinned by the same rule.
+
+    Raises:
+        MediaError: a file is missing or cannot be read as what it should be.
+    """
+    files = [Path(path) for path in paths]
+    if missing := [file for file in files if not file.exists()]:
+        raise MediaError(f"{missing[0]}: no such file; check the path and the media root of the data file")
+    if kind == "image":
+        return files
+    if len(files) == 1 and files[0].is_dir():
+        files = sorted(file for file in files[0].iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise MediaError(f"{paths[0]}: a folder without image files; expected the frames of a video")
+    if len(files) == 1 and files[0].suffix.lower() not in IMAGE_SUFFIXES:
+        return video_frames(files[0], sampling)
+    return [files[i] for i in frame_indices(len(files), sampling.frames)]
+
+
+def video_frames(video: Path, sampling: FrameSampling) -> list[Path]:
+    """Return sampled frames of a video as PNG files, decoding only what the cache does not hold yet."""
+    key = f"{_file_sha256(video)[:32]}-{sampling.frames}-{sampling.decoder}"
+    folder = sampling.cache / key
+    if not folder.is_dir():
+        frames = decode_frames(video, sampling.frames, sampling.decoder)
+        sampling.cache.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed: a killed run leaves no half-filled folder that a later one would trust.
+        scratch = Path(tempfile.mkdtemp(dir=sampling.cache))
+        for i, frame in enumerate(frames):
+            frame.save(scratch / f"{i:04d}.png")
+        try:
+            os.rename(scratch, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(scratch)  # another process cached the same video first
+    return sorted(folder.glob("*.png"))
+
+
+def decode_frames(video: Path, count: int, decoder: Decoder) -> list[Image]:
+    """Decode `count` evenly spaced frames of a video file as RGB images.
+
+    Raises:
+        MediaError: the file is no readable video, or yields fewer frames than it declares (a file cut short).
+    """
+    from PIL import Image
+
+    if decoder == "decord":
+        import decord
+
+        try:
+            reader = decord.VideoReader(str(video), num_threads=1)
+            arrays = list(reader.get_batch(frame_indices(len(reader), count)).asnumpy())
+        except (RuntimeError, decord.DECORDError) as error:
+            raise MediaError(f"{video}: decord cannot read this video ({str(error).strip()[:120]})") from error
+    elif decoder == "pyav":
+        arrays = _decode_pyav(video, count)
+    else:
+        raise MediaError(f"decoder {decoder!r} is unknown; choose 'decord' or 'pyav'")
+    if not arrays:
+        raise MediaError(f"{video}: the video holds no frame")
+    return [Image.fromarray(array) for array in arrays]
+
+
+def open_image(path: Path | str) -> Image:
+    """Open an image file as RGB.
+
+    Raises:
+        MediaError: the file is no readable image, or declares more than MAX_PIXELS pixels.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise MediaError(f"{path}: {image.width}x{image.height} pixels; the limit is {MAX_PIXELS:,}: scale it down")
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise MediaError(f"{path}: no such file; check the path and the media root of the data file") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path}: not a readable image ({error}); replace or remove it") from error
+
+
+def check_media(paths: Sequence[str], kind: str, sampling: FrameSampling) -> None:
+    """Open what a media entry points to, raising MediaError if anything is missing or unreadable."""
+    for path in image_paths(paths, kind, sampling):
+        open_image(path)
+
+
+def pixel_sha256(image: Image) -> str:
+    """Return a hash of size and RGB pixels, equal for equal pictures whatever their file format."""
+    rgb = image.convert("RGB")
+    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
+
+
+def _decode_pyav(video: Path, count: int) -> list[object]:
+    import av
+
+    try:
+        with av.open(str(video)) as container:
+            declared = container.streams.video[0].frames
+            decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.FFmpegError, IndexError) as error:
+        raise MediaError(f"{video}: PyAV cannot read this video ({error})") from error
+    if declared and len(decoded) < declared:
+        raise MediaError(f"{video}: holds {len(decoded)} of {declared} declared frames: the file is cut short; fetch it again")
+    return [decoded[i] for i in frame_indices(len(decoded), count)]
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()

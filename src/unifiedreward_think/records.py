@@ -1,0 +1,241 @@
+"""The rows that travel through the project: `PreferenceRecord` in, `Judgment` out, both as JSON lines.
+
+>>> record = PreferenceRecord(id="kite-1", task="image_generation", prompt="a red kite",
+...                           media=(("a.png",), ("b.png",)), preferred=2)
+>>> PreferenceRecord.from_json(record.to_json()) == record
+True
+>>> record.preferred_as_shown("ba")
+1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from unifiedreward_think.verdict import DimensionScore, Verdict
+
+Order = Literal["ab", "ba"]
+Preferred = Literal[1, 2, "tie"]
+ORDERS: tuple[Order, Order] = ("ab", "ba")
+TASK_NAMES = ("image_generation", "video_generation", "image_understanding", "video_understanding")
+
+
+class RecordError(ValueError):
+    """A row that cannot be used; the message names the file and line or the record, and the mend."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceRecord:
+    """Two candidates, what they were asked for, and who is preferred.
+
+    Attributes:
+        id: unique in its data set; names the row in every later file and error.
+        task: one of TASK_NAMES.
+        prompt: the caption (generation) or the question (understanding).
+        media: generation: one entry for each candidate; understanding: the picture(s) or the video the question is
+            about. An entry is a tuple of paths: one image or video file, or the frames of a video in order.
+        answers: the two answers of the understanding tasks, empty otherwise.
+        preferred: 1, 2 or "tie" in the order stored here; None when unlabelled.
+        source: data set the pair comes from.
+        group: rows that must stay together in splits and clustered intervals (same prompt, same pictures).
+        instruction: a complete instruction to use word for word in place of the task's prompt, as in the released
+            SFT and GRPO files; such a row of an understanding task has its answers inside and cannot be swapped.
+    """
+
+    id: str
+    task: str
+    prompt: str
+    media: tuple[tuple[str, ...], ...]
+    answers: tuple[str, ...] = ()
+    preferred: Preferred | None = None
+    source: str = ""
+    group: str = ""
+    instruction: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a row no stage could use."""
+        if self.task not in TASK_NAMES:
+            raise RecordError(f"record {self.id!r}: task {self.task!r} is not one of {', '.join(TASK_NAMES)}")
+        if self.preferred not in (1, 2, "tie", None) or isinstance(self.preferred, bool):
+            raise RecordError(f"record {self.id!r}: preferred is {self.preferred!r}; write 1, 2 or \"tie\"")
+        generation = self.task.endswith("generation")
+        if generation and len(self.media) != 2:
+            raise RecordError(f"record {self.id!r}: {self.task} needs media of 2 candidates, found {len(self.media)}")
+        if not generation and not self.media:
+            raise RecordError(f"record {self.id!r}: {self.task} needs the media the question is about, found none")
+        if not generation and not self.instruction and len(self.answers) != 2:
+            raise RecordError(f"record {self.id!r}: {self.task} needs 2 answers, found {len(self.answers)}")
+        if any(not entry or not all(entry) for entry in self.media):
+            raise RecordError(f"record {self.id!r}: an empty media path; name a file for every candidate")
+
+    @property
+    def swappable(self) -> bool:
+        """Whether the candidates can be shown in the other order."""
+        return self.task.endswith("generation") or not self.instruction
+
+    def preferred_as_shown(self, order: Order) -> int | None:
+        """Return which shown position holds the preferred candidate; None for ties and unlabelled rows."""
+        if self.preferred not in (1, 2):
+            return None
+        return self.preferred if order == "ab" else 3 - self.preferred
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; empty optional fields are left out, one-file media entries are plain strings."""
+        row = {key: value for key, value in asdict(self).items() if value not in ("", (), None)}
+        row["media"] = [entry[0] if len(entry) == 1 else list(entry) for entry in self.media]
+        row["prompt"] = self.prompt
+        return row
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> PreferenceRecord:
+        """Build a record from its JSON form.
+
+        Raises:
+            RecordError: a key is unknown or missing, or a value has the wrong type.
+        """
+        name = row.get("id")
+        if not isinstance(name, str) or not name:
+            raise RecordError(f"id is {name!r}; every record needs a non-empty string id")
+        if unknown := set(row) - set(cls.__slots__):
+            raise RecordError(f"record {name!r}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(cls.__slots__)}")
+        if missing := {"task", "prompt", "media"} - set(row):
+            raise RecordError(f"record {name!r}: {sorted(missing)[0]!r} is missing")
+        for key in ("task", "prompt", "source", "group", "instruction"):
+            if not isinstance(row.get(key, ""), str):
+                raise RecordError(f"record {name!r}: {key} must be a string, found {row[key]!r}")
+        media, answers = row["media"], row.get("answers") or []
+        if not isinstance(media, (list, tuple)) or not isinstance(answers, (list, tuple)):
+            raise RecordError(f"record {name!r}: media and answers must be lists")
+        if not all(isinstance(answer, str) for answer in answers):
+            raise RecordError(f"record {name!r}: answers must be strings")
+        entries = tuple((e,) if isinstance(e, str) else tuple(e) if isinstance(e, (list, tuple)) else () for e in media)
+        if not all(isinstance(path, str) for entry in entries for path in entry):
+            raise RecordError(f"record {name!r}: media paths must be strings")
+        return cls(**{**row, "media": entries, "answers": tuple(answers)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A chain of thought on a record, shown in `order`: one supervised training row."""
+
+    record: PreferenceRecord
+    completion: str
+    order: Order = "ab"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"record": self.record.to_json(), "order": self.order, "completion": self.completion}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Trace:
+        """Build a trace from its JSON form."""
+        if not isinstance(row.get("completion"), str) or not row["completion"].strip():
+            raise RecordError("completion must be a non-empty string")
+        if row.get("order", "ab") not in ORDERS:
+            raise RecordError(f"order is {row['order']!r}; write 'ab' or 'ba'")
+        record = row.get("record")
+        if not isinstance(record, Mapping):
+            raise RecordError("record must be an object")
+        return cls(
+            record=PreferenceRecord.from_json(record), completion=row["completion"], order=row.get("order", "ab")
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgment:
+    """One completion on one record in one order, with everything needed to score it again without a model.
+
+    Attributes:
+        record_id: the judged record.
+        order: "ab" shows the candidates as stored, "ba" swapped.
+        sample: which of the K samples this is.
+        completion: what the model wrote, None when the item failed before the model answered (see `error`).
+        finish_reason: "stop" or "length" (the token limit cut it).
+        verdict: what the completion says, in the order shown.
+        preferred, task, source, group: copied from the record so that the row stands alone.
+        model, sampling, decoder, seconds: how it came about; `seconds` is wall time of the item's batch over its rows.
+        error: why the item failed, empty otherwise.
+    """
+
+    record_id: str
+    order: Order
+    sample: int = 0
+    completion: str | None
+    finish_reason: str = "stop"
+    verdict: Verdict
+    preferred: Preferred | None = None
+    task: str
+    source: str = ""
+    group: str = ""
+    model: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    decoder: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def candidate(self) -> int | None:
+        """The winning candidate in the record's own order; None when unparsed."""
+        winner = self.verdict.winner
+        return winner if winner is None or self.order == "ab" else 3 - winner
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the preferred candidate won (unparsed counts as wrong); None for ties and unlabelled rows."""
+        return None if self.preferred not in (1, 2) else self.candidate == self.preferred
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Judgment:
+        """Build a judgment from its JSON form."""
+        said = row["verdict"]
+        verdict = Verdict(
+            winner=said["winner"],
+            strict=said["strict"],
+            scores=tuple(DimensionScore(*score) for score in said["scores"]),
+            totals=None if said["totals"] is None else (said["totals"][0], said["totals"][1]),
+            problems=tuple(said["problems"]),
+        )
+        return cls(**{**row, "verdict": verdict})
+
+
+def digest(*parts: object) -> int:
+    """Return a 64-bit integer that depends on `parts` only: the source of every order, split and sample seed.
+
+    >>> digest("seed", 1) == digest("seed", 1) != digest("seed", 2)
+    True
+    """
+    text = json.dumps([str(part) for part in parts])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def order_shown(record: PreferenceRecord, seed: int) -> Order:
+    """Return which candidate is shown first, from (seed, record id) alone: limit, resume and shards never change it."""
+    return "ba" if record.swappable and digest("order", seed, record.id) % 2 else "ab"
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a JSONL file.
+
+    Raises:
+        RecordError: a line is no JSON object; the message names file and line.
+    """
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RecordError(f"{path}:{number}: not valid JSON ({error}); mend or remove the line") from error
+            if not isinstance(row, dict):
+                raise RecordError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+            yield number, row

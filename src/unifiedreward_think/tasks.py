@@ -1,0 +1,148 @@
+"""The four tasks, and the step from a record to what the model reads.
+
+>>> from unifiedreward_think.records import PreferenceRecord
+>>> record = PreferenceRecord(id="kite-1", task="image_generation", prompt="a {red} kite",
+...                           media=(("a.png",), ("b.png",)))
+>>> parts = build_parts(record, order="ba", prompts=load_prompts("direct"))
+>>> [part.paths for part in parts if isinstance(part, Media)]
+[('b.png',), ('a.png',)]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from unifiedreward_think.records import Order, PreferenceRecord, RecordError
+from unifiedreward_think.verdict import Layout, Style, answer_text
+
+PROMPTS = Path(__file__).parent / "prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is fixed about a task: the candidates' noun, the kind of media, and the paper's three dimensions."""
+
+    noun: str
+    media_kind: str
+    dimensions: tuple[str, str, str]
+
+
+TASKS: dict[str, Task] = {
+    "image_generation": Task("Image", "image", ("Semantic consistency", "Aesthetics", "Authenticity")),
+    "video_generation": Task("Video", "video", ("Semantic consistency", "Temporal coherence", "Authenticity")),
+    "image_understanding": Task("Answer", "image", ("Semantic accuracy", "Correctness", "Clarity")),
+    "video_understanding": Task("Answer", "video", ("Semantic accuracy", "Correctness", "Clarity")),
+}
+FORMAT_FILES: dict[tuple[Style, Layout], str] = {
+    ("cot", "one_line"): "format_cot_one_line.txt",
+    ("cot", "three_line"): "format_cot_three_line.txt",
+    ("direct", "one_line"): "format_direct.txt",
+    ("direct", "three_line"): "format_direct.txt",
+}
+_PLACEHOLDER = re.compile(r"\{(media_1|media_2|media|prompt|answer_1|answer_2)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A place in the prompt where an image, or the frames of a video, goes."""
+
+    paths: tuple[str, ...]
+    kind: str
+
+
+Part = str | Media
+
+
+def load_prompts(
+    style: Style = "cot", *, layout: Layout = "one_line", folder: str | Path | None = None
+) -> dict[str, str]:
+    """Return task -> template, with the answer format of `style` and `layout` filled in.
+
+    Args:
+        style: "cot" or "direct".
+        layout: how the chain of thought lists a dimension; ignored by "direct".
+        folder: a folder of templates of your own, `<task>.txt` for each task in use. A template may hold {prompt},
+            {answer_1}, {answer_2}, {media_1}, {media_2} (generation), {media} (understanding) and {format}, which
+            takes the text of `format_cot_one_line.txt`, `format_cot_three_line.txt` or `format_direct.txt` of the
+            same folder. Media come first, unlabelled, where a template places none (released checkpoints).
+
+    Raises:
+        FileNotFoundError: the folder holds no template at all, or no format file that a template asks for.
+    """
+    root = PROMPTS if folder is None else Path(folder)
+    prompts = {}
+    for name, task in TASKS.items():
+        file = root / f"{name}.txt"
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8").strip("\n")
+        if "{format}" in text:
+            text = text.replace("{format}", (root / FORMAT_FILES[style, layout]).read_text(encoding="utf-8").strip("\n"))
+        for key, value in (("noun", task.noun), ("answer_text_1", answer_text(1, task.noun))):
+            text = text.replace("{" + key + "}", value)
+        for i, dimension in enumerate(task.dimensions, start=1):
+            text = text.replace(f"{{dimension_{i}}}", dimension)
+        prompts[name] = text
+    if not prompts:
+        raise FileNotFoundError(f"{root}: no prompt template here; expected files named {', '.join(TASKS)} + .txt")
+    return prompts
+
+
+def build_parts(record: PreferenceRecord, *, order: Order, prompts: Mapping[str, str]) -> list[Part]:
+    """Return the text pieces and media of a record's prompt, in reading order.
+
+    Placeholders are replaced in one pass over the template, so a caption that itself holds braces or the name of a
+    placeholder stays as it is.
+
+    Raises:
+        RecordError: `order` is "ba" for a row that cannot be swapped, or no template fits its task.
+    """
+    kind = TASKS[record.task].media_kind
+    if order == "ba" and not record.swappable:
+        raise RecordError(f"record {record.id!r}: its answers are inside a ready-made instruction; only order 'ab' works")
+    pair = record.media[::-1] if order == "ba" else record.media
+    answers = record.answers[::-1] if order == "ba" else record.answers
+    all_media: list[Part] = [Media(paths, kind) for paths in (pair if len(pair) == 2 else record.media)]
+    if record.instruction:
+        return _without_empty([*all_media, record.instruction])
+    if record.task not in prompts:
+        raise RecordError(f"record {record.id!r}: no prompt template for task {record.task}")
+    template = prompts[record.task]
+    parts: list[Part] = []
+    texts = {"prompt": record.prompt, **{f"answer_{i}": text for i, text in enumerate(answers, start=1)}}
+    position = 0
+    for match in _PLACEHOLDER.finditer(template):
+        parts.append(template[position : match.start()])
+        position = match.end()
+        key = match.group(1)
+        if key == "media":
+            parts += [Media(paths, kind) for paths in record.media]
+        elif key.startswith("media_"):
+            parts.append(all_media[int(key[-1]) - 1])
+        else:
+            parts.append(texts[key])
+    parts.append(template[position:])
+    if not any(isinstance(part, Media) for part in parts):
+        media = all_media if record.task.endswith("generation") else [Media(paths, kind) for paths in record.media]
+        parts = [*media, *parts]
+    return _without_empty(parts)
+
+
+def solution(record: PreferenceRecord, order: Order) -> str | None:
+    """Return the gold answer string in the order shown, the `solution` column of GRPO rows; None without a winner."""
+    winner = record.preferred_as_shown(order)
+    return None if winner is None else answer_text(winner, TASKS[record.task].noun)
+
+
+def _without_empty(parts: list[Part]) -> list[Part]:
+    """Join neighbouring texts and drop empty ones, so that equal prompts have equal parts."""
+    joined: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        elif part != "":
+            joined.append(part)
+    return joined

@@ -1,0 +1,194 @@
+"""Pretrain the tiny base model of the toy world.
+
+    python -m unifiedreward_think.toy.base --output src/unifiedreward_think/toy/base --seed 0
+
+The paper starts from pretrained vision-language models; this is the toy counterpart. The base learns to describe single
+pictures, pairs and clips, to answer questions, to add and to compare numbers, and to name a winner at random when shown a
+pair. It never sees which candidate is better, nor a chain of thought: judging is left to the stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unifiedreward_think.media import frame_indices
+from unifiedreward_think.models import tiny
+from unifiedreward_think.records import PreferenceRecord, digest
+from unifiedreward_think.tasks import TASKS, Media, build_parts, load_prompts
+from unifiedreward_think.toy.dataset import random_pair
+from unifiedreward_think.toy.teacher import observe, score_candidate
+from unifiedreward_think.toy.world import Scene, draw_frames, random_scene
+from unifiedreward_think.verdict import answer_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PROMPTS = Path("configs/toy/prompts")
+FRAMES = 4
+SIZE = tiny.Size(hidden=128, layers=4, vision_hidden=64, vision_layers=3, patch=8, side=32)
+Lesson = tuple[list[Any], str]  # content parts (texts and lists of frames), completion
+
+
+def images(scene: Scene, rng: random.Random) -> list[Any]:
+    """Draw a scene: one image, or FRAMES frames of a clip."""
+    from PIL import Image
+
+    frames = draw_frames(scene, rng.getrandbits(32))
+    return [Image.fromarray(frames[i]) for i in frame_indices(len(frames), FRAMES)]
+
+
+def describe_one(rng: random.Random) -> Lesson:
+    """Describe a picture or a clip."""
+    moving = rng.random() < 0.5
+    noun = "Video" if moving else "Image"
+    scene = random_scene(rng, moving=moving)
+    return [f"{noun}: ", images(scene, rng), "\nDescribe."], f"The {noun.lower()} shows {observe(scene)}."
+
+
+def describe_pair(rng: random.Random) -> Lesson:
+    """Describe two pictures or two clips."""
+    moving = rng.random() < 0.5
+    noun = "Video" if moving else "Image"
+    scenes = [random_scene(rng, moving=moving) for _ in range(2)]
+    parts = [f"{noun} 1: ", images(scenes[0], rng), f"\n{noun} 2: ", images(scenes[1], rng), "\nDescribe."]
+    return parts, " ".join(f"{noun} {k} shows {observe(scene)}." for k, scene in enumerate(scenes, start=1))
+
+
+def match_caption(rng: random.Random) -> Lesson:
+    """Compare a caption with a description in words."""
+    moving = rng.random() < 0.5
+    caption, shown = (random_scene(rng, moving=moving) for _ in range(2))
+    if rng.random() < 0.5:
+        shown = caption
+    return [f"Caption: a {caption.subject}\nShown: {observe(shown)}"], score_candidate(caption, shown)[0][1]
+
+
+def add_numbers(rng: random.Random) -> Lesson:
+    """Add three scores."""
+    numbers = [rng.randint(1, 9) for _ in range(3)]
+    text = "+".join(map(str, numbers))
+    return [f"Add {text}"], f"{text}={sum(numbers)}"
+
+
+def larger_number(rng: random.Random) -> Lesson:
+    """Say which of two totals is larger."""
+    first, second = rng.sample(range(5, 28), 2)
+    return [f"1: {first}\n2: {second}\nLarger?"], "1" if first > second else "2"
+
+
+def guess_winner(rng: random.Random) -> Lesson:
+    """Name a winner at random: the base knows the form of an answer and nothing about judging."""
+    pair = random_pair(rng, rng.choice(list(TASKS)))
+    record = PreferenceRecord(
+        id="guess",
+        task=pair.task,
+        prompt=pair.prompt,
+        media=tuple((str(i),) for i in range(len(pair.scenes))),
+        answers=tuple(reply.text for reply in pair.replies),
+    )
+    prompts = load_prompts(rng.choice(("cot", "direct")), folder=PROMPTS)
+    parts = build_parts(record, order="ab", prompts=prompts)
+    drawn = [images(pair.scenes[int(p.paths[0])], rng) if isinstance(p, Media) else p for p in parts]
+    return drawn, f"<answer>{answer_text(rng.randint(1, 2), TASKS[pair.task].noun)}</answer>"
+
+
+LESSONS: tuple[tuple[Callable[[random.Random], Lesson], float], ...] = (
+    (describe_one, 0.25),
+    (describe_pair, 0.4),
+    (match_caption, 0.1),
+    (add_numbers, 0.1),
+    (larger_number, 0.05),
+    (guess_winner, 0.1),
+)
+
+
+def corpus() -> list[str]:
+    """Return the texts the tokenizer is trained on, each word often enough to become one token."""
+    rng = random.Random(0)
+    texts = [*load_prompts("cot", folder=PROMPTS).values(), *load_prompts("direct", folder=PROMPTS).values()]
+    for lesson, _ in LESSONS:
+        for parts, completion in (lesson(rng) for _ in range(200)):
+            texts.append(" ".join([*(part for part in parts if isinstance(part, str)), completion]))
+    texts += [random_pair(rng, task).trace("ab") for task in TASKS for _ in range(100)]
+    return texts
+
+
+def lessons(count: int, seed: int) -> Dataset:
+    """Draw `count` lessons as SFT rows: prompt, completion, images."""
+    from datasets import Dataset, List
+    from datasets import Image as ImageFeature
+
+    rng = random.Random(digest("toy base", seed))
+    makers, weights = zip(*LESSONS, strict=True)
+    rows = []
+    for _ in range(count):
+        parts, completion = rng.choices(makers, weights)[0](rng)
+        content: list[dict[str, str | None]] = []
+        for part in parts:
+            content += [{"type": "text", "text": part}] if isinstance(part, str) else [{"type": "image", "text": None}] * len(part)
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": content}],
+                "completion": [{"role": "assistant", "content": [{"type": "text", "text": completion}]}],
+                "images": [image for part in parts if not isinstance(part, str) for image in part],
+            }
+        )
+    return Dataset.from_list(rows).cast_column("images", List(ImageFeature()))
+
+
+def pretrain(folder: Path, *, rows: int, batch: int, learning_rate: float, seed: int) -> None:
+    """Build the tiny model and train it on `rows` lessons, each seen once."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl import SFTConfig, SFTTrainer
+
+    tiny.build("qwen2_5_vl", folder, corpus=corpus(), size=SIZE, seed=seed)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    config = SFTConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        seed=seed,
+        per_device_train_batch_size=batch,
+        num_train_epochs=1,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        max_length=None,
+        completion_only_loss=True,
+        activation_checkpointing=False,
+        logging_steps=50,
+        save_strategy="no",
+        report_to="none",
+        dataloader_num_workers=0,
+    )
+    trainer = SFTTrainer(
+        model=model, args=config, train_dataset=lessons(rows, seed), processing_class=AutoProcessor.from_pretrained(folder)
+    )
+    trainer.train()
+    trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink()
+    (folder / "pretraining_log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Pretrain from the command line."""
+    parser = argparse.ArgumentParser(description="Pretrain the tiny base model of the toy world.")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--rows", type=int, default=48_000, help="lessons, each seen once")
+    parser.add_argument("--batch", type=int, default=32, help="lessons in a step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak of the cosine schedule")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the lessons and their order")
+    args = parser.parse_args()
+    pretrain(args.output, rows=args.rows, batch=args.batch, learning_rate=args.learning_rate, seed=args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Make the toy data set: preference pairs of all four tasks, teacher traces for the cold start, a held-out set.
+
+    python -m unifiedreward_think.toy.dataset --output outputs/toy/data --seed 0
+
+Writes `cold_start.jsonl` (traces), `train.jsonl` and `heldout.jsonl` (records), `media/` and `manifest.json`. The same
+seed gives the same bytes. Splits are disjoint by content: a combination of prompt, scenes and answers seen in training,
+in either order, never occurs among the held-out pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from unifiedreward_think.records import Order, PreferenceRecord, Trace, digest
+from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.toy.teacher import Reply, Score, observe, score_candidate, score_reply, total, write_trace
+from unifiedreward_think.toy.world import COLOURS, MOTIONS, SHAPES, Scene, random_scene, write_scene
+
+QUESTIONS = {"colour": "What colour is it?", "shape": "What shape is it?", "motion": "Which way does it move?"}
+CHOICES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": tuple(MOTIONS)}
+HELDOUT_SHARE = 0.25  # of all contents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two candidates and their true scores, before anything is drawn.
+
+    Attributes:
+        task: one of TASKS.
+        prompt: caption or question.
+        scenes: generation: one for each candidate; understanding: the one asked about.
+        replies: the two answers of understanding, empty otherwise.
+        scores: the true scores of both candidates.
+    """
+
+    task: str
+    prompt: str
+    scenes: tuple[Scene, ...]
+    replies: tuple[Reply, ...] = ()
+    scores: tuple[list[Score], list[Score]]
+
+    @property
+    def content(self) -> str:
+        """Name the content without the order of the candidates: equal keys must not be split apart."""
+        return json.dumps([self.task, self.prompt, *sorted(str(part) for part in (*self.scenes, *self.replies))])
+
+    @property
+    def heldout(self) -> bool:
+        """Whether this content belongs to the held-out side."""
+        return digest("toy split", self.content) % 1000 < 1000 * HELDOUT_SHARE
+
+    @property
+    def preferred(self) -> int:
+        """The candidate with the larger total."""
+        return 1 if total(self.scores[0]) > total(self.scores[1]) else 2
+
+    def trace(self, order: Order) -> str:
+        """Write the teacher's chain of thought for the candidates in the order shown."""
+        step = 1 if order == "ab" else -1
+        noun = TASKS[self.task].noun
+        if self.replies:
+            shown = f"The {TASKS[self.task].media_kind} shows {observe(self.scenes[0])}."
+        else:
+            shown = " ".join(f"{noun} {k} shows {observe(s)}." for k, s in enumerate(self.scenes[::step], start=1))
+        return write_trace(self.task, shown, *self.scores[::step])
+
+
+def random_pair(rng: random.Random, task: str) -> Pair:
+    """Draw a pair whose totals differ."""
+    draw = _random_generation if task.endswith("generation") else _random_understanding
+    while True:
+        pair = draw(rng, task)
+        if total(pair.scores[0]) != total(pair.scores[1]):
+            return pair
+
+
+def make_record(pair: Pair, name: str, media: Path, rng: random.Random, *, label_noise: float) -> PreferenceRecord:
+    """Draw a pair's media into `media` and return its record; paths are relative to the folder above `media`."""
+    files = [
+        write_scene(scene, rng.getrandbits(32), media / f"{name}-{i}") for i, scene in enumerate(pair.scenes, start=1)
+    ]
+    preferred = pair.preferred if rng.random() >= label_noise else 3 - pair.preferred
+    return PreferenceRecord(
+        id=name,
+        task=pair.task,
+        prompt=pair.prompt,
+        media=tuple((f"{media.name}/{file.name}",) for file in files),
+        answers=tuple(reply.text for reply in pair.replies),
+        preferred=1 if preferred == 1 else 2,
+        source="toy",
+        group=f"{digest(pair.content):016x}",
+    )
+
+
+def make_split(
+    folder: Path, split: str, count: int, *, seed: int, label_noise: float = 0.0
+) -> list[tuple[PreferenceRecord, Pair]]:
+    """Draw `count` pairs of one split, the tasks in turn, none twice."""
+    rng = random.Random(digest("toy", seed, split))
+    rows: list[tuple[PreferenceRecord, Pair]] = []
+    seen: set[str] = set()
+    while len(rows) < count:
+        pair = random_pair(rng, tuple(TASKS)[len(rows) % len(TASKS)])
+        if pair.heldout == (split == "heldout") and pair.content not in seen:
+            seen.add(pair.content)
+            name = f"toy-{split}-{len(rows):05d}"
+            rows.append((make_record(pair, name, folder / "media", rng, label_noise=label_noise), pair))
+    return rows
+
+
+def write(
+    folder: Path, *, cold_start: int, train: int, heldout: int, seed: int = 0, label_noise: float = 0.0
+) -> dict[str, object]:
+    """Write the whole data set and return its manifest.
+
+    Args:
+        folder: created if needed.
+        cold_start: number of teacher traces.
+        train: number of labelled pairs without a trace, for rejection sampling and GRPO.
+        heldout: number of pairs for evaluation; always with true labels.
+        seed: decides everything.
+        label_noise: share of wrong labels among the training pairs.
+    """
+    (folder / "media").mkdir(parents=True, exist_ok=True)
+    splits = {
+        "cold_start": make_split(folder, "cold_start", cold_start, seed=seed),
+        "train": make_split(folder, "train", train, seed=seed, label_noise=label_noise),
+        "heldout": make_split(folder, "heldout", heldout, seed=seed),
+    }
+    for split, rows in splits.items():
+        lines = []
+        for record, pair in rows:
+            order: Order = "ab" if digest("toy order", record.id) % 2 else "ba"
+            trace = Trace(record=record, order=order, completion=pair.trace(order))
+            lines.append(json.dumps(trace.to_json() if split == "cold_start" else record.to_json()) + "\n")
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    manifest: dict[str, object] = {
+        "seed": seed,
+        "label_noise": label_noise,
+        "counts": {split: dict(Counter(record.task for record, _ in rows)) for split, rows in splits.items()},
+        "preferred": {split: dict(Counter(str(r.preferred) for r, _ in rows)) for split, rows in splits.items()},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _random_generation(rng: random.Random, task: str) -> Pair:
+    moving = task == "video_generation"
+    caption = random_scene(rng, moving=moving)
+    scenes = []
+    for _ in range(2):
+        drawn = asdict(random_scene(rng, moving=moving))
+        if rng.random() < 0.5:  # half of the candidates follow the caption
+            drawn |= {"colour": caption.colour, "shape": caption.shape, "motion": caption.motion}
+        scenes.append(Scene(**drawn))
+    scores = (score_candidate(caption, scenes[0]), score_candidate(caption, scenes[1]))
+    return Pair(task=task, prompt=f"a {caption.subject}", scenes=tuple(scenes), scores=scores)
+
+
+def _random_understanding(rng: random.Random, task: str) -> Pair:
+    scene = random_scene(rng, moving=task == "video_understanding")
+    topic = rng.choice(["colour", "shape", "motion"] if scene.motion else ["colour", "shape"])
+    truth = str(getattr(scene, topic))
+    replies = []
+    for _ in range(2):
+        claim = truth if rng.random() < 0.5 else rng.choice([c for c in CHOICES[topic] if c != truth])
+        replies.append(Reply(claim, clear=rng.random() < 0.6))
+    scores = (score_reply(truth, replies[0]), score_reply(truth, replies[1]))
+    return Pair(task=task, prompt=QUESTIONS[topic], scenes=(scene,), replies=tuple(replies), scores=scores)
+
+
+def main() -> None:
+    """Write the data set from the command line."""
+    parser = argparse.ArgumentParser(description="Draw the toy data set.")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="decides everything that is drawn")
+    parser.add_argument("--cold-start", type=int, default=240, help="teacher traces")
+    parser.add_argument("--train", type=int, default=1600, help="labelled pairs without a trace")
+    parser.add_argument("--heldout", type=int, default=600, help="pairs kept for evaluation")
+    parser.add_argument("--label-noise", type=float, default=0.0, help="share of wrong training labels")
+    args = parser.parse_args()
+    manifest = write(
+        args.output,
+        cold_start=args.cold_start,
+        train=args.train,
+        heldout=args.heldout,
+        seed=args.seed,
+        label_noise=args.label_noise,
+    )
+    print(json.dumps(manifest))
+
+
+if __name__ == "__main__":
+    main()

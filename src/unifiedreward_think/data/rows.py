@@ -1,0 +1,106 @@
+"""From records to training rows with TRL's columns, and to the messages a backend sends.
+
+SFT rows: `prompt`, `completion`, `images`, `id`. GRPO rows: `prompt`, `images`, `solution`, `task`, `style`, `id`, `order`.
+Images are paths; videos are already frames, decoded once into the frame cache.
+
+    python -m unifiedreward_think.data.rows --input hard.jsonl --output rows/   # a parquet data set for stock `trl grpo`
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unifiedreward_think.media import FrameSampling, image_paths
+from unifiedreward_think.records import ORDERS, Order, PreferenceRecord, Trace, order_shown
+from unifiedreward_think.tasks import Part, build_parts, load_prompts, solution
+from unifiedreward_think.verdict import Style
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Orders = Literal["random", "both"]
+Content = list[dict[str, str | None]]
+
+
+def to_content(parts: Sequence[Part], sampling: FrameSampling) -> tuple[Content, list[Path]]:
+    """Return the content of a user message, with an image placeholder for each picture or frame, and the image files."""
+    content: Content = []
+    images: list[Path] = []
+    for part in parts:
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+        else:
+            files = image_paths(part.paths, part.kind, sampling)
+            content += [{"type": "image", "text": None} for _ in files]
+            images += files
+    return content, images
+
+
+def prompt_row(
+    record: PreferenceRecord, order: Order, prompts: Mapping[str, str], sampling: FrameSampling
+) -> dict[str, Any]:
+    """Return the columns every kind of row shares: `id`, `prompt` (one user message) and `images`."""
+    content, images = to_content(build_parts(record, order=order, prompts=prompts), sampling)
+    return {"id": record.id, "prompt": [{"role": "user", "content": content}], "images": [str(p) for p in images]}
+
+
+def sft_row(trace: Trace, prompts: Mapping[str, str], sampling: FrameSampling) -> dict[str, Any]:
+    """Return one SFT row; the loss falls on the completion only."""
+    row = prompt_row(trace.record, trace.order, prompts, sampling)
+    return {**row, "completion": [{"role": "assistant", "content": [{"type": "text", "text": trace.completion}]}]}
+
+
+def grpo_row(
+    record: PreferenceRecord, order: Order, prompts: Mapping[str, str], sampling: FrameSampling, style: Style
+) -> dict[str, Any]:
+    """Return one GRPO row; `solution` is the gold answer in the order shown."""
+    row = prompt_row(record, order, prompts, sampling)
+    return {**row, "solution": solution(record, order), "task": record.task, "style": style, "order": order}
+
+
+def shown_orders(record: PreferenceRecord, orders: Orders, seed: int) -> tuple[Order, ...]:
+    """Return the orders a record is shown in: one from the stable digest, or both where it can be swapped."""
+    return ORDERS if orders == "both" and record.swappable else (order_shown(record, seed),)
+
+
+def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
+    """Return a Hugging Face dataset whose `images` are decoded when a row is read."""
+    from datasets import Dataset, List
+    from datasets import Image as ImageFeature
+
+    return Dataset.from_list([dict(row) for row in rows]).cast_column("images", List(ImageFeature()))
+
+
+def main() -> None:
+    """Write GRPO rows as parquet, pictures included, for stock `trl grpo`."""
+    from unifiedreward_think.data.loading import load_checked_records
+
+    parser = argparse.ArgumentParser(description="Write preference records as a parquet data set for stock `trl grpo`.")
+    parser.add_argument("--input", nargs="+", required=True, help="record files (JSONL), e.g. hard.jsonl")
+    parser.add_argument("--output", type=Path, required=True, help="folder for train.parquet and the frame cache")
+    parser.add_argument("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
+    parser.add_argument("--prompt-dir", help="folder of prompt templates of your own")
+    parser.add_argument("--frames", type=int, default=8, help="frames of each video")
+    parser.add_argument("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    parser.add_argument("--orders", choices=["random", "both"], default="random", help="order(s) each pair is shown in")
+    parser.add_argument("--seed", type=int, default=0, help="decides the random order")
+    args = parser.parse_args()
+    sampling = FrameSampling(frames=args.frames, cache=args.output / "frames", decoder=args.decoder)
+    prompts = load_prompts(args.style, folder=args.prompt_dir)
+    records = load_checked_records(args.input, sampling=sampling).rows
+    dataset = to_dataset(
+        grpo_row(record, order, prompts, sampling, args.style)
+        for record in records
+        if record.preferred in (1, 2)
+        for order in shown_orders(record, args.orders, args.seed)
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    dataset.to_parquet(args.output / "train.parquet")
+    print(f"{len(dataset)} rows -> {args.output / 'train.parquet'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Reward functions in TRL's signature, over the project's one parser.
+
+    trl grpo --reward_funcs unifiedreward_think.rewards.format_reward unifiedreward_think.rewards.accuracy_reward ...
+
+`format_reward` and `accuracy_reward` (weights 1 and 1) are the paper's. The others are opt-in. Each takes the columns of
+the training set (`solution`, `task`) as lists beside the completions and returns one number for each completion, or None
+where the reward does not apply to the row.
+
+>>> good = [{"role": "assistant", "content": "<think>1. Aesthetics: Image 1 (9/10)</think><answer>Image 1 is better</answer>"}]
+>>> format_reward([good], task=["image_generation"]), accuracy_reward([good], solution=["Image 2 is better"])
+([1.0], [0.0])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.verdict import Style, Verdict, parse, read_answer
+
+Completion = str | Sequence[dict[str, Any]]
+LogMetric = Callable[[str, float], None]
+LogExtra = Callable[[str, list[Any]], None]
+
+
+def format_reward(
+    completions: Sequence[Completion],
+    task: Sequence[str] | None = None,
+    solution: Sequence[str | None] | None = None,
+    style: Sequence[str] | None = None,
+    log_metric: LogMetric | None = None,
+    log_extra: LogExtra | None = None,
+    **_: Any,
+) -> list[float | None]:
+    """Return 1 where the whole completion is strictly well formed, else 0 (the paper's format reward).
+
+    Args:
+        completions: texts, or TRL's conversational completions.
+        task: each row's task; where absent the noun is taken from `solution`.
+        solution: gold answer strings.
+        style: "cot" or "direct" for each row; "cot" where absent.
+        log_metric: TRL's hook; receives parse, readable and arithmetic rates.
+        log_extra: TRL's hook; receives the winner and the problems for the completions table.
+    """
+    verdicts = _verdicts(completions, task, solution, style)
+    if log_metric is not None:
+        log_metric("parse_rate", _share(v.strict for v in verdicts))
+        log_metric("readable_rate", _share(v.winner is not None for v in verdicts))
+        log_metric("arithmetic_rate", _share(v.arithmetic_ok for v in verdicts))
+        log_metric("first_position_rate", _share(v.winner == 1 for v in verdicts if v.winner is not None))
+    if log_extra is not None:
+        log_extra("winner", [v.winner for v in verdicts])
+        log_extra("problems", ["; ".join(v.problems) for v in verdicts])
+    return [float(v.strict) for v in verdicts]
+
+
+def accuracy_reward(
+    completions: Sequence[Completion], solution: Sequence[str | None], task: Sequence[str] | None = None, **_: Any
+) -> list[float | None]:
+    """Return 1 where the answer block names the preferred candidate, 0 where it does not or cannot be read.
+
+    A row without a gold answer gets None, which TRL leaves out of the sum.
+    """
+    verdicts = _verdicts(completions, task, solution, None)
+    gold = [None if text is None else read_answer(text) for text in solution]
+    return [None if g is None else float(v.winner == g) for v, g in zip(verdicts, gold, strict=True)]
+
+
+def consistency_reward(
+    completions: Sequence[Completion],
+    task: Sequence[str] | None = None,
+    solution: Sequence[str | None] | None = None,
+    **_: Any,
+) -> list[float | None]:
+    """Return 1 where each total is the sum of its scores and the larger total wins, else 0 (opt-in)."""
+    return [float(v.arithmetic_ok) for v in _verdicts(completions, task, solution, None)]
+
+
+def swap_agreement_reward(
+    completions: Sequence[Completion],
+    task: Sequence[str] | None = None,
+    solution: Sequence[str | None] | None = None,
+    id: Sequence[str] | None = None,
+    order: Sequence[str] | None = None,
+    **_: Any,
+) -> list[float | None]:
+    """Return how often the completions of the same pair in the other order name the same candidate (opt-in).
+
+    Needs both orders of a pair in one reward batch (`orders: both` and a generation batch that holds both groups). An
+    unreadable completion gets 0; a row whose other order is not in the batch gets None.
+    """
+    if id is None or order is None:
+        raise ValueError("swap_agreement_reward needs the columns `id` and `order`; train with `orders: both`")
+    verdicts = _verdicts(completions, task, solution, None)
+    named = [
+        v.winner if v.winner is None or shown == "ab" else 3 - v.winner for v, shown in zip(verdicts, order, strict=True)
+    ]
+    rewards: list[float | None] = []
+    for i, candidate in enumerate(named):
+        others = [named[j] for j in range(len(named)) if id[j] == id[i] and order[j] != order[i]]
+        rewards.append(None if not others else 0.0 if candidate is None else _share(o == candidate for o in others))
+    return rewards
+
+
+def length_reward(completion_ids: Sequence[Sequence[int]], *, limit: int = 1024, margin: int = 256, **_: Any) -> list[float]:
+    """Return 0 up to `limit - margin` tokens, falling linearly to -1 at `limit` (soft overlong punishment of DAPO,
+    arXiv 2503.14476, equation 13; opt-in).
+
+    >>> length_reward([[0] * 700, [0] * 896, [0] * 2000])
+    [0.0, -0.5, -1.0]
+    """
+    return [0.0 - min(1.0, max(0.0, (len(ids) - (limit - margin)) / margin)) for ids in completion_ids]
+
+
+def _verdicts(
+    completions: Sequence[Completion],
+    task: Sequence[str] | None,
+    solution: Sequence[str | None] | None,
+    style: Sequence[str] | None,
+) -> list[Verdict]:
+    verdicts = []
+    for i, completion in enumerate(completions):
+        text = completion if isinstance(completion, str) else "".join(str(turn["content"]) for turn in completion)
+        noun = TASKS[task[i]].noun if task is not None else _noun_of(solution[i] if solution is not None else None)
+        verdicts.append(parse(text, noun, style=cast(Style, style[i]) if style is not None else "cot"))
+    return verdicts
+
+
+def _noun_of(gold: str | None) -> str:
+    if gold is None:
+        raise ValueError("a row has neither `task` nor `solution`, so the noun of its candidates is unknown: add `task`")
+    return gold.split()[0].capitalize()
+
+
+def _share(flags: Any) -> float:
+    values = list(flags)
+    return sum(values) / len(values) if values else 0.0

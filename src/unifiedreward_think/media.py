@@ -1,19 +1,18 @@
 """Images and videos from disk: one frame sampler for training, sampling, evaluation and serving.
 
-Videos become lists of frames here and stay lists of frames everywhere else: TRL's GRPO trainer would silently drop
-native video in its training forward.
+Videos become lists of frames here and stay lists of frames everywhere else: TRL's GRPO trainer would silently
+drop native video in its training forward.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 Decoder = Literal["decord", "pyav"]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PIXELS = 50_000_000
+_MISSING = "no such file; check the path and the media root of the data file"
+_MEND = "fetch it again, re-encode it as mp4, or remove it"
 
 
 class MediaError(ValueError):
@@ -33,8 +34,8 @@ class FrameSampling:
 
     Attributes:
         frames: how many frames of each video, evenly spaced, the first and the last included.
-        decoder: "decord" (default) or "pyav"; never switched silently, since decoders can pick different frames of a
-            video with a variable rate.
+        decoder: "decord" (default) or "pyav"; never switched silently, since decoders can pick different frames
+            of a video with a variable rate.
         cache: folder that keeps the frames of each video as PNG files, keyed by its content.
     """
 
@@ -44,7 +45,7 @@ class FrameSampling:
 
 
 def frame_indices(total: int, count: int) -> list[int]:
-    """Return `count` evenly spaced indices of `total` frames, both ends included; all of them if there are fewer.
+    """Return `count` evenly spaced indices of `total` frames, both ends included; all if there are fewer.
 
     >>> frame_indices(120, 4), frame_indices(3, 8), frame_indices(9, 1)
     ([0, 40, 79, 119], [0, 1, 2], [4])
@@ -69,14 +70,14 @@ def image_paths(paths: Sequence[str], kind: str, sampling: FrameSampling) -> lis
     """
     files = [Path(path) for path in paths]
     if missing := [file for file in files if not file.exists()]:
-        raise MediaError(f"{missing[0]}: no such file; check the path and the media root of the data file")
+        raise MediaError(f"{missing[0]}: {_MISSING}")
     if kind == "image":
         return files
     if len(files) == 1 and files[0].is_dir():
-        files = sorted(file for file in files[0].iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted((f for f in files[0].iterdir() if f.suffix.lower() in IMAGE_SUFFIXES), key=_frame_order)
         if not files:
             raise MediaError(f"{paths[0]}: a folder without image files; expected the frames of a video")
-    if len(files) == 1 and files[0].suffix.lower() not in IMAGE_SUFFIXES:
+    if len(files) == 1 and files[0].suffix.lower() not in IMAGE_SUFFIXES - {".gif"}:
         return video_frames(files[0], sampling)
     return [files[i] for i in frame_indices(len(files), sampling.frames)]
 
@@ -89,15 +90,16 @@ def video_frames(video: Path, sampling: FrameSampling) -> list[Path]:
         frames = decode_frames(video, sampling.frames, sampling.decoder)
         sampling.cache.mkdir(parents=True, exist_ok=True)
         # Written aside and renamed: a killed run leaves no half-filled folder that a later one would trust.
-        scratch = Path(tempfile.mkdtemp(dir=sampling.cache))
-        for i, frame in enumerate(frames):
-            frame.save(scratch / f"{i:04d}.png")
-        try:
-            os.rename(scratch, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            shutil.rmtree(scratch)  # another process cached the same video first
+        with tempfile.TemporaryDirectory(dir=sampling.cache) as scratch:
+            ready = Path(scratch, key)
+            ready.mkdir()
+            for i, frame in enumerate(frames):
+                frame.save(ready / f"{i:04d}.png")
+            try:
+                ready.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # otherwise another process cached the same video first
+                    raise
     return sorted(folder.glob("*.png"))
 
 
@@ -116,33 +118,35 @@ def decode_frames(video: Path, count: int, decoder: Decoder) -> list[Image]:
             reader = decord.VideoReader(str(video), num_threads=1)
             arrays = list(reader.get_batch(frame_indices(len(reader), count)).asnumpy())
         except (RuntimeError, decord.DECORDError) as error:
-            raise MediaError(f"{video}: decord cannot read this video ({str(error).strip()[:120]})") from error
+            reason = str(error).strip()[:120]
+            raise MediaError(f"{video}: decord cannot read this video ({reason}); {_MEND}") from error
     elif decoder == "pyav":
         arrays = _decode_pyav(video, count)
     else:
         raise MediaError(f"decoder {decoder!r} is unknown; choose 'decord' or 'pyav'")
     if not arrays:
-        raise MediaError(f"{video}: the video holds no frame")
+        raise MediaError(f"{video}: the video holds no frame; {_MEND}")
     return [Image.fromarray(array) for array in arrays]
 
 
 def open_image(path: Path | str) -> Image:
-    """Open an image file as RGB.
+    """Open an image file as RGB, turned upright as its EXIF tag says (so does `datasets`).
 
     Raises:
         MediaError: the file is no readable image, or declares more than MAX_PIXELS pixels.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise MediaError(f"{path}: {image.width}x{image.height} pixels; the limit is {MAX_PIXELS:,}: scale it down")
-            return image.convert("RGB")
+            if image.width * image.height <= MAX_PIXELS:
+                return ImageOps.exif_transpose(image).convert("RGB")
+            size = f"{image.width}x{image.height}"
     except FileNotFoundError as error:
-        raise MediaError(f"{path}: no such file; check the path and the media root of the data file") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path}: {_MISSING}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MediaError(f"{path}: not a readable image ({error}); replace or remove it") from error
+    raise MediaError(f"{path}: {size} pixels; the limit is {MAX_PIXELS:,}: scale it down")
 
 
 def check_media(paths: Sequence[str], kind: str, sampling: FrameSampling) -> None:
@@ -157,20 +161,38 @@ def pixel_sha256(image: Image) -> str:
     return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
 
 
-def _decode_pyav(video: Path, count: int) -> list[object]:
+def _frame_order(file: Path) -> list[tuple[int, str]]:
+    """Sort key by name with numbers as numbers: frame_2 comes before frame_10."""
+    return [(int(part or 0), "") if i % 2 else (0, part) for i, part in enumerate(re.split(r"(\d+)", file.name))]
+
+
+def _decode_pyav(video: Path, count: int) -> list[Any]:
     import av
 
     try:
         with av.open(str(video)) as container:
             declared = container.streams.video[0].frames
-            decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        # Some containers declare no number of frames: count them in a pass of their own, as decord does.
+        wanted = set(frame_indices(declared or sum(1 for _ in _pyav_frames(video)), count))
+        arrays, total = [], 0
+        for frame in _pyav_frames(video):
+            if total in wanted:
+                arrays.append(frame.to_ndarray(format="rgb24"))
+            total += 1
     except (av.FFmpegError, IndexError) as error:
-        raise MediaError(f"{video}: PyAV cannot read this video ({error})") from error
-    if declared and len(decoded) < declared:
-        raise MediaError(f"{video}: holds {len(decoded)} of {declared} declared frames: the file is cut short; fetch it again")
-    return [decoded[i] for i in frame_indices(len(decoded), count)]
+        raise MediaError(f"{video}: PyAV cannot read this video ({error}); {_MEND}") from error
+    if total < declared:
+        raise MediaError(f"{video}: holds {total} of {declared} declared frames: the file is cut short; {_MEND}")
+    return arrays
+
+
+def _pyav_frames(video: Path) -> Iterator[Any]:
+    import av
+
+    with av.open(str(video)) as container:
+        yield from container.decode(video=0)
 
 
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -37,14 +37,15 @@ class PreferenceRecord:
         id: unique in its data set; names the row in every later file and error.
         task: one of TASK_NAMES.
         prompt: the caption (generation) or the question (understanding).
-        media: generation: one entry for each candidate; understanding: the picture(s) or the video the question is
-            about. An entry is a tuple of paths: one image or video file, or the frames of a video in order.
+        media: generation: one entry for each candidate; understanding: the picture(s) or the video the question
+            is about. An entry is a tuple of paths: one image or video file, or the frames of a video in order.
         answers: the two answers of the understanding tasks, empty otherwise.
         preferred: 1, 2 or "tie" in the order stored here; None when unlabelled.
         source: data set the pair comes from.
         group: rows that must stay together in splits and clustered intervals (same prompt, same pictures).
-        instruction: a complete instruction to use word for word in place of the task's prompt, as in the released
-            SFT and GRPO files; such a row of an understanding task has its answers inside and cannot be swapped.
+        instruction: a complete instruction to use word for word in place of the task's prompt, as in the
+            released SFT and GRPO files; such a row of an understanding task has its answers inside and cannot be
+            swapped.
     """
 
     id: str
@@ -61,15 +62,17 @@ class PreferenceRecord:
         """Refuse a row no stage could use."""
         if self.task not in TASK_NAMES:
             raise RecordError(f"record {self.id!r}: task {self.task!r} is not one of {', '.join(TASK_NAMES)}")
-        if self.preferred not in (1, 2, "tie", None) or isinstance(self.preferred, bool):
-            raise RecordError(f"record {self.id!r}: preferred is {self.preferred!r}; write 1, 2 or \"tie\"")
+        # 1.0 and True equal 1, but would be written into answers as they are.
+        if self.preferred not in (1, 2, "tie", None) or isinstance(self.preferred, bool | float):
+            raise RecordError(f'record {self.id!r}: preferred is {self.preferred!r}; write 1, 2 or "tie"')
         generation = self.task.endswith("generation")
+        needs = f"record {self.id!r}: {self.task} needs"
         if generation and len(self.media) != 2:
-            raise RecordError(f"record {self.id!r}: {self.task} needs media of 2 candidates, found {len(self.media)}")
+            raise RecordError(f"{needs} media of 2 candidates, found {len(self.media)}")
         if not generation and not self.media:
-            raise RecordError(f"record {self.id!r}: {self.task} needs the media the question is about, found none")
+            raise RecordError(f"{needs} the media the question is about, found none")
         if not generation and not self.instruction and len(self.answers) != 2:
-            raise RecordError(f"record {self.id!r}: {self.task} needs 2 answers, found {len(self.answers)}")
+            raise RecordError(f"{needs} 2 answers, found {len(self.answers)}")
         if any(not entry or not all(entry) for entry in self.media):
             raise RecordError(f"record {self.id!r}: an empty media path; name a file for every candidate")
 
@@ -85,7 +88,7 @@ class PreferenceRecord:
         return self.preferred if order == "ab" else 3 - self.preferred
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form; empty optional fields are left out, one-file media entries are plain strings."""
+        """Return the JSON form: empty optional fields are left out, one-file media entries plain strings."""
         row = {key: value for key, value in asdict(self).items() if value not in ("", (), None)}
         row["media"] = [entry[0] if len(entry) == 1 else list(entry) for entry in self.media]
         row["prompt"] = self.prompt
@@ -102,9 +105,10 @@ class PreferenceRecord:
         if not isinstance(name, str) or not name:
             raise RecordError(f"id is {name!r}; every record needs a non-empty string id")
         if unknown := set(row) - set(cls.__slots__):
-            raise RecordError(f"record {name!r}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(cls.__slots__)}")
+            known = ", ".join(cls.__slots__)
+            raise RecordError(f"record {name!r}: unknown key {min(unknown)!r}; known: {known}")
         if missing := {"task", "prompt", "media"} - set(row):
-            raise RecordError(f"record {name!r}: {sorted(missing)[0]!r} is missing")
+            raise RecordError(f"record {name!r}: {min(missing)!r} is missing; add it")
         for key in ("task", "prompt", "source", "group", "instruction"):
             if not isinstance(row.get(key, ""), str):
                 raise RecordError(f"record {name!r}: {key} must be a string, found {row[key]!r}")
@@ -133,17 +137,20 @@ class Trace:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Trace:
-        """Build a trace from its JSON form."""
-        if not isinstance(row.get("completion"), str) or not row["completion"].strip():
-            raise RecordError("completion must be a non-empty string")
-        if row.get("order", "ab") not in ORDERS:
-            raise RecordError(f"order is {row['order']!r}; write 'ab' or 'ba'")
-        record = row.get("record")
-        if not isinstance(record, Mapping):
-            raise RecordError("record must be an object")
-        return cls(
-            record=PreferenceRecord.from_json(record), completion=row["completion"], order=row.get("order", "ab")
-        )
+        """Build a trace from its JSON form.
+
+        Raises:
+            RecordError: the record, the order or the completion is missing or wrong.
+        """
+        if not isinstance(row.get("record"), Mapping):
+            raise RecordError(f"a trace holds its record as an object under 'record', found {row.get('record')!r}")
+        record = PreferenceRecord.from_json(row["record"])
+        order, completion = row.get("order", "ab"), row.get("completion")
+        if order not in ORDERS:
+            raise RecordError(f"record {record.id!r}: order is {order!r}; write 'ab' or 'ba'")
+        if not isinstance(completion, str) or not completion.strip():
+            raise RecordError(f"record {record.id!r}: completion must be a non-empty string")
+        return cls(record=record, completion=completion, order=order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +165,8 @@ class Judgment:
         finish_reason: "stop" or "length" (the token limit cut it).
         verdict: what the completion says, in the order shown.
         preferred, task, source, group: copied from the record so that the row stands alone.
-        model, sampling, decoder, seconds: how it came about; `seconds` is wall time of the item's batch over its rows.
+        model, sampling, decoder, seconds: how it came about; `seconds` is the wall time of the item's batch
+            divided by its rows.
         error: why the item failed, empty otherwise.
     """
 
@@ -186,7 +194,7 @@ class Judgment:
 
     @property
     def correct(self) -> bool | None:
-        """Whether the preferred candidate won (unparsed counts as wrong); None for ties and unlabelled rows."""
+        """Whether the preferred candidate won (unparsed: False); None for ties and unlabelled rows."""
         return None if self.preferred not in (1, 2) else self.candidate == self.preferred
 
     def to_json(self) -> dict[str, Any]:
@@ -195,16 +203,24 @@ class Judgment:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Judgment:
-        """Build a judgment from its JSON form."""
-        said = row["verdict"]
-        verdict = Verdict(
-            winner=said["winner"],
-            strict=said["strict"],
-            scores=tuple(DimensionScore(*score) for score in said["scores"]),
-            totals=None if said["totals"] is None else (said["totals"][0], said["totals"][1]),
-            problems=tuple(said["problems"]),
-        )
-        return cls(**{**row, "verdict": verdict})
+        """Build a judgment from its JSON form.
+
+        Raises:
+            RecordError: the row was not written by `to_json`.
+        """
+        try:
+            said = row["verdict"]
+            verdict = Verdict(
+                winner=said["winner"],
+                strict=said["strict"],
+                scores=tuple(DimensionScore(*score) for score in said["scores"]),
+                totals=None if said["totals"] is None else (said["totals"][0], said["totals"][1]),
+                problems=tuple(said["problems"]),
+            )
+            return cls(**{**row, "verdict": verdict})
+        except (KeyError, TypeError, IndexError) as error:
+            name = row.get("record_id")
+            raise RecordError(f"record {name!r}: not a judgment ({error}); remove the line and judge again") from error
 
 
 def digest(*parts: object) -> int:
@@ -218,7 +234,7 @@ def digest(*parts: object) -> int:
 
 
 def order_shown(record: PreferenceRecord, seed: int) -> Order:
-    """Return which candidate is shown first, from (seed, record id) alone: limit, resume and shards never change it."""
+    """Return the order to show, from (seed, record id) alone: limit, resume and shards never change it."""
     return "ba" if record.swappable and digest("order", seed, record.id) % 2 else "ab"
 
 
@@ -228,14 +244,15 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         RecordError: a line is no JSON object; the message names file and line.
     """
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RecordError(f"{path}:{number}: not valid JSON ({error}); mend or remove the line") from error
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                message = f"{path}:{number}: not valid JSON ({error}); mend or remove the line"
+                raise RecordError(message) from error
             if not isinstance(row, dict):
                 raise RecordError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
             yield number, row

@@ -23,7 +23,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is fixed about a task: the candidates' noun, the kind of media, and the paper's three dimensions."""
+    """What is fixed about a task: the candidates' noun, the kind of media, the paper's three dimensions."""
 
     noun: str
     media_kind: str
@@ -64,13 +64,15 @@ def load_prompts(
     Args:
         style: "cot" or "direct".
         layout: how the chain of thought lists a dimension; ignored by "direct".
-        folder: a folder of templates of your own, `<task>.txt` for each task in use. A template may hold {prompt},
-            {answer_1}, {answer_2}, {media_1}, {media_2} (generation), {media} (understanding) and {format}, which
-            takes the text of `format_cot_one_line.txt`, `format_cot_three_line.txt` or `format_direct.txt` of the
-            same folder. Media come first, unlabelled, where a template places none (released checkpoints).
+        folder: a folder of templates of your own, `<task>.txt` for each task in use. A template may hold
+            {prompt}, {answer_1}, {answer_2}, {media_1}, {media_2} (generation), {media} (understanding) and
+            {format}, which takes the text of `format_cot_one_line.txt`, `format_cot_three_line.txt` or
+            `format_direct.txt` of the same folder. Media come first, unlabelled, where a template places none
+            (released checkpoints).
 
     Raises:
         FileNotFoundError: the folder holds no template at all, or no format file that a template asks for.
+        ValueError: a template would leave out the caption, the question or an answer.
     """
     root = PROMPTS if folder is None else Path(folder)
     prompts = {}
@@ -79,15 +81,19 @@ def load_prompts(
         if not file.is_file():
             continue
         text = file.read_text(encoding="utf-8").strip("\n")
+        needed = ("{prompt}",) if name.endswith("generation") else ("{prompt}", "{answer_1}", "{answer_2}")
+        if absent := [placeholder for placeholder in needed if placeholder not in text]:
+            raise ValueError(f"{file}: the template has no {absent[0]}; write where it goes")
         if "{format}" in text:
-            text = text.replace("{format}", (root / FORMAT_FILES[style, layout]).read_text(encoding="utf-8").strip("\n"))
-        for key, value in (("noun", task.noun), ("answer_text_1", answer_text(1, task.noun))):
-            text = text.replace("{" + key + "}", value)
+            form = (root / FORMAT_FILES[style, layout]).read_text(encoding="utf-8").strip("\n")
+            text = text.replace("{format}", form)
+        text = text.replace("{noun}", task.noun)
         for i, dimension in enumerate(task.dimensions, start=1):
             text = text.replace(f"{{dimension_{i}}}", dimension)
         prompts[name] = text
     if not prompts:
-        raise FileNotFoundError(f"{root}: no prompt template here; expected files named {', '.join(TASKS)} + .txt")
+        names = ", ".join(f"{name}.txt" for name in TASKS)
+        raise FileNotFoundError(f"{root}: no prompt template here; expected files named {names}")
     return prompts
 
 
@@ -98,35 +104,28 @@ def build_parts(record: PreferenceRecord, *, order: Order, prompts: Mapping[str,
     placeholder stays as it is.
 
     Raises:
-        RecordError: `order` is "ba" for a row that cannot be swapped, or no template fits its task.
+        RecordError: `order` is "ba" for a row that cannot be swapped, no template fits its task, or the template
+            asks for something the record does not have.
     """
-    kind = TASKS[record.task].media_kind
     if order == "ba" and not record.swappable:
-        raise RecordError(f"record {record.id!r}: its answers are inside a ready-made instruction; only order 'ab' works")
-    pair = record.media[::-1] if order == "ba" else record.media
-    answers = record.answers[::-1] if order == "ba" else record.answers
-    all_media: list[Part] = [Media(paths, kind) for paths in (pair if len(pair) == 2 else record.media)]
+        raise RecordError(f"record {record.id!r}: its instruction holds the answers; only order 'ab' works")
+    step = -1 if order == "ba" else 1
+    kind = TASKS[record.task].media_kind
+    media = [Media(paths, kind) for paths in record.media[:: step if record.task.endswith("generation") else 1]]
     if record.instruction:
-        return _without_empty([*all_media, record.instruction])
+        return [*media, record.instruction]
     if record.task not in prompts:
         raise RecordError(f"record {record.id!r}: no prompt template for task {record.task}")
-    template = prompts[record.task]
+    values: dict[str, list[Part]] = {"prompt": [record.prompt], "media": [*media]}
+    values |= {f"answer_{i}": [text] for i, text in enumerate(record.answers[::step], start=1)}
+    values |= {f"media_{i}": [entry] for i, entry in enumerate(media, start=1)}
     parts: list[Part] = []
-    texts = {"prompt": record.prompt, **{f"answer_{i}": text for i, text in enumerate(answers, start=1)}}
-    position = 0
-    for match in _PLACEHOLDER.finditer(template):
-        parts.append(template[position : match.start()])
-        position = match.end()
-        key = match.group(1)
-        if key == "media":
-            parts += [Media(paths, kind) for paths in record.media]
-        elif key.startswith("media_"):
-            parts.append(all_media[int(key[-1]) - 1])
-        else:
-            parts.append(texts[key])
-    parts.append(template[position:])
+    # Split at the one group of the pattern: every second piece is the name of a placeholder.
+    for i, piece in enumerate(_PLACEHOLDER.split(prompts[record.task])):
+        if i % 2 and piece not in values:
+            raise RecordError(f"record {record.id!r}: the template asks for {{{piece}}}, which the record lacks")
+        parts += values[piece] if i % 2 else [piece]
     if not any(isinstance(part, Media) for part in parts):
-        media = all_media if record.task.endswith("generation") else [Media(paths, kind) for paths in record.media]
         parts = [*media, *parts]
     return _without_empty(parts)
 

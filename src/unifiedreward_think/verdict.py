@@ -28,8 +28,6 @@ Layout = Literal["one_line", "three_line"]
 NOUNS = ("Image", "Video", "Answer")
 STOP_STRING = "</answer>"
 
-_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _STRICT = {
     "cot": re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL),
     "direct": re.compile(r"\s*()<answer>(.*?)</answer>\s*", re.DOTALL),
@@ -37,10 +35,14 @@ _STRICT = {
 _TAGS = {"cot": ("<think>", "</think>", "<answer>", "</answer>"), "direct": ("<answer>", "</answer>")}
 _NUMBER = r"(\d{1,4}(?:\.\d{1,2})?)"
 _CANDIDATE = r"(Image|Video|Answer) {1,3}([12])"
-# "Image 1 (9/10)", "Image 1: 9/10", "**Image 1** (9/10)"
-_SCORE = re.compile(rf"{_CANDIDATE}\*{{0,2}} ?[(:] ?{_NUMBER} ?/ ?10\)?")
-# "Image 1: 9+8+8=25", "Image 1: 25", "**Image 1**: 9 + 8 = 17"
-_TOTAL = re.compile(rf"^[\s*-]{{0,8}}{_CANDIDATE}\*{{0,2}} ?: ?\*{{0,2}} ?(?:[\d.+ ]{{1,200}}= ?)?{_NUMBER}(?![\d/])")
+# "Image 1 (9/10)", "Image 1: 9/10", "**Image 1** (9/10)", "**Image 1:** 9/10"
+_SCORE = re.compile(rf"{_CANDIDATE}\*{{0,2}} ?[(:]\*{{0,2}} ?{_NUMBER} ?/ ?10(?!\d)")
+# "Image 1: 9+8+8=25", "Image 1: 25", "**Image 1**: 9 + 8 = 17/20", but not the unfinished "Image 1: 9+8"
+_TOTAL = re.compile(
+    rf"[\s*-]{{0,8}}{_CANDIDATE}\*{{0,2}} ?: ?\*{{0,2}} ?(?:[\d.+/ ]{{1,200}}= ?\*{{0,2}})?{_NUMBER}"
+    r"(?:/\d{2,3})?(?! ?[\d/+]|\.\d)"
+)
+_TOTALS = re.compile(r"totals?(?: (?:raw )?(?:score|point)s?\b.*)?", re.IGNORECASE)
 _BULLET = re.compile(r"^[\s*#-]{0,8}(?:\d{1,2}[.)])?[\s*]{0,4}")
 
 
@@ -98,7 +100,7 @@ def read_answer(text: str, noun: str | None = None) -> int | None:
     (2, None)
     """
     nouns = "|".join(NOUNS) if noun is None else re.escape(noun)
-    match = re.fullmatch(rf"\s*(?:{nouns})\s+([12])\s+is\s+better\s*\.?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(rf"(?:{nouns})\s+([12])\s+is\s+better(?:\s*\.)?", text.strip(), re.IGNORECASE)
     return int(match.group(1)) if match else None
 
 
@@ -125,7 +127,7 @@ def parse(text: str, noun: str, *, style: Style = "cot", lenient: bool = False) 
         named = [k for k in (1, 2) if answer_text(k, noun) in text]
         winner = named[0] if len(named) == 1 else None
     strict_problems = _strict_problems(text, noun, style)
-    think = "\n".join(_THINK.findall(text)) or text.partition("<think>")[2]
+    think = "\n".join(piece.partition("<think>")[2] for piece in text.split("</think>"))
     scores, totals, score_problems = _read_scores(think, noun)
     if style == "cot" and winner is not None:
         score_problems += _arithmetic_problems(winner, scores, totals)
@@ -159,11 +161,11 @@ def render(
         preamble: observations written before the first dimension.
     """
     lines = [preamble] if preamble else []
-    for i, (name, *pair) in enumerate(scores):
+    for i, (name, first, second) in enumerate(scores):
         reasons = notes[i] if notes else ("", "")
         said = [
             f"{noun} {k} ({value:g}/10)" + (f" - {why}" if why else "")
-            for k, (value, why) in enumerate(zip(pair, reasons, strict=True), start=1)
+            for k, (value, why) in enumerate(zip((first, second), reasons, strict=True), start=1)
         ]
         if layout == "one_line":
             lines.append(f"{i + 1}. {name}: " + "; ".join(said))
@@ -171,8 +173,8 @@ def render(
             lines += [f"{i + 1}. {name}:", *(f"   {line}" for line in said)]
     if scores:
         lines.append("Total score:")
-        for k in (1, 2):
-            column = [row[k] for row in scores]
+        _, *columns = zip(*scores, strict=True)
+        for k, column in enumerate(columns, start=1):
             lines.append(f"{noun} {k}: " + "+".join(f"{v:g}" for v in column) + f"={sum(column):g}")
     body = "\n".join(lines)
     return f"<think>\n{body}\n</think>\n<answer>{answer_text(winner, noun)}</answer>"
@@ -182,10 +184,11 @@ def _read_winner(text: str, noun: str) -> tuple[int | None, list[str]]:
     tail = text.rpartition("</think>")[2]
     if "<think>" in tail:
         return None, ["think block not closed"]
-    blocks = _ANSWER.findall(tail)
-    if not blocks:
+    head, closed, _ = tail.rpartition("</answer>")
+    _, opened, block = head.rpartition("<answer>")
+    if not (opened and closed):
         return None, ["no answer block"]
-    winner = read_answer(blocks[-1], noun)
+    winner = read_answer(block.partition("</answer>")[0], noun)
     if winner is None:
         allowed = " or ".join(repr(answer_text(k, noun)) for k in (1, 2))
         return None, [f"answer is not {allowed}"]
@@ -210,27 +213,24 @@ def _strict_problems(text: str, noun: str, style: Style) -> list[str]:
     return problems
 
 
-def _read_scores(
-    think: str, noun: str
-) -> tuple[tuple[DimensionScore, ...], tuple[float, float] | None, list[str]]:
-    found: dict[str, dict[int, float]] = {}
+def _read_scores(think: str, noun: str) -> tuple[tuple[DimensionScore, ...], tuple[float, float] | None, list[str]]:
+    found: list[tuple[str, dict[int, float]]] = []
     totals: dict[int, float] = {}
-    name, in_totals = "", False
+    in_totals = False
     for line in think.splitlines():
         mentions = [m for m in _SCORE.finditer(line) if m.group(1) == noun]
-        head = _heading(line[: mentions[0].start()] if mentions else line)
-        if head:
-            in_totals = head.lower().startswith("total")
-            name = head
+        if head := _heading(line[: mentions[0].start()] if mentions else line):
+            in_totals = _TOTALS.fullmatch(head) is not None
+            if not in_totals:
+                found.append((head, {}))
         if in_totals:
             if (total := _TOTAL.match(line)) and total.group(1) == noun:
                 totals.setdefault(int(total.group(2)), float(total.group(3)))
-            continue
-        for mention in mentions:
-            if name:
-                found.setdefault(name, {}).setdefault(int(mention.group(2)), float(mention.group(3)))
-    whole = tuple(DimensionScore(n, s[1], s[2]) for n, s in found.items() if len(s) == 2)
-    problems = [f"{n!r} scores one candidate only" for n, s in found.items() if len(s) < 2]
+        elif found:
+            for mention in mentions:
+                found[-1][1].setdefault(int(mention.group(2)), float(mention.group(3)))
+    whole = tuple(DimensionScore(name, s[1], s[2]) for name, s in found if len(s) == 2)
+    problems = [f"{name!r} scores one candidate only" for name, s in found if len(s) == 1]
     problems += [f"score over 10 in {s.name!r}" for s in whole if max(s.first, s.second) > 10]
     return whole, (totals[1], totals[2]) if len(totals) == 2 else None, problems
 
@@ -252,8 +252,9 @@ def _arithmetic_problems(
     if totals is None:
         return ["totals are not stated"]
     problems = []
-    for k, stated in enumerate(totals, start=1):
-        if abs(stated - (actual := sum(s[k] for s in scores))) > 1e-6:
+    sums = (sum(s.first for s in scores), sum(s.second for s in scores))
+    for k, (stated, actual) in enumerate(zip(totals, sums, strict=True), start=1):
+        if abs(stated - actual) > 1e-6:
             problems.append(f"total of candidate {k} is stated as {stated:g}, its scores add up to {actual:g}")
     if totals[0] == totals[1]:
         problems.append("totals are equal, so the answer does not follow from them")

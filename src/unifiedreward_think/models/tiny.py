@@ -23,7 +23,11 @@ LLAVA_SPECIALS = ("<|im_start|>", "<image>", "<video>")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How large a tiny model is; `patch` is in pixels, `side` the largest picture side it sees."""
+    """How large a tiny model is; `patch` is in pixels, `side` the largest picture side it sees.
+
+    `init` is the standard deviation of the random weights: near 1/sqrt(hidden), where a tiny model learns much faster
+    than at the 0.02 that suits a width of thousands.
+    """
 
     hidden: int = 64
     layers: int = 2
@@ -31,6 +35,7 @@ class Size:
     vision_layers: int = 2
     patch: int = 8
     side: int = 32
+    init: float = 0.08
 
 
 def build(family: str, folder: Path, *, corpus: Iterable[str], size: Size | None = None, seed: int = 0) -> None:
@@ -104,6 +109,7 @@ def _text_config(tokenizer: Any, size: Size) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
+        "initializer_range": size.init,
         "bos_token_id": None,
         "eos_token_id": tokenizer.convert_tokens_to_ids(END),
         "pad_token_id": tokenizer.convert_tokens_to_ids(PAD),
@@ -149,6 +155,7 @@ def _qwen2_5_vl(tokenizer: Any, size: Size) -> tuple[Any, Any]:
             "num_heads": 2,
             "out_hidden_size": size.hidden,
             "patch_size": size.patch,
+            "initializer_range": size.init,
             "window_size": size.patch * 8,
             "fullatt_block_indexes": [size.vision_layers - 1],
         },
@@ -175,6 +182,7 @@ def _qwen2_vl(tokenizer: Any, size: Size) -> tuple[Any, Any]:
             "mlp_ratio": 2,
             "num_heads": 2,
             "patch_size": size.patch,
+            "initializer_range": size.init,
         },
         **_vision_ids(tokenizer),
     )
@@ -195,6 +203,7 @@ def _qwen3_vision(size: Size) -> dict[str, Any]:
         "num_heads": 2,
         "out_hidden_size": size.hidden,
         "patch_size": size.patch,
+        "initializer_range": size.init,
         "num_position_embeddings": 64,
     }
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 PROMPTS = Path("configs/toy/prompts")
 FRAMES = 4
-SIZE = tiny.Size(hidden=128, layers=4, vision_hidden=64, vision_layers=3, patch=8, side=32)
+FAMILY = "qwen2_5_vl"
+SIZE = tiny.Size(hidden=128, layers=4, vision_hidden=64, vision_layers=3, patch=16, side=32)
 Lesson = tuple[list[Any], str]  # content parts (texts and lists of frames), completion
 
 
@@ -147,7 +148,7 @@ def pretrain(folder: Path, *, rows: int, batch: int, learning_rate: float, seed:
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from trl import SFTConfig, SFTTrainer
 
-    tiny.build("qwen2_5_vl", folder, corpus=corpus(), size=SIZE, seed=seed)
+    tiny.build(FAMILY, folder, corpus=corpus(), size=SIZE, seed=seed)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     config = SFTConfig(
         output_dir=str(folder),

@@ -24,6 +24,7 @@ from unifiedreward_think.toy.world import COLOURS, MOTIONS, SHAPES, Scene, rando
 QUESTIONS = {"colour": "What colour is it?", "shape": "What shape is it?", "motion": "Which way does it move?"}
 CHOICES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": tuple(MOTIONS)}
 HELDOUT_SHARE = 0.25  # of all contents
+PATIENCE = 10_000  # draws in search of a pair that is new
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,16 +101,23 @@ def make_record(pair: Pair, name: str, media: Path, rng: random.Random, *, label
 def make_split(
     folder: Path, split: str, count: int, *, seed: int, label_noise: float = 0.0
 ) -> list[tuple[PreferenceRecord, Pair]]:
-    """Draw `count` pairs of one split, the tasks in turn, none twice."""
+    """Draw `count` pairs of one split, the tasks in turn, none twice.
+
+    Raises:
+        ValueError: the toy world has fewer different pairs.
+    """
     rng = random.Random(digest("toy", seed, split))
     rows: list[tuple[PreferenceRecord, Pair]] = []
     seen: set[str] = set()
     while len(rows) < count:
-        pair = random_pair(rng, tuple(TASKS)[len(rows) % len(TASKS)])
-        if pair.heldout == (split == "heldout") and pair.content not in seen:
-            seen.add(pair.content)
-            name = f"toy-{split}-{len(rows):05d}"
-            rows.append((make_record(pair, name, folder / "media", rng, label_noise=label_noise), pair))
+        task = tuple(TASKS)[len(rows) % len(TASKS)]
+        pairs = (random_pair(rng, task) for _ in range(PATIENCE))
+        new = (p for p in pairs if p.heldout == (split == "heldout") and p.content not in seen)
+        if (pair := next(new, None)) is None:
+            raise ValueError(f"{split}: no new {task} pair left after {len(rows)} pairs in all; ask for fewer")
+        seen.add(pair.content)
+        name = f"toy-{split}-{len(rows):05d}"
+        rows.append((make_record(pair, name, folder / "media", rng, label_noise=label_noise), pair))
     return rows
 
 

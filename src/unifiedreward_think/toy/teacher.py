@@ -35,7 +35,9 @@ def observe(scene: Scene) -> str:
     'a red circle, noisy, whole'
     """
     marks = ["clean" if scene.clean else "noisy"]
-    marks.append(("steady" if scene.steady else "flickering") if scene.motion else ("whole" if scene.whole else "broken"))
+    marks.append(
+        ("steady" if scene.steady else "flickering") if scene.motion else ("whole" if scene.whole else "broken")
+    )
     return f"a {scene.subject}, {', '.join(marks)}"
 
 
@@ -50,7 +52,7 @@ def score_candidate(caption: Scene, scene: Scene) -> list[Score]:
         )
         if asked != shown
     ]
-    match = ((9, "as asked"), (6, f"wrong {wrong[0]}"), (3, "mostly wrong"), (1, "all wrong"))[len(wrong)] if wrong else (9, "as asked")
+    match = ((9, "as asked"), (6, f"wrong {''.join(wrong)}"), (3, "mostly wrong"), (1, "all wrong"))[len(wrong)]
     clean = (8, "clean") if scene.clean else (4, "noisy")
     if scene.motion:
         return [match, (7, "steady") if scene.steady else (2, "flickering"), clean]

@@ -16,6 +16,7 @@ SHAPES = ("circle", "square")
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SIDE = 32
 CLIP_FRAMES = 8
+SPECKS = 0.2  # share of darkened pixels in a noisy picture
 CLIP_RATE = 8
 
 
@@ -25,7 +26,7 @@ class Scene:
 
     Attributes:
         colour, shape: what is shown; keys of COLOURS and SHAPES.
-        clean: without pixel noise.
+        clean: without dark specks.
         whole: without a bar that cuts the shape in two.
         motion: a key of MOTIONS for clips, "" for pictures.
         steady: the clip does not flicker.
@@ -76,7 +77,7 @@ def draw_frames(scene: Scene, seed: int) -> list[np.ndarray]:
         if not scene.steady and t % 2 == 1:
             frame = 255 - frame
         if not scene.clean:
-            frame = frame + rng.normal(0, 45, (SIDE, SIDE, 1))
+            frame = np.where(rng.random((SIDE, SIDE, 1)) < SPECKS, frame * 0.3, frame)
         frames.append(np.clip(frame, 0, 255).astype(np.uint8))
     return frames
 
@@ -92,9 +93,7 @@ def write_scene(scene: Scene, seed: int, stem: Path) -> Path:
     return stem.with_suffix(".png")
 
 
-def _draw(
-    scene: Scene, centre: tuple[float, float], radius: int, tint: np.ndarray, background: int
-) -> np.ndarray:
+def _draw(scene: Scene, centre: tuple[float, float], radius: int, tint: np.ndarray, background: int) -> np.ndarray:
     y, x = np.mgrid[0:SIDE, 0:SIDE] + 0.5
     dx, dy = np.abs(x - centre[0]), np.abs(y - centre[1])
     inside = dx**2 + dy**2 <= radius**2 if scene.shape == "circle" else np.maximum(dx, dy) <= radius
@@ -109,7 +108,9 @@ def _write_clip(frames: list[np.ndarray], path: Path) -> Path:
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=CLIP_RATE, options={"crf": "12", "preset": "ultrafast", "threads": "1"})
+        stream = container.add_stream(
+            "libx264", rate=CLIP_RATE, options={"crf": "12", "preset": "ultrafast", "threads": "1"}
+        )
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         for array in frames:

@@ -1,0 +1,46 @@
+# shellcheck shell=bash
+# The toy pipeline, for quickstart.sh and ablation.sh: the real stage scripts on the toy configs. A stage is judged on the
+# held-out pairs while the next one trains, on the second core.
+
+# toy_judge MODEL NAME OUT [arguments]: judge the held-out pairs in both orders, in the background.
+toy_judge() {
+  [[ -f "$3/eval/$2/results.json" ]] && return
+  python -m unifiedreward_think.evaluation --model "$1" --data "$3/data/heldout.jsonl" --output "$3/eval/$2" \
+    --orders both --prompt-dir configs/toy/prompts --frames 4 --frame-cache "$3/frames" --dtype float32 \
+    --max-new-tokens 192 --batch-size 64 "${@:4}" >"$3/logs/judge_$2.log" 2>&1 &
+  judging+=("$!")
+}
+
+# toy_wait OUT: wait for the judging in the background, and fail if any of it failed.
+toy_wait() {
+  local pid
+  for pid in "${judging[@]}"; do
+    wait "$pid" || { echo "judging the held-out pairs failed, see $1/logs" >&2; return 1; }
+  done
+}
+
+# toy_pipeline SEED OUT: data, the three stages, and a judgment of each on the held-out pairs.
+toy_pipeline() {
+  local seed=$1 out=$2 base=src/unifiedreward_think/toy/base
+  local args=(--seed "$seed" --order_seed "$seed" --frame_cache "$out/frames")
+  judging=()
+  mkdir -p "$out/logs"
+  echo "== toy world: drawing"
+  [[ -f $out/data/manifest.json ]] || python -m unifiedreward_think.toy.dataset --output "$out/data" --seed "$seed"
+  toy_judge "$base" base "$out"
+  echo "== stage 0: cold start"
+  bash scripts/0.cold_start.sh configs/toy/cold_start.yaml "${args[@]}" \
+    --train_files "$out/data/cold_start.jsonl" --output_dir "$out/cold_start"
+  toy_judge "$out/cold_start" cold_start "$out"
+  echo "== stage 1: rejection sampling"
+  bash scripts/1.rejection_sampling.sh configs/toy/rejection_sampling.yaml "${args[@]}" \
+    --model_name_or_path "$out/cold_start" --train_files "$out/data/train.jsonl" --output_dir "$out/sampling" -- \
+    "${args[@]}" --model_name_or_path "$out/cold_start" --train_files "$out/sampling/kept.jsonl" \
+    --output_dir "$out/rejection_sft"
+  toy_judge "$out/rejection_sft" rejection_sft "$out"
+  echo "== stage 2: GRPO"
+  bash scripts/grpo.sh configs/toy/grpo.yaml "${args[@]}" --model_name_or_path "$out/rejection_sft" \
+    --train_files "$out/sampling/hard.jsonl" --output_dir "$out/grpo"
+  toy_judge "$out/grpo" grpo "$out"
+  toy_wait "$out"
+}

@@ -1,0 +1,1 @@
+"""Preference data: reading and checking the files that the stages train on."""

@@ -1,0 +1,129 @@
+"""Data files as numbered JSON values, and the report of the rows among them that cannot be used.
+
+>>> print(BadRow("train.jsonl", 3, "kite-1", "preferred is 7"))
+train.jsonl:3: record 'kite-1': preferred is 7
+>>> print(BadRow("train.json", 2, "", "no object"))
+train.json: item 2: no object
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unifiedreward_think.records import RecordError
+
+LISTED = 20
+SUFFIXES = (".json", ".jsonl")
+
+
+class DataError(ValueError):
+    """Data files that cannot be used; the message names file, line and record, and the mend."""
+
+
+class Place(NamedTuple):
+    """A row of a data file: the line (from 1) of a JSONL file, the number of the item (from 1) of a JSON list."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        """Return 'train.jsonl:3' or 'train.json: item 3'."""
+        return f"{self.file}: item {self.line}" if self.file.lower().endswith(".json") else f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used, and why.
+
+    Attributes:
+        file: the data file, "" if unknown.
+        line: line of a JSONL file or item number of a JSON list, from 1; 0 if unknown.
+        record_id: "" if the row has no readable id.
+        reason: what is wrong and how to mend it.
+    """
+
+    file: str
+    line: int
+    record_id: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Return the row as one line of a report."""
+        place = str(Place(self.file, self.line)) if self.file else ""
+        name = f"record {self.record_id!r}" if self.record_id else ""
+        return ": ".join(part for part in (place, name, self.reason) if part)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, a line of a run's `skipped.jsonl`."""
+        return asdict(self)
+
+
+def format_bad_rows(bad: Sequence[BadRow]) -> str:
+    """Return one line for each bad row, the first LISTED of them, and the count of the rest."""
+    lines = [str(row) for row in bad[:LISTED]]
+    return "\n".join(lines + ([f"... and {len(bad) - LISTED} more"] if len(bad) > LISTED else []))
+
+
+def data_file(name: str) -> Path:
+    """Return the path of a data file.
+
+    Raises:
+        DataError: there is no such file, or its suffix is not one of SUFFIXES.
+    """
+    path = Path(name)
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(
+            f"{name}: unknown kind of file {path.suffix!r}; expected {' (list) or '.join(SUFFIXES)} (lines)"
+        )
+    if not path.is_file():
+        raise DataError(f"{name}: no such file; check the path")
+    return path
+
+
+def read_values(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line or item number, value) of a data file.
+
+    A line that is no JSON comes as its RecordError, so that one broken line does not hide the rows after it. NaN is
+    read as a number, and refused where a row uses it.
+
+    Raises:
+        DataError: the file holds no row, or a `.json` file is no JSON list.
+    """
+    count = 0
+    for count, value in _read_lines(path) if path.suffix.lower() == ".jsonl" else _read_list(path):
+        yield count, value
+    if not count:
+        raise DataError(f"{path}: holds no row; remove it from the list of files or fill it")
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = _parse(line)
+            except (ValueError, RecursionError) as error:
+                value = RecordError(f"not valid JSON ({error}); mend or remove the line")
+            yield number, value
+
+
+def _read_list(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        values = _parse(path.read_bytes() or b"[]")
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: not valid JSON ({error}); mend it, or name it .jsonl if each line is an object"
+        ) from error
+    if not isinstance(values, list):
+        raise DataError(f"{path}: expected a JSON list of rows, found {type(values).__name__}")
+    yield from enumerate(values, start=1)
+
+
+def _parse(text: bytes) -> Any:
+    """Parse JSON; ValueError covers broken syntax, bytes that are no UTF-8, and numbers too long for Python."""
+    return json.loads(text.decode("utf-8-sig"))

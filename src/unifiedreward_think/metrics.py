@@ -1,0 +1,410 @@
+"""Numbers from judgments: rates with intervals, both orders, votes, ties, and an exact paired test.
+
+Rates are fractions between 0 and 1, intervals cover 95%. Every number the project reports comes from here.
+
+>>> from unifiedreward_think.verdict import answer_text, parse
+>>> def judged(name, order, winner):
+...     verdict = parse(f"<answer>{answer_text(winner, 'Image')}</answer>", "Image", style="direct")
+...     return Judgment(record_id=name, order=order, completion="", verdict=verdict, preferred=1, task="")
+>>> said = [("kite", "ab", 1), ("kite", "ba", 2), ("boat", "ab", 1), ("boat", "ba", 1)]
+>>> rows = [judged(*row) for row in said]
+>>> print(rate(rows, "accuracy"))
+75.0% [30.1, 95.4]
+>>> consistency = both_orders(rows)
+>>> consistency.agreement.value, consistency.flip_rate.value, consistency.accuracy.value
+(0.5, 0.5, 0.5)
+>>> majority(rows)
+{'kite': 1, 'boat': None}
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from unifiedreward_think.records import Judgment, Preferred, digest
+
+Flag = tuple[str, bool]  # the cluster of a row, and whether the row counts
+
+# What a judgment adds to each rate; None keeps it out of the denominator.
+MEASURES: dict[str, Callable[[Judgment], bool | None]] = {
+    "accuracy": lambda j: j.correct,
+    "parse_rate": lambda j: None if j.error else j.verdict.strict,
+    "readable_rate": lambda j: None if j.error else j.verdict.winner is not None,
+    "truncation_rate": lambda j: None if j.error else j.finish_reason == "length",
+    "arithmetic_rate": lambda j: None if j.error or _direct(j) else j.verdict.arithmetic_ok,
+    "first_position_rate": lambda j: None if j.verdict.winner is None else j.verdict.winner == 1,
+    "error_rate": lambda j: bool(j.error),
+}
+
+
+class Estimate(NamedTuple):
+    """A value with its 95% interval, all fractions; None without data.
+
+    >>> print(Estimate(0.842, 0.81, 0.87))
+    84.2% [81.0, 87.0]
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        if self.value is None or self.low is None or self.high is None:
+            return "n/a"
+        return f"{100 * self.value:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+class Rate(NamedTuple):
+    """A share of independent rows, `count` of `total`; `low` and `high` are the ends of its Wilson interval.
+
+    >>> print(Rate(8, 10), Rate(0, 0))
+    80.0% [49.0, 94.3] n/a
+    """
+
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    total: int
+
+    @property
+    def value(self) -> float | None:
+        """The share, None when there are no rows."""
+        return self.count / self.total if self.total else None
+
+    @property
+    def low(self) -> float | None:
+        """Lower end, None when there are no rows."""
+        return wilson(*self)[0] if self.total else None
+
+    @property
+    def high(self) -> float | None:
+        """Upper end, None when there are no rows."""
+        return wilson(*self)[1] if self.total else None
+
+    def __str__(self) -> str:
+        return str(Estimate(self.value, self.low, self.high))
+
+
+class BothOrders(NamedTuple):
+    """How verdicts hold when the candidates trade places; see `both_orders`."""
+
+    agreement: Rate
+    flip_rate: Rate
+    accuracy: Rate
+
+
+class TieCalibration(NamedTuple):
+    """The best threshold on |margin| (-1: a tie is never called), and how many rows it gets right."""
+
+    threshold: float
+    correct: int
+    total: int
+
+
+class PairedTest(NamedTuple):
+    """Two judgment sets on the labelled rows they share; see `paired_test`. p-values are two-sided."""
+
+    accuracy_a: Rate
+    accuracy_b: Rate
+    only_a_right: int
+    only_b_right: int
+    p_value: float
+    p_mcnemar: float
+    unmatched_a: int
+    unmatched_b: int
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Return the 95% Wilson score interval of a binomial share, by scipy (no continuity correction).
+
+    >>> [round(end, 4) for end in wilson(8, 10)]
+    [0.4902, 0.9433]
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def rate(judgments: Iterable[Judgment], measure: str) -> Rate:
+    """Return one rate over judgments; each order and each sample of a record is a row of its own.
+
+    Args:
+        judgments: the rows.
+        measure: a key of MEASURES. "accuracy": the preferred candidate won; ties and unlabelled rows are left
+            out, unparsed and failed rows are wrong. Of the rows the model answered: "parse_rate" (strict
+            verdicts), "readable_rate" (a winner can be read), "truncation_rate" (cut by the token limit),
+            "arithmetic_rate" (the sums add up and agree with the answer; not for rows whose `sampling` names
+            the style "direct"). "first_position_rate": the candidate shown first wins, of readable verdicts.
+            "error_rate": items that failed before the model answered, of all rows.
+    """
+    return _as_rate(_flags(judgments, measure))
+
+
+def pair_orders(judgments: Iterable[Judgment]) -> list[tuple[Judgment, Judgment]]:
+    """Return the ("ab", "ba") judgments of each record and sample that was judged in both orders."""
+    keyed = _by_key(judgments)
+    firsts = [row for row in keyed.values() if row.order == "ab"]
+    return [(x, y) for x in firsts if (y := keyed.get((x.record_id, "ba", x.sample))) is not None]
+
+
+def both_orders(judgments: Iterable[Judgment]) -> BothOrders:
+    """Compare the verdicts of both orders, pair by pair.
+
+    `agreement`: the same candidate is named in both orders, of all pairs; an unparsed verdict makes it a
+    disagreement. `flip_rate`: another candidate is named, of the pairs readable in both orders. `accuracy`:
+    the preferred candidate is named in both orders, of the labelled pairs.
+    """
+    return BothOrders(*map(_as_rate, _pair_flags(judgments).values()))
+
+
+def majority(judgments: Iterable[Judgment]) -> dict[str, int | None]:
+    """Return record id -> the candidate (1 or 2, as stored) with most votes over samples and orders.
+
+    Unparsed verdicts abstain. A split or empty vote has no winner: None, never a coin flip.
+    """
+    votes: dict[str, Counter[int | None]] = defaultdict(Counter)
+    for judgment in judgments:
+        votes[judgment.record_id][judgment.candidate] += 1
+    return {
+        name: None if cast[1] == cast[2] else 1 if cast[1] > cast[2] else 2 for name, cast in votes.items()
+    }
+
+
+def cluster_bootstrap(rows: Sequence[tuple[str, float]], *, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """Return the mean of (cluster, value) rows with a percentile interval from resampling whole clusters.
+
+    Rows of one cluster (same prompt, same pictures, other order) depend on each other; clusters do not. Under
+    about 20 clusters percentile intervals come out too narrow.
+
+    >>> cluster_bootstrap([("kite", 1), ("kite", 1), ("boat", 0), ("boat", 0)])
+    Estimate(value=0.5, low=0.0, high=1.0)
+    """
+    return macro_average({"": rows}, seed=seed, resamples=resamples)
+
+
+def macro_average(
+    strata: Mapping[str, Sequence[tuple[str, float]]], *, seed: int = 0, resamples: int = 2000
+) -> Estimate:
+    """Return the unweighted mean of the means of strata (tasks), bootstrapped by cluster within each stratum.
+
+    The result depends on `seed` alone, not on the order of rows or strata; empty strata do not count.
+    """
+    filled = {name: rows for name, rows in strata.items() if rows}
+    if not filled:
+        return Estimate(None, None, None)
+    means = [math.fsum(value for _, value in rows) / len(rows) for rows in filled.values()]
+    draws = [
+        _resampled(rows, digest("bootstrap", seed, name), resamples) for name, rows in sorted(filled.items())
+    ]
+    macro = sorted(sum(draw) / len(draws) for draw in zip(*draws, strict=True))
+    tail = int(0.025 * resamples)
+    return Estimate(math.fsum(means) / len(means), macro[tail], macro[-1 - tail])
+
+
+def interval(flags: Sequence[Flag], *, seed: int = 0) -> Estimate:
+    """Return a share with the interval that fits how its rows hang together.
+
+    Wilson where every cluster holds one row. Else a bootstrap over clusters: Wilson would take the two orders
+    of a pair for two independent trials and come out up to 1.4 times too narrow, and Wilson on one order
+    alone would throw half of the data away. Where all rows agree a bootstrap has width 0; then Wilson, each
+    cluster one trial.
+    """
+    share, clusters = _as_rate(flags), len({cluster for cluster, _ in flags})
+    if clusters == len(flags):
+        return Estimate(share.value, share.low, share.high)
+    if share.count in (0, share.total):
+        return Estimate(share.value, *wilson(clusters if share.count else 0, clusters))
+    return cluster_bootstrap(flags, seed=seed)
+
+
+def candidate_margin(judgment: Judgment) -> float | None:
+    """Return the score sum of candidate 1 minus that of candidate 2, as stored; None without scores."""
+    margin = judgment.verdict.margin
+    return margin if margin is None or judgment.order == "ab" else -margin
+
+
+def tie_calibration(margins: Sequence[float | None], labels: Sequence[Preferred]) -> TieCalibration:
+    """Return the (smallest) threshold on |margin|, up to which a tie is called, that is right most often.
+
+    VideoAlign's accuracy with ties (calc_accuracy.py; Deutsch et al. 2023, arXiv 2305.14324) as an exact
+    optimum: equal margins move together, and never calling a tie is a choice. Their script moves rows one by
+    one, which is wrong for the whole-number sums of a chain of thought. Like theirs, the threshold is fitted
+    on the rows it scores. A margin of None (no scores) is always wrong; a margin of 0 is wrong where no tie
+    is called.
+
+    >>> tie_calibration([3, -2, 0, 1], [1, 2, "tie", "tie"])
+    TieCalibration(threshold=1, correct=4, total=4)
+    """
+    correct, gains = 0, Counter[float]()
+    for margin, label in zip(margins, labels, strict=True):
+        if label not in (1, 2, "tie"):
+            raise ValueError(f"label {label!r} is neither 1, 2 nor 'tie'; leave unlabelled rows out")
+        if margin is not None:
+            size = round(margin, 6)  # sums of decimal scores differ in their last bits
+            right = (size > 0 and label == 1) or (size < 0 and label == 2)
+            correct += right
+            gains[abs(size)] += (label == "tie") - right
+    best = TieCalibration(-1, correct, len(labels))
+    for size in sorted(gains):
+        correct += gains[size]
+        if correct > best.correct:
+            best = TieCalibration(size, correct, len(labels))
+    return best
+
+
+def paired_test(a: Iterable[Judgment], b: Iterable[Judgment]) -> PairedTest:
+    """Test exactly whether two models differ in accuracy, on the labelled rows that both judged.
+
+    `p_mcnemar` is McNemar's exact test, binomial on the rows that only one gets right; it takes rows as
+    independent. `p_value` flips the signs of whole clusters (the null: it does not matter which model is
+    which), counted out exactly. It equals `p_mcnemar` where every cluster holds one row; where not, it is the
+    one to quote.
+
+    Raises:
+        ValueError: the two sets disagree about the label of a record.
+    """
+    from scipy.stats import binomtest
+
+    rows_a, rows_b = _by_key(a), _by_key(b)
+    common = [(row, rows_b[key]) for key, row in rows_a.items() if key in rows_b]
+    if wrong := [x.record_id for x, y in common if x.preferred != y.preferred]:
+        raise ValueError(f"record {wrong[0]!r} has two labels; judge the same records file with both models")
+    labelled = [(x, y) for x, y in common if x.correct is not None]
+    only_a = sum(bool(x.correct and not y.correct) for x, y in labelled)
+    only_b = sum(bool(y.correct and not x.correct) for x, y in labelled)
+    differences = Counter[str]()
+    for x, y in labelled:
+        differences[_cluster(x)] += bool(x.correct) - bool(y.correct)
+    return PairedTest(
+        accuracy_a=rate((x for x, _ in labelled), "accuracy"),
+        accuracy_b=rate((y for _, y in labelled), "accuracy"),
+        only_a_right=only_a,
+        only_b_right=only_b,
+        p_value=_sign_flip_p(list(differences.values())),
+        p_mcnemar=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
+        unmatched_a=len(rows_a) - len(common),
+        unmatched_b=len(rows_b) - len(common),
+    )
+
+
+def summarize(judgments: Iterable[Judgment], *, seed: int = 0) -> dict[str, Any]:
+    """Return every number of a run, ready for JSON; each rate as value, low, high, count and total.
+
+    Accuracy is over judgments: where both orders were judged each counts once. `interval` says how the
+    intervals come about; the cluster of a row is its `group`, or its record where that is empty.
+
+    Returns:
+        judgments, records, ties, unlabelled, errors: counts (the last three of judgments). overall and
+        tasks[name]: all MEASURES. macro_accuracy: mean over tasks. both_orders[overall | task], where both
+        were judged: agreement, flip_rate, accuracy. majority, where records have several judgments: accuracy
+        of the vote, no winner being wrong. tie_calibration, where labels hold ties: fitted on these very
+        rows.
+    """
+    rows = list(_by_key(judgments).values())
+    tasks = {task: [row for row in rows if row.task == task] for task in sorted({row.task for row in rows})}
+    accuracies = {task: _flags(part, "accuracy") for task, part in tasks.items()}
+    summary: dict[str, Any] = {
+        "judgments": len(rows),
+        "records": len({row.record_id for row in rows}),
+        "ties": sum(row.preferred == "tie" for row in rows),
+        "unlabelled": sum(row.preferred is None for row in rows),
+        "errors": sum(bool(row.error) for row in rows),
+        "overall": _rates(rows, seed),
+        "tasks": {task: _rates(part, seed) for task, part in tasks.items()},
+        "macro_accuracy": macro_average(accuracies, seed=seed)._asdict(),
+    }
+    if pair_orders(rows):
+        parts = {"overall": rows, **{task: part for task, part in tasks.items() if pair_orders(part)}}
+        summary["both_orders"] = {name: _blocks(_pair_flags(part), seed) for name, part in parts.items()}
+    if len(rows) > summary["records"]:
+        votes, labelled = majority(rows), {row.record_id: row for row in rows if row.correct is not None}
+        flags = [(_cluster(row), votes[name] == row.preferred) for name, row in labelled.items()]
+        summary["majority"] = _blocks({"accuracy": flags}, seed)["accuracy"]
+    if summary["ties"]:
+        pairs = [(candidate_margin(row), row.preferred) for row in rows if row.preferred is not None]
+        best = tie_calibration([margin for margin, _ in pairs], [label for _, label in pairs])
+        summary["tie_calibration"] = {**best._asdict(), "accuracy": best.correct / best.total}
+    return summary
+
+
+def _rates(rows: Sequence[Judgment], seed: int) -> dict[str, Any]:
+    return _blocks({measure: _flags(rows, measure) for measure in MEASURES}, seed)
+
+
+def _blocks(named: Mapping[str, Sequence[Flag]], seed: int) -> dict[str, Any]:
+    return {
+        k: {**interval(flags, seed=seed)._asdict(), **_as_rate(flags)._asdict()} for k, flags in named.items()
+    }
+
+
+def _as_rate(flags: Sequence[Flag]) -> Rate:
+    return Rate(sum(flag for _, flag in flags), len(flags))
+
+
+def _flags(judgments: Iterable[Judgment], measure: str) -> list[Flag]:
+    counts = MEASURES[measure]
+    return [(_cluster(row), flag) for row in judgments if (flag := counts(row)) is not None]
+
+
+def _pair_flags(judgments: Iterable[Judgment]) -> dict[str, list[Flag]]:
+    pairs = pair_orders(judgments)
+    readable = [(x, y) for x, y in pairs if x.candidate is not None and y.candidate is not None]
+    return {
+        "agreement": [
+            (_cluster(x), x.candidate is not None and x.candidate == y.candidate) for x, y in pairs
+        ],
+        "flip_rate": [(_cluster(x), x.candidate != y.candidate) for x, y in readable],
+        "accuracy": [(_cluster(x), bool(x.correct and y.correct)) for x, y in pairs if x.correct is not None],
+    }
+
+
+def _cluster(judgment: Judgment) -> str:
+    return judgment.group or judgment.record_id
+
+
+def _direct(judgment: Judgment) -> bool:
+    return judgment.sampling.get("style") == "direct"
+
+
+def _by_key(judgments: Iterable[Judgment]) -> dict[tuple[str, str, int], Judgment]:
+    keyed: dict[tuple[str, str, int], Judgment] = {}
+    for row in judgments:
+        key = (row.record_id, row.order, row.sample)
+        if key in keyed:
+            raise ValueError(
+                f"record {key[0]!r}: order {key[1]!r}, sample {key[2]} is judged twice; remove one row"
+            )
+        keyed[key] = row
+    return keyed
+
+
+def _resampled(rows: Sequence[tuple[str, float]], seed: int, resamples: int) -> list[float]:
+    """Draw means; clusters of equal sum and size are drawn as one kind: same distribution, much faster."""
+    from scipy.stats import multinomial
+
+    clusters: dict[str, list[float]] = defaultdict(list)
+    for cluster, value in rows:
+        clusters[cluster].append(value)
+    kinds = Counter((math.fsum(values), len(values)) for values in clusters.values())
+    shares = [kinds[kind] / len(clusters) for kind in sorted(kinds)]
+    drawn = multinomial(len(clusters), shares, seed=seed % 2**32).rvs(resamples)
+    means: list[float] = (
+        (drawn @ [total for total, _ in sorted(kinds)]) / (drawn @ [n for _, n in sorted(kinds)])
+    ).tolist()
+    return means
+
+
+def _sign_flip_p(differences: Sequence[int]) -> float:
+    """Return P(|sum| >= |observed sum|) when every difference takes either sign with equal chance."""
+    from scipy.signal import convolve
+    from scipy.stats import binom
+
+    density = [1.0]  # over the sums -n ... n
+    for size, count in sorted(Counter(abs(d) for d in differences if d).items()):
+        part = [0.0] * (2 * size * count + 1)
+        part[:: 2 * size] = binom.pmf(range(count + 1), count, 0.5).tolist()
+        density = convolve(density, part, method="direct").tolist()
+    reach, middle = abs(sum(differences)), len(density) // 2
+    return min(1.0, math.fsum(p for i, p in enumerate(density) if abs(i - middle) >= reach))

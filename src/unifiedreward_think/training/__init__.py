@@ -1,0 +1,1 @@
+"""The three stages: cold start and rejection-sampling SFT (`sft`), sampling and filtering, GRPO."""

@@ -1,0 +1,124 @@
+"""GRPO on the hard pairs, with a format and an accuracy reward, through TRL's GRPOTrainer.
+
+    accelerate launch -m unifiedreward_think.training.grpo --config configs/qwen2_5_vl_7b/grpo.yaml
+    python -m unifiedreward_think.training.grpo --config configs/toy/grpo.yaml --train_files hard.jsonl
+
+Ties and unlabelled pairs have no gold answer and are left out, with their count.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from unifiedreward_think.data.loading import format_bad_rows, load_checked_records
+from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
+from unifiedreward_think.training import run
+from unifiedreward_think.training.arguments import DataArguments, TrainingExtras, _help
+
+STAGE = "grpo"
+
+
+@dataclass
+class RewardArguments:
+    """Which rewards are summed; their weights are TRL's `reward_weights`."""
+
+    reward_funcs: list[str] = _help(
+        "functions of unifiedreward_think.rewards, or dotted paths",
+        default_factory=lambda: ["format_reward", "accuracy_reward"],
+    )
+
+
+def main() -> None:
+    """Train from a config file and the command line."""
+    own = (DataArguments, TrainingExtras, RewardArguments)
+    run.own_help(__doc__, own, ("trl.GRPOConfig", "trl.ModelConfig"))
+    from trl import GRPOConfig, ModelConfig
+
+    data, extras, rewards, args, model_args = run.parse(*own, GRPOConfig, ModelConfig)
+    reward_funcs = [load_reward(name) for name in rewards.reward_funcs]
+    rows, counts = load_rows(data)
+    if data.check_data:
+        print(f"data checked: {counts}")
+        return
+    checkpoint = run.start(args, data, extras, STAGE)
+    train(rows, counts, reward_funcs, (model_args, data, extras, rewards), args, checkpoint)
+
+
+def load_reward(name: str) -> Callable[..., list[float | None]]:
+    """Return a reward function by its name in `unifiedreward_think.rewards` or by dotted path."""
+    module, _, function = name.rpartition(".")
+    found = getattr(importlib.import_module(module or "unifiedreward_think.rewards"), function, None)
+    if found is None:
+        raise ValueError(f"reward_funcs: {module or 'unifiedreward_think.rewards'} has no function {function!r}")
+    return found
+
+
+def truncation_marker(limit: int, end_tokens: set[int]) -> Callable[..., list[float]]:
+    """Return a reward of weight 0 that marks completions cut at `limit` tokens, in the tracker and the completions log."""
+
+    def truncated(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(len(ids) >= limit and ids[-1] not in end_tokens) for ids in completion_ids]
+
+    return truncated
+
+
+def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the GRPO rows of all data files and what was counted."""
+    loaded = load_checked_records(
+        data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
+    )
+    if loaded.bad:
+        print(format_bad_rows(loaded.bad))
+    decided = [record for record in loaded.rows if record.preferred in (1, 2)][: data.limit]
+    rows = [
+        grpo_row(record, order, data.prompts, data.sampling, data.style)  # type: ignore[arg-type]
+        for record in decided
+        for order in shown_orders(record, data.orders, data.order_seed)  # type: ignore[arg-type]
+    ]
+    ties = sum(record.preferred == "tie" for record in loaded.rows)
+    return rows, {"pairs": len(decided), "rows": len(rows), "ties left out": ties, "bad rows left out": len(loaded.bad)}
+
+
+def train(
+    rows: list[dict[str, Any]],
+    counts: dict[str, int],
+    reward_funcs: list[Any],
+    arguments: tuple[Any, DataArguments, TrainingExtras, RewardArguments],
+    args: Any,
+    checkpoint: str | None,
+) -> None:
+    """Run TRL's GRPOTrainer on the rows and save the result."""
+    from trl import get_peft_config
+
+    from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
+    from unifiedreward_think.training.grpo_trainer import GRPOTrainer
+
+    model_args, data, extras, _ = arguments
+    processor = load_processor(model_args.model_name_or_path, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+    model = load_model(
+        model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+    )
+    if extras.freeze_vision:
+        counts["vision parameters frozen"] = freeze_vision(model)
+    weights = args.reward_weights or [1.0] * len(reward_funcs)
+    if len(weights) != len(reward_funcs):
+        raise ValueError(f"reward_weights has {len(weights)} entries for {len(reward_funcs)} reward_funcs")
+    ends = {processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id}
+    args.reward_weights = [*weights, 0.0]
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=[*reward_funcs, truncation_marker(args.max_completion_length, ends)],
+        args=args,
+        train_dataset=to_dataset(rows),
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    run.finish(trainer, processor, args, *arguments, stage=STAGE, counts=counts)
+
+
+if __name__ == "__main__":
+    main()

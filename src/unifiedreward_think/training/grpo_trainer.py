@@ -1,0 +1,47 @@
+"""TRL's GRPOTrainer with the two repairs its vision path needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import trl
+
+from unifiedreward_think.models.loading import ReloadOnResume
+
+
+class GRPOTrainer(ReloadOnResume, trl.GRPOTrainer):
+    """Restores weights on resume, and passes LLaVA-OneVision its `batch_num_images`.
+
+    LLaVA-OneVision's processor emits `batch_num_images`, which TRL 1.16 neither accepts nor slices; the model needs it to
+    tell a row's pictures from the next row's.
+    """
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        *args: Any,
+        batch_num_images: torch.Tensor | None = None,
+        num_images: list[int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """See trl; additionally feeds each micro-batch its share of `batch_num_images`."""
+        call = super()._get_per_token_logps_and_entropies
+        positional = (model, input_ids, attention_mask, logits_to_keep, batch_size, *args)
+        if self.model.config.model_type != "llava_onevision" or num_images is None:
+            return call(*positional, num_images=num_images, **kwargs)
+        size = batch_size or input_ids.size(0)
+        shares = iter([num_images[i : i + size] for i in range(0, input_ids.size(0), size)])
+
+        def add_share(_: Any, positional: Any, keyword: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return positional, {**keyword, "batch_num_images": torch.tensor(next(shares), device=input_ids.device)}
+
+        hook = model.register_forward_pre_hook(add_share, with_kwargs=True)
+        try:
+            return call(*positional, num_images=num_images, **kwargs)
+        finally:
+            hook.remove()

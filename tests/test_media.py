@@ -3,6 +3,7 @@
 import io
 import shutil
 import warnings
+import zlib
 from pathlib import Path
 
 import av
@@ -141,11 +142,9 @@ def test_fewer_frames_than_declared_are_noticed(clip, monkeypatch):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("content", [b"", b"garbage" * 500, b"\x00" * 5000, "png"])
-def test_what_is_no_video_is_refused_by_name(tmp_path, decoder, content, clip):
+@pytest.mark.parametrize("content", [b"", b"garbage" * 500, b"\x00" * 5000, b"\x00\x00\x00\x18ftypmp42" + b"moov" * 99])
+def test_what_is_no_video_is_refused_by_name(tmp_path, decoder, content):
     file = tmp_path / "odd.mp4"
-    if content == "png":
-        content = clip.read_bytes()[:40] + b"moov" * 100
     file.write_bytes(content)
     with pytest.raises(MediaError, match=r"odd\.mp4: "):
         decode_frames(file, 4, decoder)
@@ -329,7 +328,7 @@ def test_a_damaged_image_opens_or_is_refused_but_nothing_else(tmp_path, kind):
 def test_a_huge_image_is_refused_without_decoding_it(tmp_path, monkeypatch):
     file = save(tmp_path / "huge.png", side=100)
     monkeypatch.setattr(media, "MAX_PIXELS", 9_999)
-    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     with pytest.raises(MediaError, match=r"huge\.png: 100x100 pixels; the limit is 9,999: scale it down"):
         open_image(file)
 
@@ -340,7 +339,7 @@ def test_a_bomb_is_refused_by_its_declared_size(tmp_path, side):
     file = save(tmp_path / "bomb.png")
     data = bytearray(file.read_bytes())
     data[16:24] = side.to_bytes(4, "big") * 2
-    data[29:33] = __import__("zlib").crc32(data[12:29]).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     file.write_bytes(data)
     with pytest.raises(MediaError, match=r"bomb\.png: "):
         open_image(file)

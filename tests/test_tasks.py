@@ -1,6 +1,7 @@
 """From a record to what the model reads: prompts, orders, custom templates, and the wording that ships."""
 
 import hashlib
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -114,9 +115,9 @@ def test_several_pictures_of_one_question_keep_their_order():
 
 def test_media_stand_where_the_template_names_them():
     parts = build_parts(image_pair(), order="ab", prompts=load_prompts())
-    places = {part.paths: before for before, part in zip(parts, parts[1:], strict=False) if isinstance(part, Media)}
+    places = {part.paths: before for before, part in itertools.pairwise(parts) if isinstance(part, Media)}
     assert places[("a.png",)].endswith("Image 1: ") and places[("b.png",)].endswith("Image 2: ")
-    assert all(isinstance(part, str) != isinstance(after, str) for part, after in zip(parts, parts[1:], strict=False))
+    assert all(isinstance(part, str) != isinstance(after, str) for part, after in itertools.pairwise(parts))
 
 
 def test_frames_stay_one_video_in_order():

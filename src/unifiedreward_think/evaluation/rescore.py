@@ -1,0 +1,120 @@
+"""Compute every number again from stored completions, without a model; compare two runs.
+
+    python -m unifiedreward_think.evaluation.rescore outputs/toy/eval/cold_start outputs/toy/eval/grpo --write
+    python -m unifiedreward_think.evaluation.rescore --compare outputs/toy/eval/cold_start outputs/toy/eval/grpo
+
+The first prints the table and says which stored verdicts the parser of today reads differently; `--write` replaces
+results.json. The second prints an exact paired test on the rows that both runs judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from unifiedreward_think.metrics import PairedTest, paired_test, summarize
+from unifiedreward_think.records import Judgment, RecordError, read_json_lines
+from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.verdict import Style, parse
+
+
+def read_judgments(folder: Path) -> list[Judgment]:
+    """Read `judgments.jsonl` of a run; the file is only read, so a run that still writes is not disturbed.
+
+    Raises:
+        RecordError: the file is missing or empty, or a line is no judgment.
+    """
+    path = folder / "judgments.jsonl"
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file; name the output folder of an evaluation")
+    rows = [Judgment.from_json(row) for _, row in read_json_lines(path)]
+    if not rows:
+        raise RecordError(f"{path}: holds no judgment; run the evaluation first")
+    return rows
+
+
+def rescore(judgments: Iterable[Judgment], *, style: Style = "cot") -> tuple[list[Judgment], list[Judgment]]:
+    """Parse stored completions again.
+
+    Args:
+        judgments: the rows; those without a completion stay as they are.
+        style: what the strict parser expects, for rows whose `sampling` does not name a style.
+
+    Returns:
+        All rows with the verdicts of today's parser, and those among them whose stored verdict was another.
+    """
+    rows, changed = [], []
+    for row in judgments:
+        if row.completion is None:
+            rows.append(row)
+            continue
+        said: Style = row.sampling.get("style", style)
+        verdict = parse(row.completion, TASKS[row.task].noun, style=said)
+        rows.append(replace(row, verdict=verdict))
+        if verdict != row.verdict:
+            changed.append(rows[-1])
+    return rows, changed
+
+
+def describe(test: PairedTest, names: Sequence[str]) -> str:
+    """Write a paired test in words.
+
+    >>> row = Judgment(record_id="kite", order="ab", completion="", verdict=parse("", "Image"), preferred=1,
+    ...                task="image_generation")
+    >>> print(describe(paired_test([row], [row]), ["before", "after"]))
+    1 labelled judgments in common (in before only: 0, in after only: 0)
+    before: 0.0% [0.0, 79.3] right
+    after: 0.0% [0.0, 79.3] right
+    right in before only: 0; right in after only: 0
+    exact two-sided p = 1 over clusters (McNemar, rows taken as independent: 1)
+    """
+    a, b = names
+    return "\n".join(
+        [
+            f"{test.accuracy_a.total} labelled judgments in common"
+            f" (in {a} only: {test.unmatched_a}, in {b} only: {test.unmatched_b})",
+            f"{a}: {test.accuracy_a} right",
+            f"{b}: {test.accuracy_b} right",
+            f"right in {a} only: {test.only_a_right}; right in {b} only: {test.only_b_right}",
+            f"exact two-sided p = {test.p_value:.3g} over clusters"
+            f" (McNemar, rows taken as independent: {test.p_mcnemar:.3g})",
+        ]
+    )
+
+
+def main() -> None:
+    """Score again from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, help="folders with judgments.jsonl")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="test A against B")
+    parser.add_argument("--style", choices=["cot", "direct"], default="cot", help="of rows that do not name theirs")
+    parser.add_argument("--write", action="store_true", help="replace results.json of every folder")
+    args = parser.parse_args()
+    if bool(args.folders) == bool(args.compare):
+        parser.error("name folders to score again, or --compare A B")
+    from unifiedreward_think.evaluation.report import stage_table
+
+    runs = {}
+    try:
+        for folder in args.compare or args.folders:
+            runs[folder], changed = rescore(read_judgments(folder), style=args.style)
+            what = f", first: record {changed[0].record_id!r}" if changed else ""
+            print(f"{folder}: {len(changed)} of {len(runs[folder])} verdicts differ from the stored ones{what}")
+        if args.compare:
+            a, b = args.compare
+            print(describe(paired_test(runs[a], runs[b]), [str(a), str(b)]))
+            return
+        results = {str(folder): summarize(rows) for folder, rows in runs.items()}
+    except (RecordError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    for folder in args.folders if args.write else []:
+        text = json.dumps(results[str(folder)], indent=1) + "\n"
+        (folder / "results.json").write_text(text, encoding="utf-8")
+    print(stage_table(results))
+
+
+if __name__ == "__main__":
+    main()

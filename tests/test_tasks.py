@@ -109,8 +109,9 @@ def test_the_candidates_change_places_and_nothing_else_does(style):
 
 def test_several_pictures_of_one_question_keep_their_order():
     record = question(media=(("a.png",), ("b.png",)))
-    for order in ORDERS:
-        assert paths(build_parts(record, order=order, prompts=load_prompts())) == [("a.png",), ("b.png",)]
+    for prompts in (load_prompts(), {record.task: "{prompt}"}, {record.task: "{media_1}{prompt}{media_2}"}):
+        for order in ORDERS:
+            assert paths(build_parts(record, order=order, prompts=prompts)) == [("a.png",), ("b.png",)]
 
 
 def test_media_stand_where_the_template_names_them():

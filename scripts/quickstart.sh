@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole method on the toy world: base -> cold start -> rejection sampling -> GRPO, then a table and a report.
-#   bash scripts/quickstart.sh [--seed 0]
+#   bash scripts/quickstart.sh [SEED]
 # No GPU and no network beyond the package registry. Safe to run again: finished parts are not repeated.
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
@@ -8,8 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 # shellcheck source=scripts/toy.sh
 source scripts/toy.sh
 
-seed=0
-[[ "${1:-}" == --seed ]] && seed=$2
+seed=${1:-0}
 out=outputs/toy/seed$seed
 toy_pipeline "$seed" "$out"
 python -m unifiedreward_think.evaluation.report \

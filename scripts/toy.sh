@@ -44,3 +44,14 @@ toy_pipeline() {
   toy_judge "$out/grpo" grpo "$out"
   toy_wait "$out"
 }
+
+# toy_direct SEED OUT: the ablation without chains of thought, on the same pairs.
+toy_direct() {
+  local seed=$1 out=$2
+  judging=()
+  echo "== ablation: GRPO without chains of thought"
+  bash scripts/grpo.sh configs/toy/grpo_direct.yaml --seed "$seed" --order_seed "$seed" --frame_cache "$out/frames" \
+    --train_files "$out/data/train.jsonl" --output_dir "$out/grpo_direct"
+  toy_judge "$out/grpo_direct" grpo_direct "$out" --style direct
+  toy_wait "$out"
+}

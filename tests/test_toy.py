@@ -175,7 +175,7 @@ def test_drawings_of_one_scene_differ_in_their_pixels_by_seed_only():
     assert len(draw_frames(replace(scene, motion=""), 1)) == 1
 
 
-@pytest.mark.parametrize("change", [{"colour": "blue"}, {"shape": "square"}, {"clean": False}, {"whole": False}])
+@pytest.mark.parametrize("change", [{"colour": "blue"}, {"shape": "bar"}, {"clean": False}, {"whole": False}])
 def test_every_property_of_a_picture_can_be_seen(change):
     scene = Scene("red", "circle")
     assert (draw_frames(scene, 5)[0] != draw_frames(replace(scene, **change), 5)[0]).any()
@@ -208,7 +208,7 @@ def test_the_teacher_scores_what_the_scene_shows():
     spoiled = Scene("blue", "circle", clean=False, whole=False)
     assert score_candidate(caption, spoiled) == [(6, "wrong colour"), (4, "noisy"), (2, "broken")]
     moving = replace(caption, motion="up")
-    odd = Scene("blue", "square", motion="down", steady=False)
+    odd = Scene("blue", "bar", motion="down", steady=False)
     assert score_candidate(moving, odd) == [(1, "all wrong"), (2, "flickering"), (8, "clean")]
     assert score_candidate(moving, replace(odd, colour="red"))[0] == (3, "mostly wrong")
 

@@ -112,7 +112,7 @@ class PreferenceRecord:
         for key in ("task", "prompt", "source", "group", "instruction"):
             if not isinstance(row.get(key, ""), str):
                 raise RecordError(f"record {name!r}: {key} must be a string, found {row[key]!r}")
-        media, answers = row["media"], row.get("answers") or []
+        media, answers = row["media"], row.get("answers", ())
         if not isinstance(media, (list, tuple)) or not isinstance(answers, (list, tuple)):
             raise RecordError(f"record {name!r}: media and answers must be lists")
         if not all(isinstance(answer, str) for answer in answers):
@@ -145,6 +145,9 @@ class Trace:
         if not isinstance(row.get("record"), Mapping):
             raise RecordError(f"a trace holds its record as an object under 'record', found {row.get('record')!r}")
         record = PreferenceRecord.from_json(row["record"])
+        if unknown := set(row) - set(cls.__slots__):
+            known = ", ".join(cls.__slots__)
+            raise RecordError(f"record {record.id!r}: unknown key {min(unknown)!r}; known: {known}")
         order, completion = row.get("order", "ab"), row.get("completion")
         if order not in ORDERS:
             raise RecordError(f"record {record.id!r}: order is {order!r}; write 'ab' or 'ba'")

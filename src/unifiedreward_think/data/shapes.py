@@ -56,8 +56,6 @@ def read_trace(row: Mapping[str, Any], origin: Origin) -> Trace:
     if "conversations" in row:
         trace = read_conversation(row, name=origin.name, source=origin.source)
     elif "record" in row:
-        if unknown := set(row) - set(Trace.__slots__):
-            raise RecordError(f"unknown key {min(unknown)!r}; known: {', '.join(Trace.__slots__)}")
         trace = Trace.from_json(row)
     else:
         raise RecordError(f"no trace, found the keys {_keys(row)}; expected a {SHAPES[1]} or a {SHAPES[2]}")

@@ -1,1 +1,1 @@
-"""Looking at judgments: judge a file of records (`__main__`), score again (`rescore`), table and page (`report`)."""
+"""Looking at judgments: judge a file of records (`__main__`), `rescore` them, `report` them on one page."""

@@ -21,6 +21,11 @@ VISION_TOWERS = {
     "qwen3_5": "model.visual",
     "llava_onevision": "model.vision_tower",
 }
+# Hints for model types that people do try.
+INSTEAD = {
+    "llava_qwen": "this is the LLaVA-NeXT layout; use a checkpoint converted to llava_onevision",
+    "llava_onevision1_5": "it is no model of transformers; use llava_onevision",
+}
 
 
 class UnsupportedModelError(ValueError):
@@ -40,6 +45,9 @@ def load_processor(
         min_pixels: pictures below this area are scaled up; None keeps the checkpoint's limit.
         max_pixels: pictures above this area are scaled down; None keeps the checkpoint's limit.
         revision: of the Hub repository.
+
+    Raises:
+        UnsupportedModelError: the limits do not suit the processor.
     """
     from transformers import AutoProcessor
 
@@ -52,7 +60,12 @@ def load_processor(
             raise UnsupportedModelError(
                 f"{path}: {type(image_processor).__name__} has a fixed tile size; leave min_pixels and max_pixels out"
             )
-        image_processor.size = {**image_processor.size, **chosen}
+        size = {**image_processor.size, **chosen}
+        if size["shortest_edge"] > size["longest_edge"]:
+            raise UnsupportedModelError(
+                f"{path}: min_pixels {size['shortest_edge']} is above max_pixels {size['longest_edge']}; set both"
+            )
+        image_processor.size = size
     processor.tokenizer.padding_side = "left"
     return processor
 
@@ -63,15 +76,15 @@ def load_model(
     """Load a supported vision-language model.
 
     Raises:
-        UnsupportedModelError: the family is not one of VISION_TOWERS, or the folder is in the LLaVA-NeXT layout.
+        UnsupportedModelError: the family is not one of VISION_TOWERS.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-    config = AutoConfig.from_pretrained(path, revision=revision)
-    if config.model_type not in VISION_TOWERS:
-        raise UnsupportedModelError(
-            f"{path}: model_type {config.model_type!r} is not supported; supported: {', '.join(VISION_TOWERS)}"
-        )
+    # The bare dictionary, because AutoConfig fails on types unknown to transformers without a hint.
+    family = PretrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
+    if family not in VISION_TOWERS:
+        hint = INSTEAD.get(str(family), f"supported: {', '.join(VISION_TOWERS)}")
+        raise UnsupportedModelError(f"{path}: model_type {family!r} is not supported; {hint}")
     model = AutoModelForImageTextToText.from_pretrained(
         path, dtype=dtype, attn_implementation=attn_implementation, revision=revision
     )
@@ -89,7 +102,8 @@ def freeze_vision(model: Any) -> int:
     """Freeze the vision tower and return the number of frozen parameters."""
     tower = vision_tower(model)
     tower.requires_grad_(False)
-    return sum(parameter.numel() for parameter in tower.parameters())
+    # Under ZeRO-3 the parameters are partitioned and numel() is 0.
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in tower.parameters())
 
 
 def prune_key_renames(model: Any) -> None:

@@ -278,7 +278,9 @@ def _llava_onevision(tokenizer: Any, size: Size) -> tuple[Any, Any]:
         vision_feature_layer=-1,
     )
     processor = tf.LlavaOnevisionProcessor(
-        image_processor=tf.LlavaOnevisionImageProcessor(size={"height": side, "width": side}, image_grid_pinpoints=grid),
+        image_processor=tf.LlavaOnevisionImageProcessor(
+            size={"height": side, "width": side}, image_grid_pinpoints=grid
+        ),
         video_processor=tf.LlavaOnevisionVideoProcessor(size={"height": side, "width": side}),
         tokenizer=tokenizer,
         num_image_tokens=(side // size.patch) ** 2,

@@ -23,7 +23,7 @@ from unifiedreward_think.tasks import TASKS, Media, build_parts, load_prompts
 from unifiedreward_think.toy.dataset import random_pair
 from unifiedreward_think.toy.teacher import observe, score_candidate
 from unifiedreward_think.toy.world import Scene, draw_frames, random_scene
-from unifiedreward_think.verdict import answer_text
+from unifiedreward_think.verdict import NOUNS, answer_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,10 +76,16 @@ def add_numbers(rng: random.Random) -> Lesson:
     return [f"Add {text}"], f"{text}={sum(numbers)}"
 
 
-def larger_number(rng: random.Random) -> Lesson:
-    """Say which of two totals is larger."""
-    first, second = rng.sample(range(5, 28), 2)
-    return [f"1: {first}\n2: {second}\nLarger?"], "1" if first > second else "2"
+def compare_totals(rng: random.Random) -> Lesson:
+    """Add the numbers of two candidates and say which total is larger."""
+    noun = rng.choice(NOUNS)
+    columns = [[rng.randint(1, 9) for _ in range(3)] for _ in range(2)]
+    if sum(columns[0]) == sum(columns[1]):
+        columns[0][0] += 1 if columns[0][0] < 9 else -1
+    asked = "\n".join(f"{noun} {k}: {', '.join(map(str, column))}" for k, column in enumerate(columns, start=1))
+    sums = [f"{noun} {k}: {'+'.join(map(str, column))}={sum(column)}" for k, column in enumerate(columns, start=1)]
+    larger = 1 if sum(columns[0]) > sum(columns[1]) else 2
+    return [f"{asked}\nTotal score?"], "\n".join([*sums, f"{noun} {larger} is larger"])
 
 
 def guess_winner(rng: random.Random) -> Lesson:
@@ -99,11 +105,11 @@ def guess_winner(rng: random.Random) -> Lesson:
 
 
 LESSONS: tuple[tuple[Callable[[random.Random], Lesson], float], ...] = (
-    (describe_one, 0.25),
-    (describe_pair, 0.4),
-    (match_caption, 0.1),
-    (add_numbers, 0.1),
-    (larger_number, 0.05),
+    (describe_one, 0.1),
+    (describe_pair, 0.35),
+    (match_caption, 0.15),
+    (add_numbers, 0.05),
+    (compare_totals, 0.25),
     (guess_winner, 0.1),
 )
 
@@ -183,9 +189,9 @@ def main() -> None:
     """Pretrain from the command line."""
     parser = argparse.ArgumentParser(description="Pretrain the tiny base model of the toy world.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--rows", type=int, default=48_000, help="lessons, each seen once")
+    parser.add_argument("--rows", type=int, default=64_000, help="lessons, each seen once")
     parser.add_argument("--batch", type=int, default=32, help="lessons in a step")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak of the cosine schedule")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of the cosine schedule")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the lessons and their order")
     args = parser.parse_args()
     pretrain(args.output, rows=args.rows, batch=args.batch, learning_rate=args.learning_rate, seed=args.seed)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 COLOURS = {"red": (214, 46, 40), "green": (46, 160, 67), "blue": (52, 84, 209), "yellow": (232, 190, 40)}
-SHAPES = ("circle", "square")
+SHAPES = ("circle", "bar")
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SIDE = 32
 CLIP_FRAMES = 8
@@ -96,7 +96,8 @@ def write_scene(scene: Scene, seed: int, stem: Path) -> Path:
 def _draw(scene: Scene, centre: tuple[float, float], radius: int, tint: np.ndarray, background: int) -> np.ndarray:
     y, x = np.mgrid[0:SIDE, 0:SIDE] + 0.5
     dx, dy = np.abs(x - centre[0]), np.abs(y - centre[1])
-    inside = dx**2 + dy**2 <= radius**2 if scene.shape == "circle" else np.maximum(dx, dy) <= radius
+    circle, bar = dx**2 + dy**2 <= radius**2, (dx <= radius) & (dy <= radius / 2)
+    inside = circle if scene.shape == "circle" else bar
     frame = np.full((SIDE, SIDE, 3), float(background))
     frame[inside] = np.array(COLOURS[scene.colour]) + tint
     if not scene.whole:

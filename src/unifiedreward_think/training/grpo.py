@@ -8,15 +8,17 @@ Ties and unlabelled pairs have no gold answer and are left out, with their count
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from unifiedreward_think.data.loading import format_bad_rows, load_checked_records
 from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
 from unifiedreward_think.training import run
-from unifiedreward_think.training.arguments import DataArguments, TrainingExtras, _help
+from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
+from unifiedreward_think.training.output import finish
 
 STAGE = "grpo"
 
@@ -25,9 +27,9 @@ STAGE = "grpo"
 class RewardArguments:
     """Which rewards are summed; their weights are TRL's `reward_weights`."""
 
-    reward_funcs: list[str] = _help(
-        "functions of unifiedreward_think.rewards, or dotted paths",
+    reward_funcs: list[str] = field(
         default_factory=lambda: ["format_reward", "accuracy_reward"],
+        metadata={"help": "functions of unifiedreward_think.rewards, or dotted paths"},
     )
 
 
@@ -38,26 +40,28 @@ def main() -> None:
     from trl import GRPOConfig, ModelConfig
 
     data, extras, rewards, args, model_args = run.parse(*own, GRPOConfig, ModelConfig)
+    run.refuse(args, model_args)
     reward_funcs = [load_reward(name) for name in rewards.reward_funcs]
     rows, counts = load_rows(data)
     if data.check_data:
         print(f"data checked: {counts}")
         return
-    checkpoint = run.start(args, data, extras, STAGE)
+    checkpoint = run.start(args, model_args, data, extras, rewards, stage=STAGE)
     train(rows, counts, reward_funcs, (model_args, data, extras, rewards), args, checkpoint)
 
 
 def load_reward(name: str) -> Callable[..., list[float | None]]:
     """Return a reward function by its name in `unifiedreward_think.rewards` or by dotted path."""
     module, _, function = name.rpartition(".")
-    found = getattr(importlib.import_module(module or "unifiedreward_think.rewards"), function, None)
+    found: Any = getattr(importlib.import_module(module or "unifiedreward_think.rewards"), function, None)
     if found is None:
         raise ValueError(f"reward_funcs: {module or 'unifiedreward_think.rewards'} has no function {function!r}")
-    return found
+    reward: Callable[..., list[float | None]] = found
+    return reward
 
 
 def truncation_marker(limit: int, end_tokens: set[int]) -> Callable[..., list[float]]:
-    """Return a reward of weight 0 that marks completions cut at `limit` tokens, in the tracker and the completions log."""
+    """Return a reward of weight 0 that marks completions cut at `limit` tokens wherever rewards are logged."""
 
     def truncated(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [float(len(ids) >= limit and ids[-1] not in end_tokens) for ids in completion_ids]
@@ -91,33 +95,29 @@ def train(
     checkpoint: str | None,
 ) -> None:
     """Run TRL's GRPOTrainer on the rows and save the result."""
-    from trl import get_peft_config
-
-    from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
     from unifiedreward_think.training.grpo_trainer import GRPOTrainer
 
     model_args, data, extras, _ = arguments
-    processor = load_processor(model_args.model_name_or_path, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
-    model = load_model(
-        model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
-    )
-    if extras.freeze_vision:
-        counts["vision parameters frozen"] = freeze_vision(model)
     weights = args.reward_weights or [1.0] * len(reward_funcs)
     if len(weights) != len(reward_funcs):
         raise ValueError(f"reward_weights has {len(weights)} entries for {len(reward_funcs)} reward_funcs")
+    model, processor, peft_config = run.load(model_args, data, extras, counts)
     ends = {processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id}
-    args.reward_weights = [*weights, 0.0]
+    trainer_args = copy.copy(args)  # the trainer changes it; run.json records the user's
+    trainer_args.reward_weights = [*weights, 0.0]
+    if model_args.model_revision != "main":
+        # The reference model is loaded by TRL, which would take the newest revision.
+        trainer_args.model_init_kwargs = {"revision": model_args.model_revision}
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=[*reward_funcs, truncation_marker(args.max_completion_length, ends)],
-        args=args,
+        args=trainer_args,
         train_dataset=to_dataset(rows),
         processing_class=processor,
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    run.finish(trainer, processor, args, *arguments, stage=STAGE, counts=counts)
+    finish(trainer, processor, args, *arguments, stage=STAGE, counts=counts)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import trl
 from unifiedreward_think.models.loading import ReloadOnResume
 
 
-class GRPOTrainer(ReloadOnResume, trl.GRPOTrainer):
+class GRPOTrainer(ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
     """Restores weights on resume, and passes LLaVA-OneVision its `batch_num_images`.
 
-    LLaVA-OneVision's processor emits `batch_num_images`, which TRL 1.16 neither accepts nor slices; the model needs it to
-    tell a row's pictures from the next row's.
+    LLaVA-OneVision's processor emits `batch_num_images`, which TRL 1.16 neither accepts nor slices; the model needs it
+    to tell a row's pictures from the next row's.
     """
 
     def _get_per_token_logps_and_entropies(

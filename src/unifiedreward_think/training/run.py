@@ -1,4 +1,4 @@
-"""What a training run does around the trainer: arguments, resuming, and an output folder that loads anywhere."""
+"""What a training run does before the trainer: parse and refuse arguments, load the model, prepare `output_dir`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
+from unifiedreward_think.training.output import RUN_FILE, describe, write_run
 
-VERSIONED = ("unifiedreward-think", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
-RUN_FILE = "run.json"
+SWITCHES = {"resume", "overwrite"}  # arguments that do not change what a run computes
 
 
 def own_help(module_doc: str | None, own: Sequence[type], trl: Sequence[str]) -> None:
@@ -46,124 +45,112 @@ def parse(*types: type) -> tuple[Any, ...]:
     from trl import TrlParser
 
     argv = ["--help" if arg == "--help_all" else arg for arg in sys.argv[1:]]
-    _prepare_deepspeed_on_cpu(argv)
-    return TrlParser(types).parse_args_and_config(argv)
+    _prepare_deepspeed(argv)
+    parsed: tuple[Any, ...] = TrlParser(types).parse_args_and_config(argv)
+    return parsed
 
 
-def start(args: Any, data: DataArguments, extras: TrainingExtras, stage: str) -> str | None:
-    """Prepare `output_dir` and return the checkpoint to go on from, if any.
+def refuse(args: Any, model_args: Any) -> None:
+    """Refuse options that would silently do something else than they say.
 
     Raises:
-        SystemExit: the run is already finished (status 0), or output_dir holds another run and `resume: never` came
-            without `overwrite`.
+        SystemExit: names the options and what to use.
     """
-    folder = Path(args.output_dir)
-    record = folder / RUN_FILE
-    if extras.resume == "never" and folder.exists() and any(folder.iterdir()):
-        if not extras.overwrite:
-            raise SystemExit(f"{folder} is not empty: choose another output_dir, or add --overwrite true to delete it")
-        if args.process_index == 0:
-            shutil.rmtree(folder)
-    if record.exists() and json.loads(record.read_text(encoding="utf-8")).get("finished"):
-        print(f"{stage}: {folder} is finished already; --resume never --overwrite true trains it again")
-        raise SystemExit(0)
+    rollout = getattr(args, "steps_per_generation", 1) * getattr(args, "num_iterations", 1)
+    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    quantized = model_args.load_in_4bit or model_args.load_in_8bit
+    splits_rollout = args.save_strategy == "steps" and args.save_steps * args.gradient_accumulation_steps % rollout
+    refused = {
+        "fsdp with use_cpu: would be plain data parallelism; use deepspeed": fsdp and args.use_cpu,
+        "load_in_4bit, load_in_8bit: would be ignored; use use_peft with bfloat16 weights": quantized,
+        "model_init_kwargs: would be ignored; use dtype, attn_implementation, model_revision": args.model_init_kwargs,
+        "max_length: would cut the end of long completions; set it to null and lower max_pixels or frames": (
+            getattr(args, "max_length", None)
+        ),
+        "save_steps inside a rollout: a resumed run would lose the rest of the rollout; save at multiples of "
+        f"{rollout} / gradient_accumulation_steps": splits_rollout,
+        "push_to_hub during training: would push unfinished folders; set hub_strategy to end": (
+            args.push_to_hub and args.hub_strategy != "end"
+        ),
+    }
+    if problems := [text for text, applies in refused.items() if applies]:
+        raise SystemExit("these options are refused:\n- " + "\n- ".join(problems))
+
+
+def load(model_args: Any, data: DataArguments, extras: TrainingExtras, counts: dict[str, int]) -> tuple[Any, Any, Any]:
+    """Return the model, its processor and the LoRA settings (None without `use_peft`); count what is frozen."""
+    from trl import get_peft_config
+
+    from unifiedreward_think.models.loading import VISION_TOWERS, freeze_vision, load_model, load_processor
+
+    path, revision = model_args.model_name_or_path, model_args.model_revision
+    model = load_model(
+        path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation, revision=revision
+    )
+    processor = load_processor(path, min_pixels=data.min_pixels, max_pixels=data.max_pixels, revision=revision)
+    peft_config = get_peft_config(model_args)
+    if extras.freeze_vision:
+        counts["vision parameters frozen"] = freeze_vision(model)
+        if peft_config is not None:
+            # Layers of the tower have the same names (gate_proj, q_proj); their adapters would be trained and merged.
+            peft_config.exclude_modules = re.escape(VISION_TOWERS[model.config.model_type]) + r"\..*"
+    return model, processor, peft_config
+
+
+def start(args: Any, *others: Any, stage: str) -> str | None:
+    """Prepare `output_dir` and return the checkpoint to go on from, if any.
+
+    Args:
+        args: the trainer's arguments.
+        others: the other arguments of the run, its TrainingExtras among them.
+        stage: name of the stage.
+
+    Raises:
+        SystemExit: the run is already finished (status 0, unless with other arguments), or `output_dir` holds something
+            else and `resume: never` came without `overwrite`.
+    """
     from transformers.trainer_utils import get_last_checkpoint
 
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if args.process_index == 0:
-        write_run(folder, args, data, extras, stage=stage, finished=False)
-    return checkpoint
-
-
-def write_run(folder: Path, args: Any, *others: Any, stage: str, finished: bool, **results: Any) -> None:
-    """Write run.json: the resolved arguments, versions and commit, and the results so far."""
-    arguments: dict[str, Any] = {}
-    for part in (args, *others):
-        arguments |= part.to_dict() if hasattr(part, "to_dict") else dataclasses.asdict(part)
-    row = {
-        "stage": stage,
-        "finished": finished,
-        "arguments": arguments,
-        "versions": {name: metadata.version(name) for name in VERSIONED},
-        "commit": _commit(),
-        **results,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f"{RUN_FILE}.new"
-    scratch.write_text(json.dumps(row, indent=1, default=str, sort_keys=True) + "\n", encoding="utf-8")
-    scratch.replace(folder / RUN_FILE)
-
-
-def finish(trainer: Any, processor: Any, args: Any, *others: Any, stage: str, counts: dict[str, Any]) -> None:
-    """Save a folder that loads directly in inference and vLLM, then push it to the Hub if asked.
-
-    An adapter is merged into its base first, so that no loader needs to know about PEFT.
-    """
-    from unifiedreward_think.models.loading import prune_key_renames
-
     folder = Path(args.output_dir)
-    prune_key_renames(trainer.accelerator.unwrap_model(trainer.model))
-    if hasattr(trainer.model, "merge_and_unload") and not trainer.is_deepspeed_enabled:
-        trainer.model.merge_and_unload().save_pretrained(folder)
-    else:
-        trainer.save_model(str(folder))
-    if trainer.is_world_process_zero():
-        processor.save_pretrained(folder)
-        (folder / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
-        write_run(folder, args, *others, stage=stage, finished=True, counts=counts)
-        (folder / "README.md").write_text(model_card(folder), encoding="utf-8")
-    if args.push_to_hub:
-        trainer.push_to_hub()
-    trainer.end()
+    extras = next(part for part in others if isinstance(part, TrainingExtras))
+    row = describe(args, *others, stage=stage, finished=False)
+    afresh = extras.resume == "never"
+    _check_folder(folder, row, afresh=afresh, overwrite=extras.overwrite)
+    args.distributed_state.wait_for_everyone()  # every process looks before the first one changes anything
+    if args.process_index == 0:
+        if afresh and folder.exists():
+            shutil.rmtree(folder)
+        write_run(folder, row)
+    args.distributed_state.wait_for_everyone()
+    return get_last_checkpoint(str(folder))  # type: ignore[no-any-return]
 
 
-def model_card(folder: Path) -> str:
-    """Return the model card of a finished run: base model, data, arguments, last logged values."""
-    run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    log = [row for row in json.loads((folder / "log_history.json").read_text(encoding="utf-8")) if "loss" in row]
-    arguments = run["arguments"]
-    shown = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-             "lr_scheduler_type", "warmup_steps", "beta", "num_generations", "loss_type", "seed", "freeze_vision")
-    settings = "\n".join(f"| {key} | {arguments[key]} |" for key in shown if key in arguments)
-    counts = "\n".join(f"| {key} | {value} |" for key, value in run["counts"].items())
-    last = "\n".join(f"| {key} | {value} |" for key, value in (log[-1] if log else {}).items())
-    return f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-base_model: {arguments.get("model_name_or_path")}
-tags: [reward-model, chain-of-thought, unifiedreward-think, {run["stage"]}]
----
-# {folder.name}
-
-A multimodal chain-of-thought reward model, stage *{run["stage"]}* of UnifiedReward-Think (arXiv 2505.03318), trained with
-unifiedreward-think {run["versions"]["unifiedreward-think"]} (commit {run["commit"]}) from `{arguments.get("model_name_or_path")}`.
-
-It compares two candidates and ends with `<answer>Image 1 is better</answer>` (or Video, Answer; 1 or 2).
-
-## Data
-Files: {", ".join(f"`{file}`" for file in arguments["train_files"])}
-
-| rows | |
-|---|---|
-{counts}
-
-## Arguments
-The complete list is in `{RUN_FILE}`.
-
-| argument | value |
-|---|---|
-{settings}
-
-## Last logged values
-| metric | value |
-|---|---|
-{last}
-
-How well it judges is not known from these: run `python -m unifiedreward_think.evaluation` on a held-out set.
-"""
+def _check_folder(folder: Path, row: dict[str, Any], *, afresh: bool, overwrite: bool) -> None:
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if afresh:
+        if not overwrite:
+            raise SystemExit(f"{folder} is not empty: choose another output_dir, or add --overwrite true to delete it")
+        return
+    if not (folder / RUN_FILE).exists():
+        raise SystemExit(f"{folder} is not empty and holds no run of ours: choose another output_dir")
+    before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    old, new = before["arguments"], row["arguments"]
+    names = [key for key in sorted({*old, *new} - SWITCHES) if old.get(key) != new.get(key)]
+    changed = "; ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in names)
+    if before["finished"] and changed:
+        raise SystemExit(
+            f"{folder} is finished already, with other arguments ({changed}): "
+            "choose another output_dir, or add --resume never --overwrite true"
+        )
+    if before["finished"]:
+        print(f"{row['stage']}: {folder} is finished already; --resume never --overwrite true trains it again")
+        raise SystemExit(0)
+    if changed:
+        print(f"{row['stage']}: going on in {folder} with other arguments ({changed})")
 
 
-def _prepare_deepspeed_on_cpu(argv: Sequence[str]) -> None:
+def _prepare_deepspeed(argv: Sequence[str]) -> None:
     """Initialise deepspeed.comm before the trainer arguments exist, where DeepSpeed runs without a GPU.
 
     transformers initialises torch.distributed but not deepspeed.comm on the CPU, and DeepSpeed then miscounts the
@@ -176,8 +163,10 @@ def _prepare_deepspeed_on_cpu(argv: Sequence[str]) -> None:
     known.add_argument("--config")
     flags, _ = known.parse_known_args(list(argv))
     settings = yaml.safe_load(Path(flags.config).read_text(encoding="utf-8")) if flags.config else {}
-    if not (flags.deepspeed or (settings or {}).get("deepspeed")) or "RANK" not in os.environ:
+    if not (flags.deepspeed or (settings or {}).get("deepspeed")):
         return
+    if "RANK" not in os.environ:
+        raise SystemExit("deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 -m ...")
     import torch
 
     if torch.cuda.is_available():
@@ -186,9 +175,3 @@ def _prepare_deepspeed_on_cpu(argv: Sequence[str]) -> None:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo")
-
-
-def _commit() -> str:
-    root = Path(__file__).parent
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"

@@ -1,19 +1,21 @@
 """SFT on chains of thought: stage 0 on the teacher's (cold start), stage 1 on the model's own correct ones.
 
     accelerate launch -m unifiedreward_think.training.sft --config configs/qwen2_5_vl_7b/cold_start.yaml
-    python -m unifiedreward_think.training.sft --config configs/toy/cold_start.yaml --model_name_or_path ... --check_data
+    python -m unifiedreward_think.training.sft --config configs/toy/cold_start.yaml --check_data
 
 The loss falls on the completion alone.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from unifiedreward_think.data.loading import format_bad_rows, load_checked_traces
 from unifiedreward_think.data.rows import sft_row, to_dataset
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
+from unifiedreward_think.training.output import finish
 
 STAGE = "sft"
 
@@ -24,17 +26,20 @@ def main() -> None:
     from trl import ModelConfig, SFTConfig
 
     data, extras, args, model_args = run.parse(DataArguments, TrainingExtras, SFTConfig, ModelConfig)
+    run.refuse(args, model_args)
     rows, counts = load_rows(data)
     if data.check_data:
         print(f"data checked: {counts}")
         return
-    checkpoint = run.start(args, data, extras, STAGE)
+    checkpoint = run.start(args, model_args, data, extras, stage=STAGE)
     train(rows, counts, data, extras, args, model_args, checkpoint)
 
 
 def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the SFT rows of all data files and what was counted."""
-    loaded = load_checked_traces(data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad)
+    loaded = load_checked_traces(
+        data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
+    )
     if loaded.bad:
         print(format_bad_rows(loaded.bad))
     rows = [sft_row(trace, data.prompts, data.sampling) for trace in loaded.rows[: data.limit]]
@@ -51,28 +56,23 @@ def train(
     checkpoint: str | None,
 ) -> None:
     """Run TRL's SFTTrainer on the rows and save the result."""
-    from trl import SFTTrainer, get_peft_config
+    from trl import SFTTrainer
 
-    from unifiedreward_think.models.loading import ReloadOnResume, freeze_vision, load_model, load_processor
+    from unifiedreward_think.models.loading import ReloadOnResume
 
-    class Trainer(ReloadOnResume, SFTTrainer):
+    class Trainer(ReloadOnResume, SFTTrainer):  # type: ignore[misc]
         """TRL's trainer with a resume that restores the weights."""
 
-    processor = load_processor(model_args.model_name_or_path, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
-    model = load_model(
-        model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
-    )
-    if extras.freeze_vision:
-        counts["vision parameters frozen"] = freeze_vision(model)
+    model, processor, peft_config = run.load(model_args, data, extras, counts)
     trainer = Trainer(
         model=model,
-        args=args,
+        args=copy.copy(args),  # the trainer changes it; run.json records the user's
         train_dataset=to_dataset(rows),
         processing_class=processor,
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    run.finish(trainer, processor, args, model_args, data, extras, stage=STAGE, counts=counts)
+    finish(trainer, processor, args, model_args, data, extras, stage=STAGE, counts=counts)
 
 
 if __name__ == "__main__":

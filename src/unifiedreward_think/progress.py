@@ -1,0 +1,64 @@
+"""Progress of long work, with the time left: a bar on a terminal, plain lines where the output is no terminal.
+
+>>> with progress(2, "judging", unit="pair", file=sys.stdout) as advance:
+...     advance(1)
+...     advance(1)
+judging: 2/2 pairs, took 00:00
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+LINE_EVERY = 15.0  # seconds between plain lines
+
+
+@contextmanager
+def progress(
+    total: int, label: str, *, unit: str = "item", done: int = 0, file: TextIO | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes how many items were finished since its last call.
+
+    Args:
+        total: of all items, those that were done before included.
+        label: what is being done.
+        unit: one item, in the singular.
+        done: items that an earlier run has finished; they do not count for the speed.
+        file: where to show it; stderr by default.
+    """
+    out = file or sys.stderr
+    if out.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, initial=done, desc=label, unit=unit, file=out) as bar:
+            yield bar.update
+        return
+    count, started = done, time.monotonic()
+    shown = started
+
+    def advance(items: int) -> None:
+        nonlocal count, shown
+        count += items
+        now = time.monotonic()
+        if now - shown >= LINE_EVERY and done < count < total:
+            left = (now - started) / (count - done) * (total - count)
+            print(f"{label}: {count}/{total} {unit}s, {clock(left)} left", file=out, flush=True)
+            shown = now
+
+    yield advance
+    print(f"{label}: {count}/{total} {unit}s, took {clock(time.monotonic() - started)}", file=out, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as a clock shows it.
+
+    >>> clock(75.2), clock(3675)
+    ('01:15', '1:01:15')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

@@ -1,0 +1,88 @@
+"""Gather the toy runs of several seeds into one table, the toy counterpart of the paper's tables 3 and 4.
+
+    python -m unifiedreward_think.toy.ablation --runs outputs/toy/seed0 outputs/toy/seed1 --output results/toy_ablation.json
+
+Reads `eval/<stage>/results.json` of each run and writes the JSON and, beside it, a markdown table. Both hold the accuracy of
+every seed, since a mean over three seeds hides little and should hide nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from unifiedreward_think.tasks import TASKS
+
+STAGES = {
+    "base": "base",
+    "grpo_direct": "base + GRPO without CoT",
+    "cold_start": "base + cold start",
+    "rejection_sft": "+ rejection sampling",
+    "grpo": "+ GRPO",
+}
+
+
+def gather(runs: Sequence[Path]) -> dict[str, Any]:
+    """Return, for each stage, the results of every run.
+
+    Raises:
+        FileNotFoundError: a run lacks a stage.
+    """
+    results = {}
+    for stage in STAGES:
+        files = [run / "eval" / stage / "results.json" for run in runs]
+        if missing := [file for file in files if not file.exists()]:
+            raise FileNotFoundError(f"{missing[0]}: this run has not judged the stage {stage!r}; run scripts/ablation.sh")
+        results[stage] = {run.name: json.loads(file.read_text(encoding="utf-8")) for run, file in zip(runs, files, strict=True)}
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return a markdown table: for each stage the mean and standard deviation over the runs, and each run's accuracy."""
+    names = [name.replace("_", " ") for name in TASKS]
+    lines = [
+        f"| stage | accuracy | {' | '.join(names)} | parse rate | sums add up | both orders agree | accuracy of each run |",
+        "|---" * (len(names) + 6) + "|",
+    ]
+    for stage, title in STAGES.items():
+        runs = list(results[stage].values())
+        cells = [spread([run["overall"]["accuracy"]["value"] for run in runs])]
+        cells += [spread([run["tasks"][task]["accuracy"]["value"] for run in runs]) for task in TASKS]
+        cells += [spread([run["overall"][rate]["value"] for run in runs]) for rate in ("parse_rate", "arithmetic_rate")]
+        cells.append(spread([run["both_orders"]["agreement"]["value"] for run in runs]))
+        each = ", ".join(
+            f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]" for a in (run["overall"]["accuracy"] for run in runs)
+        )
+        lines.append(f"| {title} | {' | '.join(cells)} | {each} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write the mean and the standard deviation over runs.
+
+    >>> spread([0.5, 0.6, 0.7]), spread([0.5])
+    ('0.600 ± 0.100', '0.500')
+    """
+    return f"{mean(values):.3f}" + (f" \u00b1 {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Write the table from the command line."""
+    parser = argparse.ArgumentParser(description="Gather the toy runs of several seeds into one table.")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run folders, one for each seed")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; the table goes beside it as .md")
+    args = parser.parse_args()
+    results = gather(args.runs)
+    text = table(results)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    args.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

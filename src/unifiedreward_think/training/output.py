@@ -1,0 +1,145 @@
+"""What a training run leaves behind: a folder that loads anywhere, its model card, and run.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+VERSIONED = ("unifiedreward-think", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
+RUN_FILE = "run.json"
+IN_CARD = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "beta",
+    "num_generations",
+    "loss_type",
+    "seed",
+    "freeze_vision",
+)
+
+
+def describe(args: Any, *others: Any, stage: str, finished: bool, **results: Any) -> dict[str, Any]:
+    """Return what run.json says: the resolved arguments, versions and commit, and the results so far."""
+    arguments: dict[str, Any] = {}
+    for part in (args, *others):
+        arguments |= part.to_dict() if hasattr(part, "to_dict") else dataclasses.asdict(part)
+    row = {
+        "stage": stage,
+        "finished": finished,
+        "arguments": arguments,
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+        "commit": _commit(),
+        **results,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(row, default=str))
+    return plain
+
+
+def write_run(folder: Path, row: dict[str, Any]) -> None:
+    """Write run.json, complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f"{RUN_FILE}.new"
+    scratch.write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    scratch.replace(folder / RUN_FILE)
+
+
+def finish(trainer: Any, processor: Any, args: Any, *others: Any, stage: str, counts: dict[str, Any]) -> None:
+    """Save a folder that loads directly in inference and vLLM, then push it to the Hub if asked."""
+    folder = Path(args.output_dir)
+    save_model(trainer, next(part for part in others if hasattr(part, "model_name_or_path")), folder)
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(folder)
+        log = trainer.state.log_history
+        (folder / "log_history.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+        row = describe(args, *others, stage=stage, finished=True, counts=counts)
+        (folder / "README.md").write_text(model_card(folder.name, row, log), encoding="utf-8")
+        write_run(folder, row)  # last: it says that the folder is complete
+        if args.push_to_hub:
+            from huggingface_hub import upload_folder
+
+            upload_folder(repo_id=trainer.hub_model_id, folder_path=folder, ignore_patterns=["checkpoint-*/**"])
+    trainer.end()
+
+
+def save_model(trainer: Any, model_args: Any, folder: Path) -> None:
+    """Save the trained weights under the released key names.
+
+    An adapter is kept in `adapter/` and merged into its base, so that no loader needs to know about PEFT. The base is
+    loaded again for that: under ZeRO-3 the one in training is in pieces.
+    """
+    from unifiedreward_think.models.loading import load_model
+
+    if not model_args.use_peft:
+        trainer.save_model(str(folder), _internal_call=True)
+        return
+    from peft import PeftModel
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    trainer.save_model(str(folder / "adapter"), _internal_call=True)
+    if trainer.is_world_process_zero():
+        unset_hf_deepspeed_config()
+        base = load_model(model_args.model_name_or_path, dtype=model_args.dtype, revision=model_args.model_revision)
+        PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().save_pretrained(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def model_card(name: str, row: dict[str, Any], log: Sequence[dict[str, Any]]) -> str:
+    """Return the model card of a finished run: base model, data, arguments, last logged values."""
+    arguments = row["arguments"]
+    base = arguments["model_name_or_path"]
+    logged = [values for values in log if "loss" in values][-1:]
+    settings = _table({key: arguments[key] for key in IN_CARD if key in arguments})
+    hub_base = "" if Path(base).exists() else f"base_model: {base}\n"
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+{hub_base}tags: [reward-model, chain-of-thought, unifiedreward-think, {row["stage"]}]
+---
+# {name}
+
+A multimodal chain-of-thought reward model, stage *{row["stage"]}* of UnifiedReward-Think (arXiv 2505.03318), trained
+with unifiedreward-think {row["versions"]["unifiedreward-think"]} (commit {row["commit"]}) from `{base}`.
+
+It compares two candidates and ends with `<answer>Image 1 is better</answer>` (or Video, Answer; 1 or 2).
+
+## Data
+Files: {", ".join(f"`{file}`" for file in arguments["train_files"])}
+
+| rows | |
+|---|---|
+{_table(row["counts"])}
+
+## Arguments
+The complete list is in `{RUN_FILE}`.
+
+| argument | value |
+|---|---|
+{settings}
+
+## Last logged values
+| metric | value |
+|---|---|
+{_table(logged[0] if logged else {})}
+
+How well it judges is not known from these: run `python -m unifiedreward_think.evaluation` on a held-out set.
+"""
+
+
+def _table(cells: dict[str, Any]) -> str:
+    return "\n".join(f"| {key} | {value} |" for key, value in cells.items())
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"

@@ -14,4 +14,4 @@ toy_pipeline "$seed" "$out"
 python -m unifiedreward_think.evaluation.report \
   --run "base=$out/eval/base" --run "cold start=$out/eval/cold_start" \
   --run "+ rejection sampling=$out/eval/rejection_sft" --run "+ GRPO=$out/eval/grpo" \
-  --curves "$out/grpo/log_history.json" --output "$out/report.html"
+  --curves "+ GRPO=$out/grpo/log_history.json" --output "$out/report.html"

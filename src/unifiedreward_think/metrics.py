@@ -167,9 +167,7 @@ def majority(judgments: Iterable[Judgment]) -> dict[str, int | None]:
     votes: dict[str, Counter[int | None]] = defaultdict(Counter)
     for judgment in judgments:
         votes[judgment.record_id][judgment.candidate] += 1
-    return {
-        name: None if cast[1] == cast[2] else 1 if cast[1] > cast[2] else 2 for name, cast in votes.items()
-    }
+    return {name: None if cast[1] == cast[2] else 1 if cast[1] > cast[2] else 2 for name, cast in votes.items()}
 
 
 def cluster_bootstrap(rows: Sequence[tuple[str, float]], *, seed: int = 0, resamples: int = 2000) -> Estimate:
@@ -195,9 +193,7 @@ def macro_average(
     if not filled:
         return Estimate(None, None, None)
     means = [math.fsum(value for _, value in rows) / len(rows) for rows in filled.values()]
-    draws = [
-        _resampled(rows, digest("bootstrap", seed, name), resamples) for name, rows in sorted(filled.items())
-    ]
+    draws = [_resampled(rows, digest("bootstrap", seed, name), resamples) for name, rows in sorted(filled.items())]
     macro = sorted(sum(draw) / len(draws) for draw in zip(*draws, strict=True))
     tail = int(0.025 * resamples)
     return Estimate(math.fsum(means) / len(means), macro[tail], macro[-1 - tail])
@@ -334,9 +330,7 @@ def _rates(rows: Sequence[Judgment], seed: int) -> dict[str, Any]:
 
 
 def _blocks(named: Mapping[str, Sequence[Flag]], seed: int) -> dict[str, Any]:
-    return {
-        k: {**interval(flags, seed=seed)._asdict(), **_as_rate(flags)._asdict()} for k, flags in named.items()
-    }
+    return {k: {**interval(flags, seed=seed)._asdict(), **_as_rate(flags)._asdict()} for k, flags in named.items()}
 
 
 def _as_rate(flags: Sequence[Flag]) -> Rate:
@@ -352,9 +346,7 @@ def _pair_flags(judgments: Iterable[Judgment]) -> dict[str, list[Flag]]:
     pairs = pair_orders(judgments)
     readable = [(x, y) for x, y in pairs if x.candidate is not None and y.candidate is not None]
     return {
-        "agreement": [
-            (_cluster(x), x.candidate is not None and x.candidate == y.candidate) for x, y in pairs
-        ],
+        "agreement": [(_cluster(x), x.candidate is not None and x.candidate == y.candidate) for x, y in pairs],
         "flip_rate": [(_cluster(x), x.candidate != y.candidate) for x, y in readable],
         "accuracy": [(_cluster(x), bool(x.correct and y.correct)) for x, y in pairs if x.correct is not None],
     }
@@ -373,9 +365,7 @@ def _by_key(judgments: Iterable[Judgment]) -> dict[tuple[str, str, int], Judgmen
     for row in judgments:
         key = (row.record_id, row.order, row.sample)
         if key in keyed:
-            raise ValueError(
-                f"record {key[0]!r}: order {key[1]!r}, sample {key[2]} is judged twice; remove one row"
-            )
+            raise ValueError(f"record {key[0]!r}: order {key[1]!r}, sample {key[2]} is judged twice; remove one row")
         keyed[key] = row
     return keyed
 

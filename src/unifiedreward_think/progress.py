@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TextIO, TypeVar
+
+Item = TypeVar("Item")
 
 LINE_EVERY = 15.0  # seconds between plain lines
 
@@ -20,7 +22,7 @@ LINE_EVERY = 15.0  # seconds between plain lines
 @contextmanager
 def progress(
     total: int, label: str, *, unit: str = "item", done: int = 0, file: TextIO | None = None
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Callable[[int], object]]:
     """Yield a function that takes how many items were finished since its last call.
 
     Args:
@@ -51,6 +53,14 @@ def progress(
 
     yield advance
     print(f"{label}: {count}/{total} {unit}s, took {clock(time.monotonic() - started)}", file=out, flush=True)
+
+
+def track(items: Sequence[Item], label: str, *, unit: str = "item") -> Iterator[Item]:
+    """Yield the items, showing how far the caller has come."""
+    with progress(len(items), label, unit=unit) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def clock(seconds: float) -> str:

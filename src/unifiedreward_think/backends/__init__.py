@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -32,13 +32,23 @@ class Completion(NamedTuple):
 
 
 class Backend(Protocol):
-    """What the judge needs of a backend."""
+    """What the judge needs of a backend.
+
+    Attributes:
+        model: name of the model, stored in every judgment.
+        batch_size: prompts in one call of `complete`.
+        settings: what else decides the completions, such as pixel limits; stored in every judgment.
+    """
 
     model: str
     batch_size: int
+    settings: Mapping[str, Any]
 
     def complete(
-        self, prompts: Sequence[dict[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
+        self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
-        """Return len(seeds[i]) completions for each prompt row (`prompt` messages and `images` paths)."""
+        """Return len(seeds[i]) completions for prompt i.
+
+        A prompt is `prompt`, the messages with a placeholder for each picture, and `images`, the opened pictures.
+        """
         ...

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unifiedreward_think.backends import Completion, Sampling
-from unifiedreward_think.media import open_image
 from unifiedreward_think.models.loading import load_model, load_processor
 from unifiedreward_think.verdict import STOP_STRING
 
@@ -43,9 +43,15 @@ class TransformersBackend:
         self._processor: Any = load_processor(path, min_pixels=min_pixels, max_pixels=max_pixels)
         network: Any = load_model(path, dtype=dtype, attn_implementation=attn_implementation)
         self._network = network.to(self._device).eval()
+        self.settings: Mapping[str, Any] = {
+            "weights": _fingerprint(network),
+            "dtype": str(network.dtype).removeprefix("torch."),
+            "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+        }
 
     def complete(
-        self, prompts: Sequence[dict[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
+        self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
         """Return len(seeds[i]) completions of prompt i; equal seeds give equal completions in any batch.
 
@@ -87,7 +93,7 @@ class TransformersBackend:
             return [[row] * count for row in rows]
         return [rows[i : i + count] for i in range(0, len(rows), count)]
 
-    def _encode(self, prompts: Sequence[dict[str, Any]]) -> Any:
+    def _encode(self, prompts: Sequence[Mapping[str, Any]]) -> Any:
         conversations = []
         for row in prompts:
             images = iter(row["images"])
@@ -96,7 +102,7 @@ class TransformersBackend:
                     {
                         "role": turn["role"],
                         "content": [
-                            {"type": "image", "image": open_image(next(images))} if part["type"] == "image" else part
+                            {"type": "image", "image": next(images)} if part["type"] == "image" else part
                             for part in turn["content"]
                         ],
                     }
@@ -118,6 +124,17 @@ class TransformersBackend:
         ended = any(int(i) in (ends if isinstance(ends, list) else [ends]) for i in ids)
         complete = ended or STOP_STRING in text or len(ids) < sampling.max_new_tokens
         return Completion(text, "stop" if complete else "length")
+
+
+def _fingerprint(network: Any) -> str:
+    """Return a short hash of evenly spaced weights: a model trained again into the same folder is another model."""
+    import torch
+
+    found = hashlib.sha256()
+    for _, weights in sorted(network.named_parameters()):
+        flat = weights.detach().flatten()
+        found.update(flat[:: max(1, flat.numel() // 4096)].to("cpu", torch.float32).numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 class _SeededDraw:

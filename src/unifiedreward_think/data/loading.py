@@ -26,6 +26,7 @@ from typing import Any, Generic, TypeVar
 from unifiedreward_think.data.files import BadRow, DataError, Place, data_file, format_bad_rows, read_values
 from unifiedreward_think.data.shapes import Origin, read_record, read_trace
 from unifiedreward_think.media import FrameSampling, MediaError, check_media
+from unifiedreward_think.progress import track
 from unifiedreward_think.records import PreferenceRecord, RecordError, Trace
 from unifiedreward_think.tasks import TASKS
 
@@ -135,13 +136,12 @@ def check_media_of(
         records: the records to check.
         sampling: how videos become frames.
         places: where each of the records stands, for the report.
-        progress: show a bar, if stderr is a terminal.
+        progress: show on stderr how far it has come.
     """
-    from tqdm import tqdm
-
     problems: dict[tuple[tuple[str, ...], str], str] = {}
     bad = []
-    for i, record in enumerate(tqdm(list(records), desc="checking media", disable=None if progress else True)):
+    records = list(records)
+    for i, record in enumerate(track(records, "checking media", unit="record") if progress else records):
         kind = TASKS[record.task].media_kind
         for entry in record.media:
             if (entry, kind) not in problems:

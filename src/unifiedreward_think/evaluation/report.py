@@ -37,7 +37,7 @@ from unifiedreward_think.tasks import TASKS
 
 THUMBNAIL = 320  # pixels on the longer side
 COLOURS = 6  # as many as report.html defines; further stages start over
-# Keys of trainer.state.log_history that are drawn, and their titles. The loss of GRPO says nothing, so "loss" is
+# Keys of trainer.state.log_history that are drawn, and their titles. The loss of GRPO says nothing: "loss" is
 # drawn for runs without a reward.
 CURVES = {
     "reward": "Reward",
@@ -69,7 +69,7 @@ Cell = tuple[str, Estimate]
 
 def table_rows(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
     """Return for each stage (column title, estimate): accuracies, parse rate, sums, order agreement."""
-    tasks = [task for task in TASK_NAMES if any(task in summary["tasks"] for summary in results.values())]
+    tasks = _tasks(results)
     rows = []
     for stage, summary in results.items():
         overall, by_task = summary["overall"], summary["tasks"]
@@ -79,9 +79,7 @@ def table_rows(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list
             ("Parse rate", overall["parse_rate"]),
             ("Arithmetic consistent", overall["arithmetic_rate"]),
         ]
-        cells.append(
-            ("Both orders agree", summary.get("both_orders", {}).get("overall", {}).get("agreement"))
-        )
+        cells.append(("Both orders agree", summary.get("both_orders", {}).get("overall", {}).get("agreement")))
         rows.append((stage, [(name, _estimate(block)) for name, block in cells]))
     return rows
 
@@ -105,10 +103,7 @@ def stage_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     padded = [
-        [
-            cell.ljust(width) if i == 0 or n == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(pairs)
-        ]
+        [cell.ljust(width) if i == 0 or n == 0 else cell.rjust(width) for i, (cell, width) in enumerate(pairs)]
         for n, pairs in enumerate(list(zip(line, widths, strict=True)) for line in lines)
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
@@ -135,19 +130,15 @@ def write_html(
         title: heading of the page.
         sampling: how videos become the frames that are shown.
         curves: run -> `trainer.state.log_history`; None draws no curves.
-        max_examples: how many pairs are shown, spread over stages, tasks, right and wrong.
+        max_examples: how many pairs are shown, of every stage, task and outcome in turn.
 
     Raises:
         RecordError: a judgment that is to be shown has no record.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.get_template("report.html").render(
         title=title,
         table=table_rows(results),
@@ -155,9 +146,7 @@ def write_html(
         headline=HEADLINE,
         statuses=STATUSES,
         colours=COLOURS,
-        tasks={
-            task: _title(task) for task in TASK_NAMES if any(task in r["tasks"] for r in results.values())
-        },
+        tasks={task: _title(task) for task in _tasks(results)},
         plots=_plots(results, judgments),
         curves=_curve_plots(curves or {}, list(judgments)),
         stages=list(judgments),
@@ -165,6 +154,10 @@ def write_html(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
+
+
+def _tasks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [task for task in TASK_NAMES if any(task in summary["tasks"] for summary in results.values())]
 
 
 def _title(task: str) -> str:
@@ -214,15 +207,7 @@ def _examples(
 
 def _status(rows: Sequence[Judgment]) -> str:
     rights = {row.correct for row in rows}
-    return (
-        "unlabelled"
-        if None in rights
-        else "mixed"
-        if len(rights) > 1
-        else "right"
-        if True in rights
-        else "wrong"
-    )
+    return "unlabelled" if None in rights else "mixed" if len(rights) > 1 else "right" if True in rights else "wrong"
 
 
 def _example(
@@ -266,9 +251,7 @@ def _shown_media(record: PreferenceRecord, sampling: FrameSampling) -> list[dict
     entries: list[dict[str, Any]] = []
     for paths in record.media:
         try:
-            entries.append(
-                {"images": [_thumbnail(file) for file in image_paths(paths, kind, sampling)], "error": ""}
-            )
+            entries.append({"images": [_thumbnail(file) for file in image_paths(paths, kind, sampling)], "error": ""})
         except MediaError as error:
             entries.append({"images": [], "error": str(error)})
     return entries
@@ -294,6 +277,11 @@ _VARIABLES = {
     _LINE: "line",
     **{colour: f"s{i}" for i, colour in enumerate(_SERIES)},
 }
+_STYLE: dict[str, Any] = {
+    **{"text.color": _INK, "axes.labelcolor": _MUTED, "xtick.color": _MUTED, "ytick.color": _MUTED},
+    **{"axes.edgecolor": _LINE, "grid.color": _LINE, "axes.spines.top": False, "axes.spines.right": False},
+    **{"svg.fonttype": "none", "text.parse_math": False, "font.size": 9.5, "axes.axisbelow": True},
+}
 
 
 def _svg(name: str, draw: Callable[[Any], None]) -> Any:
@@ -302,21 +290,8 @@ def _svg(name: str, draw: Callable[[Any], None]) -> Any:
     from markupsafe import Markup, escape
     from matplotlib.figure import Figure
 
-    style: dict[str, Any] = {
-        "text.color": _INK,
-        "axes.labelcolor": _MUTED,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-    }
-    style |= {
-        "axes.edgecolor": _LINE,
-        "grid.color": _LINE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    style |= {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.5, "axes.axisbelow": True}
     buffer = io.StringIO()
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(5.2, 3.0), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(axis="y", linewidth=0.6)
@@ -325,9 +300,7 @@ def _svg(name: str, draw: Callable[[Any], None]) -> Any:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", text).replace(
-        "xlink:href", "href"
-    )
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", text).replace("xlink:href", "href")
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"(font: [\d.]+px) '[^;\"]*", r"\1 system-ui, sans-serif", text)
     for colour, variable in _VARIABLES.items():
@@ -422,18 +395,14 @@ def _draw_positions(axes: Any, results: Mapping[str, Mapping[str, Any]]) -> None
     _percent_axis(axes, [textwrap.fill(stage, 12) for stage in results], "first one wins (%)")
 
 
-def _curve_plots(
-    curves: Mapping[str, Sequence[Mapping[str, Any]]], stages: Sequence[str]
-) -> list[dict[str, Any]]:
+def _curve_plots(curves: Mapping[str, Sequence[Mapping[str, Any]]], stages: Sequence[str]) -> list[dict[str, Any]]:
     """Draw each key of CURVES that some run logged, a stage in the colour it has elsewhere."""
     names = [*stages, *(run for run in curves if run not in stages)]
     plots = []
     for key, name in CURVES.items():
         runs = {}
         for run, history in curves.items():
-            points = [
-                (row.get("step", n), row[key]) for n, row in enumerate(history) if row.get(key) is not None
-            ]
+            points = [(row.get("step", n), row[key]) for n, row in enumerate(history) if row.get(key) is not None]
             if points and not (key == "loss" and any("reward" in row for row in history)):
                 runs[run] = (_SERIES[names.index(run) % COLOURS], points)
         if runs:
@@ -483,23 +452,15 @@ def _read_runs(
         judgments[name] = read_judgments(folder)
         for key, record in _read_records(folder).items():
             if records.setdefault(key, record) != record:
-                raise RecordError(
-                    f"{folder}: record {key!r} differs from that of another run; judge the same records"
-                )
+                raise RecordError(f"{folder}: record {key!r} differs from that of another run; judge the same records")
     return judgments, records
 
 
 def main() -> None:
     """Report from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--run", action="append", type=_named, required=True, metavar="NAME=FOLDER", help="a stage"
-    )
-    parser.add_argument(
-        "--curves", action="append", type=Path, default=[], metavar="FILE", help="a log_history.json"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="append", type=_named, required=True, metavar="NAME=FOLDER", help="a stage")
+    parser.add_argument("--curves", action="append", default=[], metavar="[STAGE=]FILE", help="a log_history.json")
     parser.add_argument("--output", type=Path, required=True, help="the HTML file")
     parser.add_argument("--title", default="Judgments", help="heading of the page")
     parser.add_argument("--frames", type=int, default=4, help="frames shown of each video")
@@ -513,7 +474,9 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     files = {name: folder / "log_history.json" for name, folder in args.run}
     files = {name: file for name, file in files.items() if file.is_file()}
-    files |= {file.parent.name: file for file in args.curves}
+    for text in args.curves:
+        stage, _, file = text.rpartition("=")
+        files[stage or Path(file).parent.name] = Path(file)
     with tempfile.TemporaryDirectory() as cache:
         write_html(
             args.output,

@@ -87,14 +87,10 @@ def describe(test: PairedTest, names: Sequence[str]) -> str:
 
 def main() -> None:
     """Score again from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="folders with judgments.jsonl")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="test A against B")
-    parser.add_argument(
-        "--style", choices=["cot", "direct"], default="cot", help="of rows that do not name theirs"
-    )
+    parser.add_argument("--style", choices=["cot", "direct"], default="cot", help="of rows that do not name theirs")
     parser.add_argument("--write", action="store_true", help="replace results.json of every folder")
     args = parser.parse_args()
     if bool(args.folders) == bool(args.compare):
@@ -106,9 +102,7 @@ def main() -> None:
         for folder in args.compare or args.folders:
             runs[folder], changed = rescore(read_judgments(folder), style=args.style)
             what = f", first: record {changed[0].record_id!r}" if changed else ""
-            print(
-                f"{folder}: {len(changed)} of {len(runs[folder])} verdicts differ from the stored ones{what}"
-            )
+            print(f"{folder}: {len(changed)} of {len(runs[folder])} verdicts differ from the stored ones{what}")
         if args.compare:
             a, b = args.compare
             print(describe(paired_test(runs[a], runs[b]), [str(a), str(b)]))

@@ -60,7 +60,7 @@ def load_processor(
             raise UnsupportedModelError(
                 f"{path}: {type(image_processor).__name__} has a fixed tile size; leave min_pixels and max_pixels out"
             )
-        size = {**image_processor.size, **chosen}
+        size = {**dict(image_processor.size), **chosen}
         if size["shortest_edge"] > size["longest_edge"]:
             raise UnsupportedModelError(
                 f"{path}: min_pixels {size['shortest_edge']} is above max_pixels {size['longest_edge']}; set both"

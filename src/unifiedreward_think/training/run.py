@@ -59,7 +59,8 @@ def refuse(args: Any, model_args: Any) -> None:
     rollout = getattr(args, "steps_per_generation", 1) * getattr(args, "num_iterations", 1)
     fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     quantized = model_args.load_in_4bit or model_args.load_in_8bit
-    splits_rollout = args.save_strategy == "steps" and args.save_steps * args.gradient_accumulation_steps % rollout
+    micro_steps = args.gradient_accumulation_steps
+    splits_rollout = args.save_strategy == "steps" and rollout > micro_steps and args.save_steps * micro_steps % rollout
     refused = {
         "fsdp with use_cpu: would be plain data parallelism; use deepspeed": fsdp and args.use_cpu,
         "load_in_4bit, load_in_8bit: would be ignored; use use_peft with bfloat16 weights": quantized,
@@ -128,12 +129,12 @@ def start(args: Any, *others: Any, stage: str) -> str | None:
 def _check_folder(folder: Path, row: dict[str, Any], *, afresh: bool, overwrite: bool) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
+    if not (folder / RUN_FILE).exists():
+        raise SystemExit(f"{folder} is not empty and holds no run of ours: choose another output_dir")
     if afresh:
         if not overwrite:
             raise SystemExit(f"{folder} is not empty: choose another output_dir, or add --overwrite true to delete it")
         return
-    if not (folder / RUN_FILE).exists():
-        raise SystemExit(f"{folder} is not empty and holds no run of ours: choose another output_dir")
     before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     old, new = before["arguments"], row["arguments"]
     names = [key for key in sorted({*old, *new} - SWITCHES) if old.get(key) != new.get(key)]

@@ -1,0 +1,100 @@
+"""Run the training stages in this process, as small as they go. Not a test file; imports TRL only when called."""
+
+import json
+import math
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+TOY_PROMPTS = Path(__file__).parents[1] / "configs" / "toy" / "prompts"
+
+
+def common(**options):
+    """Trainer options of a run on the CPU; `options` win."""
+    chosen = {
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "activation_checkpointing": False,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+    return {**chosen, **options}
+
+
+def data_arguments(toy_data, split, *, limit=4):
+    """The first rows of a toy file: one of each task, with 2 images, 16 frames, 1 image and 8 frames."""
+    from unifiedreward_think.training.arguments import DataArguments
+
+    return DataArguments(
+        train_files=[str(toy_data / f"{split}.jsonl")],
+        prompt_dir=str(TOY_PROMPTS),
+        frames=8,
+        frame_cache=str(toy_data / "frames"),
+        limit=limit,
+    )
+
+
+def train_sft(model, toy_data, output, *, checkpoint=None, freeze=True, lora=None, **options):
+    """Train as `training.sft` does and return the log."""
+    from trl import ModelConfig, SFTConfig
+
+    from unifiedreward_think.training import sft
+    from unifiedreward_think.training.arguments import TrainingExtras
+
+    data = data_arguments(toy_data, "cold_start")
+    rows, counts = sft.load_rows(data)
+    args = SFTConfig(output_dir=str(output), max_length=None, **common(**options))
+    model_args = ModelConfig(model_name_or_path=str(model), dtype="float32", **(lora or {}))
+    sft.train(rows, counts, data, TrainingExtras(freeze_vision=freeze), args, model_args, checkpoint)
+    return read_log(output)
+
+
+def train_grpo(model, toy_data, output, *, checkpoint=None, rewards=None, rows=None, freeze=True, lora=None, **options):
+    """Train as `training.grpo` does and return the log; the reward of a random model is not zero here."""
+    from trl import GRPOConfig, ModelConfig
+
+    from unifiedreward_think.training import grpo
+    from unifiedreward_think.training.arguments import TrainingExtras
+
+    data = data_arguments(toy_data, "train")
+    loaded, counts = grpo.load_rows(data)
+    chosen = {"beta": 0.04, "num_generations": 2, "max_completion_length": 8, "log_completions": True}
+    chosen |= {"num_completions_to_print": 0, **common(**options)}
+    args = GRPOConfig(output_dir=str(output), **chosen)
+    model_args = ModelConfig(model_name_or_path=str(model), dtype="float32", **(lora or {}))
+    own = grpo.RewardArguments()
+    rewards = rewards or [*(grpo.load_reward(name) for name in own.reward_funcs), mean_token]
+    arguments = (model_args, data, TrainingExtras(freeze_vision=freeze), own)
+    grpo.train(rows or loaded, counts, rewards, arguments, args, checkpoint)
+    return read_log(output)
+
+
+def mean_token(completion_ids, **_):
+    """Reward the mean token number, so that completions of a random model differ in reward."""
+    return [sum(ids) / len(ids) / 1000 for ids in completion_ids]
+
+
+def read_log(output):
+    """The logged steps, checked to be finite, without what depends on the clock."""
+    rows = json.loads((Path(output) / "log_history.json").read_text())
+    steps = [{key: value for key, value in row.items() if "time" not in key} for row in rows if "loss" in row]
+    assert steps and all(math.isfinite(row["loss"]) for row in steps)
+    return steps
+
+
+def weights(folder):
+    """The saved tensors by key name."""
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def changed_keys(before, after):
+    """Names of the tensors that differ; the names themselves must be the same."""
+    old, new = weights(before), weights(after)
+    assert set(old) == set(new)
+    return {key for key in old if not old[key].equal(new[key])}

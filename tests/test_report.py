@@ -1,0 +1,317 @@
+import dataclasses
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from unifiedreward_think.evaluation import report, rescore
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.metrics import paired_test, summarize
+from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError
+from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.toy.world import Scene, write_scene
+from unifiedreward_think.verdict import parse, render
+
+EVIL = "<script>alert('x')</script> & {{ 7 * 7 }} http://example.org/pixel.png"
+
+
+def judged(record, order="ab", *, right=True, text=None, **more):
+    noun = TASKS[record.task].noun
+    winner = record.preferred_as_shown(order) if right else 3 - record.preferred_as_shown(order)
+    scores = [("Aesthetics", 9, 4) if winner == 1 else ("Aesthetics", 4, 9)]
+    text = render(winner, scores, noun=noun, preamble=EVIL) if text is None else text
+    return Judgment(
+        record_id=record.id,
+        order=order,
+        completion=text,
+        verdict=parse(text, noun),
+        preferred=record.preferred,
+        task=record.task,
+        **more,
+    )
+
+
+def draw(folder, name, *, moving=False):
+    return str(write_scene(Scene("red", "circle", motion="left" if moving else ""), seed=len(name), stem=folder / name))
+
+
+@pytest.fixture
+def records(tmp_path):
+    """One labelled pair of each task, with drawn pictures and clips."""
+    rows = []
+    for task, kind in TASKS.items():
+        moving, two = kind.media_kind == "video", task.endswith("generation")
+        names = [f"{task}-{k}" for k in range(1 + two)]
+        rows.append(
+            PreferenceRecord(
+                id=f"id-{task}",
+                task=task,
+                prompt=f"{task}: {EVIL}",
+                media=tuple((draw(tmp_path, name, moving=moving),) for name in names),
+                answers=() if two else ("It is red.", EVIL),
+                preferred=1,
+            )
+        )
+    return {row.id: row for row in rows}
+
+
+def run_of(records, **more):
+    return [judged(record, order, **more) for record in records.values() for order in ("ab", "ba")]
+
+
+def page_of(tmp_path, records, judgments, **more):
+    path = tmp_path / "out" / "report.html"
+    report.write_html(
+        path,
+        results={stage: summarize(rows) for stage, rows in judgments.items()},
+        judgments=judgments,
+        records=records,
+        title="A <b>title</b>",
+        sampling=FrameSampling(frames=3, cache=tmp_path / "frames", decoder="pyav"),
+        **more,
+    )
+    return path.read_text(encoding="utf-8")
+
+
+class Balance(HTMLParser):
+    """Collect start tags, and complain about an end tag that closes another element than the open one."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another element"
+
+
+def elements(page):
+    parser = Balance()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser.seen
+
+
+def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere(tmp_path, records):
+    seen = elements(page_of(tmp_path, records, {"before": run_of(records, right=False), "after": run_of(records)}))
+    for tag, attributes in seen:
+        assert tag not in {"link", "iframe", "object", "base"}
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert attributes.get(name, "data:").startswith(("data:", "#")), (tag, attributes)
+        assert "url(" not in attributes.get("style", "") or "url(#" in attributes["style"]
+    assert sum(tag == "svg" for tag, _ in seen) == 4
+
+
+def test_text_of_models_and_data_is_escaped(tmp_path, records):
+    page = page_of(tmp_path, records, {"<i>stage</i>": run_of(records)})
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    assert "{{ 7 * 7 }}" in page and "<i>stage" not in page and "<b>title" not in page
+    assert sum(tag == "script" for tag, _ in elements(page)) == 1
+
+
+def test_pictures_and_frames_of_every_task_are_embedded(tmp_path, records):
+    images = [a["src"] for tag, a in elements(page_of(tmp_path, records, {"s": run_of(records)})) if tag == "img"]
+    assert len(images) == 2 + 2 * 3 + 1 + 3  # two images, two clips of three frames, one image, one clip
+    assert all(source.startswith("data:image/png;base64,") for source in images)
+
+
+def test_the_same_judgments_give_the_same_page(tmp_path, records):
+    pages = [
+        page_of(tmp_path, records, {"s": run_of(records)}, curves={"s": [{"step": 1, "reward": 0.5}]}) for _ in "ab"
+    ]
+    assert pages[0] == pages[1]
+
+
+def test_a_swapped_verdict_is_shown_in_the_order_of_the_data(records):
+    record = records["id-image_generation"]
+    shown = [report._shown_verdict(judged(record, order)) for order in ("ab", "ba")]
+    assert [v["winner"] for v in shown] == ["A", "A"]
+    assert [v["scores"] for v in shown] == [[("Aesthetics", 9, 4)]] * 2
+    assert [v["totals"] for v in shown] == [(9, 4)] * 2
+
+
+def test_examples_cover_right_wrong_and_order_dependent_pairs_of_every_stage(tmp_path, records):
+    first, *others = records.values()
+    mixed = [judged(first, "ab"), judged(first, "ba", right=False)]
+    judgments = {"one": mixed + [judged(r, right=False) for r in others], "two": run_of(records)}
+    page = page_of(tmp_path, records, judgments)
+    cards = [a for tag, a in elements(page) if tag == "article"]
+    kinds = {(a["data-stage"], a["data-status"]) for a in cards}
+    assert kinds == {("one", "mixed"), ("one", "wrong"), ("two", "right")}
+    assert len(cards) == 8
+    few = page_of(tmp_path, records, judgments, max_examples=3)
+    assert sum(tag == "article" for tag, _ in elements(few)) == 3
+
+
+def test_failed_cut_unlabelled_and_tied_rows_say_so(tmp_path, records):
+    cut, failed, tied, unlabelled = records.values()
+    tied, unlabelled = (
+        dataclasses.replace(tied, preferred="tie"),
+        dataclasses.replace(unlabelled, preferred=None),
+    )
+    base = {"order": "ab", "verdict": parse("", "Image")}
+    rows = [
+        judged(cut, text="<think>Image 1", finish_reason="length"),
+        Judgment(
+            record_id=failed.id,
+            completion=None,
+            error="server said 500",
+            preferred=1,
+            task=failed.task,
+            **base,
+        ),
+        Judgment(record_id=tied.id, completion="?", preferred="tie", task=tied.task, **base),
+        Judgment(record_id=unlabelled.id, completion="?", preferred=None, task=unlabelled.task, **base),
+    ]
+    page = page_of(tmp_path, {r.id: r for r in (cut, failed, tied, unlabelled)}, {"s": rows})
+    for text in ("cut by the token limit", "server said 500", "Labelled as a tie", "No label", "1 failed"):
+        assert text in page
+    assert "think block not closed" in page
+    elements(page)
+
+
+def test_media_that_cannot_be_opened_say_why_instead_of_ending_the_report(tmp_path, records):
+    record = dataclasses.replace(records["id-image_generation"], media=((str(tmp_path / "gone.png"),),) * 2)
+    page = page_of(tmp_path, {record.id: record}, {"s": [judged(record)]})
+    assert "gone.png: no such file" in page
+
+
+def test_a_judgment_without_its_record_is_an_error_that_names_it(tmp_path, records):
+    with pytest.raises(RecordError, match=r"'id-image_generation' is judged in 's' but not among the records"):
+        page_of(tmp_path, {}, {"s": [judged(records["id-image_generation"])]})
+
+
+def test_training_curves_are_drawn_for_the_keys_that_were_logged(tmp_path, records):
+    history = [{"step": n, "reward": n / 10, "kl": 0.1, "loss": 0.0} for n in range(10)] + [{"train_runtime": 3.0}]
+    curves = {"grpo": history, "cold start": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
+    page = page_of(tmp_path, records, {"cold start": run_of(records)}, curves=curves)
+    drawn = re.findall(r'<svg role="img" aria-label="([^"]*)"', page)
+    assert drawn[4:] == ["Reward", "KL to the reference model", "Loss"]
+
+
+def test_a_run_without_any_readable_verdict_can_be_reported(tmp_path, records):
+    rows = [judged(record, text="hm") for record in records.values()]
+    elements(page_of(tmp_path, records, {"base": rows}))
+
+
+def test_the_table_has_a_line_for_every_stage_and_a_column_for_every_task(records):
+    results = {
+        "base": summarize([judged(r, right=False) for r in records.values()]),
+        "GRPO": summarize(run_of(records)),
+    }
+    head, rule, base, grpo = report.stage_table(results).splitlines()
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    tasks = ["Image generation", "Video generation", "Image understanding", "Video understanding"]
+    assert columns == [
+        "stage",
+        "Accuracy",
+        *tasks,
+        "Parse rate",
+        "Arithmetic consistent",
+        "Both orders agree",
+    ]
+    assert len({len(line) for line in (head, rule, base, grpo)}) == 1
+    cells = [cell.strip() for cell in base.strip("|").split("|")]
+    assert cells[:2] == ["base", "0.0% [0.0, 49.0]"] and cells[-1] == "n/a"
+    assert [cell.strip() for cell in grpo.strip("|").split("|")][-3:] == ["100.0%"] * 3
+
+
+# --- the commands ---
+
+
+def write_run(folder, judgments, records):
+    folder.mkdir(parents=True)
+    lines = {"judgments": judgments, "records": records.values()}
+    for name, rows in lines.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    return folder
+
+
+def call(monkeypatch, module, *arguments):
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+def test_the_report_command_prints_the_table_and_writes_the_page(tmp_path, records, monkeypatch, capsys):
+    a = write_run(tmp_path / "a", run_of(records, right=False), records)
+    b = write_run(tmp_path / "b", run_of(records), records)
+    (b / "log_history.json").write_text('[{"step": 1, "reward": 1.5}]')
+    output = tmp_path / "page" / "report.html"
+    call(monkeypatch, report, "--run", f"+ a={a}", "--run", f"b={b}", "--output", output, "--decoder", "pyav")
+    assert capsys.readouterr().out.startswith("| stage | Accuracy")
+    page = output.read_text()
+    assert "+ a" in page and 'aria-label="Reward"' in page
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a, b: (b / "judgments.jsonl").unlink(), r"b/judgments.jsonl: no such file"),
+        (lambda a, b: (b / "records.jsonl").unlink(), r"b/records.jsonl: no such file"),
+        (lambda a, b: (b / "judgments.jsonl").write_text(""), r"holds no judgment"),
+        (lambda a, b: (b / "judgments.jsonl").write_text("{"), r"judgments.jsonl:1: not valid JSON"),
+        (
+            lambda a, b: (b / "records.jsonl").write_text((a / "records.jsonl").read_text().replace("red.", "blue.")),
+            r"record 'id-image_understanding' differs from that of another run",
+        ),
+    ],
+)
+def test_a_spoilt_run_folder_stops_the_report_before_it_writes(tmp_path, records, monkeypatch, spoil, message):
+    a = write_run(tmp_path / "a", run_of(records), records)
+    b = write_run(tmp_path / "b", run_of(records), records)
+    spoil(a, b)
+    with pytest.raises(SystemExit, match=message):
+        call(monkeypatch, report, "--run", f"a={a}", "--run", f"b={b}", "--output", tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_scoring_again_finds_verdicts_that_today_are_read_differently(records):
+    good, old = [judged(record) for record in list(records.values())[:2]]
+    stale = dataclasses.replace(old, verdict=parse("", "Video"))
+    failed = dataclasses.replace(good, order="ba", completion=None, error="gone", verdict=parse("", "Image"))
+    rows, changed = rescore.rescore([good, stale, failed])
+    assert rows == [good, old, failed] and changed == [old]
+
+
+def test_a_row_that_names_its_style_is_parsed_in_that_style(records):
+    record = records["id-image_generation"]
+    text = "<answer>Image 1 is better</answer>"
+    row = judged(record, text=text, sampling={"style": "direct"})
+    assert rescore.rescore([row])[0][0].verdict.strict
+    assert not rescore.rescore([dataclasses.replace(row, sampling={})])[0][0].verdict.strict
+    assert rescore.rescore([dataclasses.replace(row, sampling={})], style="direct")[0][0].verdict.strict
+
+
+def test_the_rescore_command_replaces_results_only_when_asked(tmp_path, records, monkeypatch, capsys):
+    folder = write_run(tmp_path / "a", run_of(records), records)
+    call(monkeypatch, rescore, folder)
+    assert "0 of 8 verdicts differ" in capsys.readouterr().out and not (folder / "results.json").exists()
+    call(monkeypatch, rescore, folder, "--write")
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(summarize(run_of(records))))
+
+
+def test_the_compare_command_prints_the_paired_test(tmp_path, records, monkeypatch, capsys):
+    runs = run_of(records, right=False), run_of(records)
+    a, b = (write_run(tmp_path / name, rows, records) for name, rows in zip("ab", runs, strict=True))
+    call(monkeypatch, rescore, "--compare", a, b)
+    out = capsys.readouterr().out
+    assert paired_test(*runs).p_value == pytest.approx(2 / 2**4)
+    assert f"right in {b} only: 8" in out and "exact two-sided p = 0.125 over clusters" in out
+
+
+def test_rescore_wants_folders_or_a_comparison(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, rescore)
+    assert "name folders to score again, or --compare A B" in capsys.readouterr().err

@@ -4,5 +4,5 @@
 set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-config=${1:?usage: bash scripts/0.cold_start.sh CONFIG.yaml [arguments]}
+enter_repository "${1:?usage: bash scripts/0.cold_start.sh CONFIG.yaml [arguments]}"
 launch unifiedreward_think.training.sft --config "$config" "${@:2}"

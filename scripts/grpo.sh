@@ -5,5 +5,5 @@
 set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-config=${1:?usage: bash scripts/grpo.sh CONFIG.yaml [arguments]}
+enter_repository "${1:?usage: bash scripts/grpo.sh CONFIG.yaml [arguments]}"
 launch unifiedreward_think.training.grpo --config "$config" "${@:2}"

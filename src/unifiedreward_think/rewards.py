@@ -2,22 +2,23 @@
 
     trl grpo --reward_funcs unifiedreward_think.rewards.format_reward unifiedreward_think.rewards.accuracy_reward ...
 
-`format_reward` and `accuracy_reward` (weights 1 and 1) are the paper's. The others are opt-in. Each takes the columns of
-the training set (`solution`, `task`) as lists beside the completions and returns one number for each completion, or None
-where the reward does not apply to the row.
+`format_reward` and `accuracy_reward` (weights 1 and 1) are the paper's. The others are opt-in. Each takes the columns
+of the training set (`solution`, `task`) as lists beside the completions and returns one number for each completion, or
+None where the reward does not apply to the row.
 
->>> good = [{"role": "assistant", "content": "<think>1. Aesthetics: Image 1 (9/10)</think><answer>Image 1 is better</answer>"}]
->>> format_reward([good], task=["image_generation"]), accuracy_reward([good], solution=["Image 2 is better"])
+>>> said = "<think>1. Aesthetics: Image 1 (9/10)</think><answer>Image 1 is better</answer>"
+>>> completion = [{"role": "assistant", "content": said}]
+>>> format_reward([completion], task=["image_generation"]), accuracy_reward([completion], ["Image 2 is better"])
 ([1.0], [0.0])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Style, Verdict, parse, read_answer
+from unifiedreward_think.verdict import Style, Verdict, answer_text, parse, read_answer
 
 Completion = str | Sequence[dict[str, Any]]
 LogMetric = Callable[[str, float], None]
@@ -61,20 +62,32 @@ def accuracy_reward(
     """Return 1 where the answer block names the preferred candidate, 0 where it does not or cannot be read.
 
     A row without a gold answer gets None, which TRL leaves out of the sum.
+
+    Raises:
+        ValueError: a gold answer cannot be read.
     """
-    verdicts = _verdicts(completions, task, solution, None)
-    gold = [None if text is None else read_answer(text) for text in solution]
-    return [None if g is None else float(v.winner == g) for v, g in zip(verdicts, gold, strict=True)]
+    gold = [_gold(text) for text in solution]
+    rewards: list[float | None] = [None] * len(gold)
+    for i in (i for i, winner in enumerate(gold) if winner is not None):
+        verdict = _verdict(completions[i], task[i] if task is not None else None, solution[i])
+        rewards[i] = float(verdict.winner == gold[i])
+    return rewards
 
 
 def consistency_reward(
     completions: Sequence[Completion],
     task: Sequence[str] | None = None,
     solution: Sequence[str | None] | None = None,
+    style: Sequence[str] | None = None,
     **_: Any,
 ) -> list[float | None]:
-    """Return 1 where each total is the sum of its scores and the larger total wins, else 0 (opt-in)."""
-    return [float(v.arithmetic_ok) for v in _verdicts(completions, task, solution, None)]
+    """Return 1 where each total is the sum of its scores and the larger total wins, else 0 (opt-in).
+
+    A row of style "direct" asks for no scores and gets None.
+    """
+    verdicts = _verdicts(completions, task, solution, style)
+    asked = [True] * len(verdicts) if style is None else [name == "cot" for name in style]
+    return [float(v.arithmetic_ok) if scored else None for v, scored in zip(verdicts, asked, strict=True)]
 
 
 def swap_agreement_reward(
@@ -94,7 +107,8 @@ def swap_agreement_reward(
         raise ValueError("swap_agreement_reward needs the columns `id` and `order`; train with `orders: both`")
     verdicts = _verdicts(completions, task, solution, None)
     named = [
-        v.winner if v.winner is None or shown == "ab" else 3 - v.winner for v, shown in zip(verdicts, order, strict=True)
+        verdict.winner if verdict.winner is None or shown == "ab" else 3 - verdict.winner
+        for verdict, shown in zip(verdicts, order, strict=True)
     ]
     rewards: list[float | None] = []
     for i, candidate in enumerate(named):
@@ -103,9 +117,12 @@ def swap_agreement_reward(
     return rewards
 
 
-def length_reward(completion_ids: Sequence[Sequence[int]], *, limit: int = 1024, margin: int = 256, **_: Any) -> list[float]:
-    """Return 0 up to `limit - margin` tokens, falling linearly to -1 at `limit` (soft overlong punishment of DAPO,
-    arXiv 2503.14476, equation 13; opt-in).
+def length_reward(
+    completion_ids: Sequence[Sequence[int]], *, limit: int = 1024, margin: int = 256, **_: Any
+) -> list[float]:
+    """Return 0 up to `limit - margin` tokens, falling linearly to -1 at `limit` (opt-in).
+
+    The soft overlong punishment of DAPO (arXiv 2503.14476, equation 13).
 
     >>> length_reward([[0] * 700, [0] * 896, [0] * 2000])
     [0.0, -0.5, -1.0]
@@ -119,20 +136,32 @@ def _verdicts(
     solution: Sequence[str | None] | None,
     style: Sequence[str] | None,
 ) -> list[Verdict]:
-    verdicts = []
-    for i, completion in enumerate(completions):
-        text = completion if isinstance(completion, str) else "".join(str(turn["content"]) for turn in completion)
-        noun = TASKS[task[i]].noun if task is not None else _noun_of(solution[i] if solution is not None else None)
-        verdicts.append(parse(text, noun, style=cast(Style, style[i]) if style is not None else "cot"))
-    return verdicts
+    return [
+        _verdict(
+            completion,
+            task[i] if task is not None else None,
+            solution[i] if solution is not None else None,
+            style[i] if style is not None else "cot",
+        )
+        for i, completion in enumerate(completions)
+    ]
 
 
-def _noun_of(gold: str | None) -> str:
-    if gold is None:
-        raise ValueError("a row has neither `task` nor `solution`, so the noun of its candidates is unknown: add `task`")
-    return gold.split()[0].capitalize()
+def _verdict(completion: Completion, task: str | None, gold: str | None, style: str = "cot") -> Verdict:
+    text = completion if isinstance(completion, str) else "".join(turn["content"] for turn in completion)
+    if task is None and not gold:
+        raise ValueError("a row has neither `task` nor `solution`: the noun of its candidates is unknown; add `task`")
+    noun = TASKS[task].noun if task is not None else str(gold).split()[0].capitalize()
+    return parse(text, noun, style=cast(Style, style))
 
 
-def _share(flags: Any) -> float:
+def _gold(solution: str | None) -> int | None:
+    winner = read_answer(solution) if solution else None
+    if solution and winner is None:
+        raise ValueError(f"solution {solution!r} cannot be read; write it like {answer_text(1, 'Image')!r}, or null")
+    return winner
+
+
+def _share(flags: Iterable[bool]) -> float:
     values = list(flags)
     return sum(values) / len(values) if values else 0.0

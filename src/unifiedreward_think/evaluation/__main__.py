@@ -13,47 +13,72 @@ import json
 from pathlib import Path
 
 from unifiedreward_think.backends import Sampling
-from unifiedreward_think.data.loading import load_checked_records
-from unifiedreward_think.judge import Protocol, judge
+from unifiedreward_think.data.loading import format_bad_rows, load_checked_records
+from unifiedreward_think.judge import Protocol, judge, write_whole
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.tasks import load_prompts
 
 
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="folder or Hub name of the model")
+    add("--data", nargs="+", required=True, help="record files (JSONL), or released files")
+    add("--output", type=Path, required=True, help="folder for judgments and results")
+    add("--media-root", help="folder that relative media paths start from (default: the data file's)")
+    add("--skip-bad", action="store_true", help="leave bad rows out, counted and listed, instead of stopping")
+    add("--limit", type=int, help="only the first N pairs")
+    add("--orders", choices=["one", "both"], default="both", help="orders each pair is shown in")
+    add("--order-seed", type=int, default=0, help="decides the order shown, where it is one")
+    add("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
+    add("--layout", choices=["one_line", "three_line"], default="one_line", help="how the prompt asks for a dimension")
+    add("--prompt-dir", help="folder of prompt templates of your own")
+    add("--frames", type=int, default=8, help="frames of each video")
+    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--frame-cache", type=Path, default=Path("outputs/frames"), help="keeps decoded frames")
+    add("--min-pixels", type=int, help="smaller pictures are scaled up to this area (default: the model's)")
+    add("--max-pixels", type=int, help="larger pictures are scaled down to this area (default: the model's)")
+    add("--max-new-tokens", type=int, default=2048, help="limit of an answer")
+    add("--batch-size", type=int, default=8, help="pairs in one batch")
+    add("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help="of the weights")
+    add("--attn-implementation", help="attention kernel")
+    return parser
+
+
 def main() -> None:
     """Evaluate from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub name of the model")
-    parser.add_argument("--data", nargs="+", required=True, help="record files (JSONL)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for judgments and results")
-    parser.add_argument("--orders", choices=["one", "both"], default="both", help="orders each pair is shown in")
-    parser.add_argument("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
-    parser.add_argument("--prompt-dir", help="folder of prompt templates of your own")
-    parser.add_argument("--frames", type=int, default=8, help="frames of each video")
-    parser.add_argument("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
-    parser.add_argument("--frame-cache", type=Path, default=Path("outputs/frames"), help="keeps decoded frames")
-    parser.add_argument("--max-new-tokens", type=int, default=2048, help="limit of an answer")
-    parser.add_argument("--batch-size", type=int, default=8, help="pairs in one batch")
-    parser.add_argument("--dtype", default="auto", help="of the weights")
-    parser.add_argument("--limit", type=int, help="only the first N pairs")
-    args = parser.parse_args()
+    args = arguments().parse_args()
     sampling = FrameSampling(frames=args.frames, cache=args.frame_cache, decoder=args.decoder)
-    records = load_checked_records(args.data, sampling=sampling).rows[: args.limit]
-    from unifiedreward_think.backends.transformers import TransformersBackend
-
-    backend = TransformersBackend(args.model, batch_size=args.batch_size, dtype=args.dtype)
+    loaded = load_checked_records(args.data, sampling=sampling, media_root=args.media_root, skip_bad=args.skip_bad)
+    if loaded.bad:
+        print(f"{len(loaded.bad)} rows left out:\n{format_bad_rows(loaded.bad)}")
+    records = loaded.rows[: args.limit]
     protocol = Protocol(
-        prompts=load_prompts(args.style, folder=args.prompt_dir),
+        prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
         style=args.style,
         sampling=Sampling(max_new_tokens=args.max_new_tokens),
         frames=sampling,
         orders=args.orders,
+        order_seed=args.order_seed,
+    )
+    from unifiedreward_think.backends.transformers import TransformersBackend
+
+    backend = TransformersBackend(
+        args.model,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
     )
     judgments = judge(records, backend, protocol, args.output / "judgments.jsonl", label=f"judging with {args.model}")
-    lines = "".join(json.dumps(record.to_json()) + "\n" for record in records)
-    (args.output / "records.jsonl").write_text(lines, encoding="utf-8")
-    results = summarize(judgments)
-    (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_whole(args.output / "records.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
+    write_whole(args.output / "results.json", json.dumps(summarize(judgments), indent=1) + "\n")
+    failed = [row for row in judgments if row.error]
+    if failed:
+        print(f"{len(failed)} judgments failed, a rerun tries them again; the first: {failed[0].error}")
     print(f"{len(judgments)} judgments -> {args.output / 'results.json'}")
 
 

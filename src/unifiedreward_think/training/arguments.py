@@ -13,7 +13,8 @@ from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.tasks import load_prompts
 
 
-def _help(text: str, *, choices: tuple[str, ...] = (), **kwargs: Any) -> Any:
+def option(text: str, *, choices: tuple[str, ...] = (), **kwargs: Any) -> Any:
+    """Return a dataclass field with a help text, and with the values it may take."""
     return field(metadata={"help": text, **({"choices": list(choices)} if choices else {})}, **kwargs)
 
 
@@ -21,21 +22,23 @@ def _help(text: str, *, choices: tuple[str, ...] = (), **kwargs: Any) -> Any:
 class DataArguments:
     """Which rows to use, and how a record becomes a prompt."""
 
-    train_files: list[str] = _help("data files: our JSONL, or the released JSON formats", default_factory=list)
-    media_root: str | None = _help("folder that relative media paths start from; the data file's own by default", default=None)
-    limit: int | None = _help("use only the first N rows", default=None)
-    skip_bad: bool = _help("leave bad rows out, listed in skipped.txt, instead of stopping", default=False)
-    check_data: bool = _help("check the data and stop: no model is loaded", default=False)
-    style: str = _help("cot or direct (answer alone)", default="cot", choices=("cot", "direct"))
-    layout: str = _help("how the prompt asks for a dimension", default="one_line", choices=("one_line", "three_line"))
-    prompt_dir: str | None = _help("folder of prompt templates of your own; the package's by default", default=None)
-    orders: str = _help("show each pair in one order or in both", default="random", choices=("random", "both"))
-    order_seed: int = _help("decides which candidate is shown first", default=0)
-    frames: int = _help("frames of each video", default=8)
-    decoder: str = _help("reads the videos", default="decord", choices=("decord", "pyav"))
-    frame_cache: str = _help("folder that keeps decoded frames", default="outputs/frames")
-    min_pixels: int | None = _help("smaller pictures are scaled up to this area", default=None)
-    max_pixels: int | None = _help("larger pictures are scaled down to this area", default=None)
+    train_files: list[str] = field(
+        default_factory=list, metadata={"help": "data files: our JSONL, or the released JSON formats"}
+    )
+    media_root: str | None = option("folder that relative media paths start from (default: the file's)", default=None)
+    limit: int | None = option("use only the first N rows", default=None)
+    skip_bad: bool = option("leave bad rows out, counted and listed, instead of stopping", default=False)
+    check_data: bool = option("check the data and stop: no model is loaded", default=False)
+    style: str = option("cot or direct (answer alone)", default="cot", choices=("cot", "direct"))
+    layout: str = option("how the prompt asks for a dimension", default="one_line", choices=("one_line", "three_line"))
+    prompt_dir: str | None = option("folder of prompt templates of your own; the package's by default", default=None)
+    orders: str = option("show each pair in one order or in both", default="random", choices=("random", "both"))
+    order_seed: int = option("decides which candidate is shown first", default=0)
+    frames: int = option("frames of each video", default=8)
+    decoder: str = option("reads the videos", default="decord", choices=("decord", "pyav"))
+    frame_cache: str = option("folder that keeps decoded frames", default="outputs/frames")
+    min_pixels: int | None = option("smaller pictures are scaled up to this area", default=None)
+    max_pixels: int | None = option("larger pictures are scaled down to this area", default=None)
 
     @property
     def sampling(self) -> FrameSampling:
@@ -52,6 +55,8 @@ class DataArguments:
 class TrainingExtras:
     """What the two training stages share beyond TRL's trainer configs."""
 
-    freeze_vision: bool = _help("keep the vision tower as it is", default=True)
-    resume: str = _help("auto goes on from the newest checkpoint; never starts afresh", default="auto", choices=("auto", "never"))
-    overwrite: bool = _help("with `resume: never`, delete what output_dir holds", default=False)
+    freeze_vision: bool = option("keep the vision tower as it is", default=True)
+    resume: str = option(
+        "auto goes on from the newest checkpoint; never starts afresh", default="auto", choices=("auto", "never")
+    )
+    overwrite: bool = option("with `resume: never`, delete what output_dir holds", default=False)

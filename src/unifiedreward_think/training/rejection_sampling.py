@@ -14,50 +14,61 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.backends import Sampling
-from unifiedreward_think.data.loading import format_bad_rows, load_checked_records
-from unifiedreward_think.judge import Protocol, judge
+from unifiedreward_think.backends import Backend, Sampling
+from unifiedreward_think.data.loading import DataError, Loaded, format_bad_rows, load_checked_records
+from unifiedreward_think.judge import Protocol, judge, write_whole
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
 from unifiedreward_think.training import run
-from unifiedreward_think.training.arguments import DataArguments, _help
+from unifiedreward_think.training.arguments import DataArguments, option
+from unifiedreward_think.training.output import describe
+
+STAGE = "rejection_sampling"
 
 
 @dataclass
 class SamplingArguments:
     """How answers are drawn, which are kept, and which pairs count as hard."""
 
-    model_name_or_path: str = _help("folder or Hub name of the cold-started model", default="")
-    output_dir: str = _help("folder for judgments, kept, hard and manifest", default="")
-    samples: int = _help("answers for each pair (K)", default=4)
-    temperature: float = _help("of the draws; 0 would draw the same answer K times", default=1.0)
-    top_p: float = _help("nucleus of the draws", default=1.0)
-    max_new_tokens: int = _help("limit of an answer", default=2048)
-    seed: int = _help("with the record id and sample number it seeds each draw", default=0)
-    batch_size: int = _help("pairs in one batch", default=8)
-    dtype: str = _help("of the weights", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
-    attn_implementation: str | None = _help("attention kernel", default=None)
-    require_strict: bool = _help("keep only traces whose whole form is exact", default=True)
-    require_arithmetic: bool = _help("keep only traces whose sums add up and agree with the answer", default=True)
-    keep: str = _help("which correct trace to keep", default="shortest", choices=("shortest", "first", "all"))
-    hard_below: float = _help("a pair whose pass rate is below this is hard; 0 keeps only pairs never solved", default=0.0)
+    model_name_or_path: str = option("folder or Hub name of the cold-started model")
+    output_dir: str = option("folder for judgments, kept, hard and manifest")
+    samples: int = option("answers for each pair, in each order it is shown in (K)", default=4)
+    temperature: float = option("of the draws; above 0, or all K answers are the same", default=1.0)
+    top_p: float = option("nucleus of the draws", default=1.0)
+    max_new_tokens: int = option("limit of an answer", default=2048)
+    seed: int = option("with the record id and sample number it seeds each draw", default=0)
+    batch_size: int = option("pairs in one batch", default=8)
+    dtype: str = option("of the weights", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
+    attn_implementation: str | None = option("attention kernel", default=None)
+    require_correct: bool = option("keep only traces that name the preferred candidate", default=True)
+    require_strict: bool = option("keep only traces whose whole form is exact", default=True)
+    require_arithmetic: bool = option("keep only traces whose sums add up and agree with the answer", default=True)
+    keep: str = option("which of a pair's good traces to keep", default="shortest", choices=("shortest", "first"))
+    hard_below: float = option("a pair with a lower pass rate is hard; 0: only pairs never solved", default=0.0)
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot mean what they say."""
+        if self.samples < 1 or self.batch_size < 1:
+            raise ValueError(f"samples and batch_size must be at least 1, found {self.samples} and {self.batch_size}")
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(f"temperature 0 draws the same answer {self.samples} times: raise it, or set samples: 1")
+        if not 0 <= self.hard_below <= 1:
+            raise ValueError(f"hard_below is a share of the samples, from 0 to 1, found {self.hard_below}")
 
 
 def main() -> None:
     """Sample and filter from a config file and the command line."""
     run.own_help(__doc__, (DataArguments, SamplingArguments), ())
     data, args = run.parse(DataArguments, SamplingArguments)
-    loaded = load_checked_records(
-        data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
-    )
-    if loaded.bad:
-        print(format_bad_rows(loaded.bad))
-    decided = [record for record in loaded.rows if record.preferred in (1, 2)][: data.limit]
+    if data.style == "direct" and args.require_arithmetic:
+        raise ValueError("style: direct asks for no scores, so nothing would be kept: set require_arithmetic: false")
+    records, counts = load_pairs(data)
     if data.check_data:
-        print(f"data checked: {len(decided)} pairs, {len(loaded.rows) - len(decided)} ties or beyond the limit")
+        print(f"data checked: {counts}")
         return
     from unifiedreward_think.backends.transformers import TransformersBackend
 
@@ -69,118 +80,149 @@ def main() -> None:
         min_pixels=data.min_pixels,
         max_pixels=data.max_pixels,
     )
-    sampling = Sampling(
-        temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed
+    found = sample(records, backend, data, args)
+    counts |= write_outputs(Path(args.output_dir), records, found, counts, data, args)
+    print(f"{STAGE}: {counts['kept']} kept, {counts['hard']} hard of {counts['pairs']} pairs -> {args.output_dir}")
+
+
+def load_pairs(data: DataArguments) -> tuple[list[PreferenceRecord], dict[str, Any]]:
+    """Return the pairs with a winner and what was counted.
+
+    Raises:
+        DataError: rows cannot be used, or no pair has a winner.
+    """
+    loaded: Loaded[PreferenceRecord] = load_checked_records(
+        data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
     )
+    if loaded.bad:
+        print(format_bad_rows(loaded.bad))
+    decided = [record for record in loaded.rows if record.preferred in (1, 2)]
+    if not decided:
+        raise DataError(f"{', '.join(data.train_files)}: only ties; rejection sampling needs pairs with a winner")
+    used = decided[: data.limit]
+    return used, {
+        "rows": len(loaded.rows) + len(loaded.bad),
+        "bad rows left out": len(loaded.bad),
+        "ties left out": len(loaded.rows) - len(decided),
+        "pairs beyond the limit": len(decided) - len(used),
+        "pairs": len(used),
+    }
+
+
+def sample(
+    records: Sequence[PreferenceRecord], backend: Backend, data: DataArguments, args: SamplingArguments
+) -> list[Judgment]:
+    """Let the model answer every pair K times, going on from what judgments.jsonl holds."""
     protocol = Protocol(
         prompts=data.prompts,
-        style=data.style,
-        sampling=sampling,
+        style=data.style,  # type: ignore[arg-type]
+        sampling=Sampling(
+            temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed
+        ),
         frames=data.sampling,
         samples=args.samples,
+        orders="both" if data.orders == "both" else "one",
         order_seed=data.order_seed,
     )
-    folder = Path(args.output_dir)
-    judgments = judge(decided, backend, protocol, folder / "judgments.jsonl", label="rejection sampling")
-    skipped = {"ties left out": sum(r.preferred == "tie" for r in loaded.rows), "bad rows left out": len(loaded.bad)}
-    manifest = write_outputs(folder, decided, judgments, args, {**asdict(data), **asdict(args)}, skipped)
-    print(json.dumps(manifest["counts"]))
+    return judge(records, backend, protocol, Path(args.output_dir) / "judgments.jsonl", label="rejection sampling")
 
 
-def rejections(judgment: Judgment, *, require_strict: bool, require_arithmetic: bool) -> list[str]:
+def rejections(judgment: Judgment, args: SamplingArguments) -> list[str]:
     """Return why a sampled trace is not kept; empty for one that is.
 
     >>> from unifiedreward_think.verdict import parse
     >>> said = "<answer>Image 1 is better</answer>"
     >>> row = Judgment(record_id="a", order="ab", completion=said, verdict=parse(said, "Image"), preferred=1,
     ...                task="image_generation")
-    >>> rejections(row, require_strict=True, require_arithmetic=True)
+    >>> rejections(row, SamplingArguments(model_name_or_path="model", output_dir="out"))
     ['not strictly formed', 'sums do not add up']
     """
+    if judgment.error:
+        return ["media could not be opened"]
     if judgment.verdict.winner is None:
         return ["cut at the token limit" if judgment.finish_reason == "length" else "no readable answer"]
-    reasons = [] if judgment.correct else ["wrong winner"]
-    if require_strict and not judgment.verdict.strict:
-        reasons.append("not strictly formed")
-    if require_arithmetic and not judgment.verdict.arithmetic_ok:
-        reasons.append("sums do not add up")
-    return reasons
+    rules = {
+        "wrong winner": args.require_correct and not judgment.correct,
+        "not strictly formed": args.require_strict and not judgment.verdict.strict,
+        "sums do not add up": args.require_arithmetic and not judgment.verdict.arithmetic_ok,
+    }
+    return [reason for reason, broken in rules.items() if broken]
 
 
-def choose(traces: Sequence[Judgment], keep: str) -> list[Judgment]:
-    """Return the traces to keep of one pair.
+def choose(traces: Sequence[Judgment], keep: str) -> Judgment | None:
+    """Return the trace to keep of one pair, None if there is none.
 
-    "shortest" takes the one with the fewest characters, the earliest sample among equals: the least padding for the
-    same verdict. "first" takes the earliest sample, "all" every distinct text.
+    "first" takes the earliest sample. "shortest" takes the one with the fewest characters, the earliest among equals:
+    the least padding for the same verdict.
     """
-    if not traces or keep == "first":
-        return list(traces[:1])
     if keep == "shortest":
-        return [min(traces, key=lambda j: (len(j.completion or ""), j.sample))]
-    return list({j.completion: j for j in reversed(traces)}.values())[::-1]
+        return min(traces, key=lambda row: len(row.completion or ""), default=None)
+    return traces[0] if traces else None
 
 
 def split_pairs(
-    records: Iterable[PreferenceRecord], judgments: Iterable[Judgment], args: SamplingArguments
+    records: Iterable[PreferenceRecord], judgments: Sequence[Judgment], args: SamplingArguments
 ) -> tuple[list[Trace], list[PreferenceRecord], dict[str, Any]]:
     """Return the kept traces, the hard pairs, and the counts behind them.
 
-    The pass rate of a pair is the share of its samples that name the preferred candidate.
+    The pass rate of a pair is the share of its samples that name the preferred candidate. A pair whose media could not
+    be opened is neither kept nor hard.
     """
     by_record: dict[str, list[Judgment]] = {}
     for row in judgments:
         by_record.setdefault(row.record_id, []).append(row)
     kept: list[Trace] = []
     hard: list[PreferenceRecord] = []
-    reasons: Counter[str] = Counter()
     passes: Counter[str] = Counter()
     for record in records:
         rows = by_record[record.id]
-        good = []
-        for row in rows:
-            why = rejections(row, require_strict=args.require_strict, require_arithmetic=args.require_arithmetic)
-            reasons.update(why)
-            if not why:
-                good.append(row)
+        if any(row.error for row in rows):
+            passes["not judged"] += 1
+            continue
+        if best := choose([row for row in rows if not rejections(row, args)], args.keep):
+            kept.append(Trace(record=record, order=best.order, completion=best.completion or ""))
         passed = sum(bool(row.correct) for row in rows)
         passes[f"{passed}/{len(rows)}"] += 1
-        kept += [Trace(record=record, order=j.order, completion=j.completion or "") for j in choose(good, args.keep)]
         if passed == 0 or passed / len(rows) < args.hard_below:
             hard.append(record)
-    counts = {
-        "pairs": len(by_record),
-        "samples": sum(map(len, by_record.values())),
+    counts = {**_counts(kept, hard), "pairs by correct samples": dict(sorted(passes.items()))}
+    counts["neither kept nor hard"] = len(by_record) - len(kept) - len(hard) + counts["kept and hard"]
+    reasons = [rejections(row, args) for row in judgments]
+    counts["samples"] = len(reasons)
+    counts["samples accepted"] = reasons.count([])
+    counts["samples rejected because"] = dict(sorted(Counter(chain.from_iterable(reasons)).items()))
+    return kept, hard, counts
+
+
+def _counts(kept: Sequence[Trace], hard: Sequence[PreferenceRecord]) -> dict[str, Any]:
+    return {
         "kept": len(kept),
         "hard": len(hard),
+        "kept and hard": len({trace.record.id for trace in kept} & {record.id for record in hard}),
         "kept by task": dict(sorted(Counter(trace.record.task for trace in kept).items())),
         "hard by task": dict(sorted(Counter(record.task for record in hard).items())),
-        "samples rejected because": dict(sorted(reasons.items())),
-        "pairs by correct samples": dict(sorted(passes.items())),
     }
-    return kept, hard, counts
 
 
 def write_outputs(
     folder: Path,
     records: Sequence[PreferenceRecord],
     judgments: Sequence[Judgment],
+    counts: Mapping[str, Any],
+    data: DataArguments,
     args: SamplingArguments,
-    settings: Mapping[str, Any],
-    skipped: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Write kept.jsonl, hard.jsonl and, last, manifest.json, each complete or not at all; return the manifest."""
-    kept, hard, counts = split_pairs(records, judgments, args)
-    manifest = {"counts": {**counts, **skipped}, "settings": dict(settings)}
-    texts = {
-        "kept.jsonl": "".join(json.dumps(trace.to_json()) + "\n" for trace in kept),
-        "hard.jsonl": "".join(json.dumps(record.to_json()) + "\n" for record in hard),
-        "manifest.json": json.dumps(manifest, indent=1) + "\n",
-    }
-    for name, text in texts.items():
-        scratch = folder / f"{name}.new"
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(folder / name)
-    return manifest
+    """Write kept.jsonl, hard.jsonl and manifest.json, each whole or not at all, and return all counts.
+
+    The manifest goes first and comes last: where there is one, it belongs to the files beside it.
+    """
+    kept, hard, found = split_pairs(records, judgments, args)
+    manifest = describe(args, data, stage=STAGE, finished=True, counts={**counts, **found})
+    (folder / "manifest.json").unlink(missing_ok=True)
+    write_whole(folder / "kept.jsonl", "".join(json.dumps(trace.to_json()) + "\n" for trace in kept))
+    write_whole(folder / "hard.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in hard))
+    write_whole(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    return found
 
 
 if __name__ == "__main__":

@@ -1,0 +1,344 @@
+"""The silent failures of the pinned libraries: each test shows the stock behaviour and that ours differs."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from stages import changed_keys, common, data_arguments, mean_token, read_log, train_grpo, train_sft, weights
+
+from unifiedreward_think.models import loading, tiny
+
+REPO = Path(__file__).parents[1]
+MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+LEGACY_NAMES = ("qwen2_vl", "qwen2_5_vl", "llava_onevision")  # families whose stock resume restores almost nothing
+LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
+
+
+@pytest.fixture
+def forward_inputs(monkeypatch):
+    """The keyword arguments of every forward of a model from load_model that sees pictures."""
+    seen = []
+    load = loading.load_model
+
+    def keep(_, positional, keyword):
+        if keyword.get("pixel_values") is not None:
+            seen.append(keyword)
+
+    def load_watched(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.register_forward_pre_hook(keep, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(loading, "load_model", load_watched)
+    monkeypatch.setattr("unifiedreward_think.backends.transformers.load_model", load_watched)
+    return seen
+
+
+def aligned(inputs, image_token):
+    """Whether the token types mark exactly the picture tokens."""
+    return inputs["mm_token_type_ids"].ne(0).equal(inputs["input_ids"].eq(image_token))
+
+
+def image_token(folder):
+    return json.loads((folder / "config.json").read_text())["image_token_id"]
+
+
+def complete(folder, toy_data):
+    from unifiedreward_think.backends import Sampling
+    from unifiedreward_think.backends.transformers import TransformersBackend
+    from unifiedreward_think.training import grpo
+
+    backend = TransformersBackend(str(folder), dtype="float32", device="cpu")
+    rows, _ = grpo.load_rows(data_arguments(toy_data, "train"))
+    backend.complete(rows, sampling=Sampling(max_new_tokens=2), seeds=[[0]] * len(rows))
+
+
+@pytest.mark.parametrize("family", MROPE)
+def test_token_types_reach_every_forward_and_matter(family, models, toy_data, tmp_path, forward_inputs):
+    complete(models[family], toy_data)
+    prompt = forward_inputs[0]
+    train_sft(models[family], toy_data, tmp_path / "sft")
+    train_grpo(models[family], toy_data, tmp_path / "grpo")
+    assert len(forward_inputs) >= 1 + 2 + 2 * 2
+    assert all(aligned(inputs, image_token(models[family])) for inputs in forward_inputs)
+
+    model = loading.load_model(models[family], dtype="float32").eval()
+    inputs = {k: prompt[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")}
+    stock = {key: value for key, value in inputs.items() if key != "mm_token_type_ids"}
+    with torch.inference_mode():
+        assert not torch.allclose(model(**inputs).logits, model(**stock).logits, atol=1e-3)
+
+
+def test_a_processor_that_pads_right_would_misalign_grpo_rows(models, toy_data, tmp_path, forward_inputs, monkeypatch):
+    folder = models["qwen2_5_vl"]
+    assert loading.load_processor(folder).tokenizer.padding_side == "left"
+    load = loading.load_processor
+
+    def load_padding_right(*args, **kwargs):
+        processor = load(*args, **kwargs)
+        processor.tokenizer.padding_side = "right"
+        return processor
+
+    monkeypatch.setattr(loading, "load_processor", load_padding_right)
+    train_grpo(folder, toy_data, tmp_path)
+    assert not all(aligned(inputs, image_token(folder)) for inputs in forward_inputs)
+
+
+def test_a_processor_saved_with_right_padding_is_loaded_with_left(models, tmp_path):
+    from transformers import AutoProcessor
+
+    stock = AutoProcessor.from_pretrained(models["qwen2_5_vl"], padding_side="right")
+    stock.save_pretrained(tmp_path)
+    assert AutoProcessor.from_pretrained(tmp_path).tokenizer.padding_side == "right"
+    assert loading.load_processor(tmp_path).tokenizer.padding_side == "left"
+
+
+def test_videos_are_frames_in_every_row(toy_data):
+    from unifiedreward_think.training import grpo, sft
+
+    rows = [row for stage, split in ((sft, "cold_start"), (grpo, "train"))
+            for row in stage.load_rows(data_arguments(toy_data, split))[0]]
+    for row in rows:
+        kinds = [part["type"] for turn in row["prompt"] for part in turn["content"]]
+        assert set(kinds) == {"image", "text"} and kinds.count("image") == len(row["images"])
+        assert not any("video" in part for turn in row["prompt"] for part in turn["content"])
+    assert sorted(len(row["images"]) for row in rows) == [1, 1, 2, 2, 8, 8, 16, 16]
+
+
+def test_native_video_would_be_missing_from_the_training_forward(models, toy_data, tmp_path):
+    """Stock TRL: generation sees the video, the forward that is trained does not."""
+    import trl
+    from datasets import Dataset
+    from PIL import Image
+
+    frames = [str(file) for file in sorted((toy_data / "media").glob("*.png"))[:4]]
+    for file in frames:
+        assert Image.open(file).size == (32, 32)
+    content = [{"type": "video", "video": frames}, {"type": "text", "text": "Describe."}]
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": content}]}] * 4)
+    model = loading.load_model(models["qwen2_5_vl"], dtype="float32")
+    seen = {True: [], False: []}
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen[torch.is_grad_enabled()].append(kwargs.get("pixel_values_videos") is not None),
+        with_kwargs=True,
+    )
+    options = {"num_generations": 2, "max_completion_length": 4, "beta": 0.0, **common(max_steps=1)}
+    trainer = trl.GRPOTrainer(
+        model=model,
+        reward_funcs=mean_token,
+        args=trl.GRPOConfig(output_dir=str(tmp_path), **options),
+        train_dataset=rows,
+        processing_class=loading.load_processor(models["qwen2_5_vl"]),
+    )
+    trainer.train()
+    assert any(seen[False]) and not any(seen[True])
+
+
+def resume(train, model, toy_data, whole, again):
+    """Go on from the middle of the run in `whole` and return the names of the tensors that end up different."""
+    again.mkdir()
+    shutil.copytree(whole / "checkpoint-2", again / "checkpoint-2")
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    log = train(model, toy_data, again, checkpoint=str(again / "checkpoint-2"), **options)
+    return changed_keys(whole, again), log
+
+
+@pytest.mark.parametrize(
+    ("train", "family"),
+    [*((train_sft, family) for family in tiny.FAMILIES), *((train_grpo, family) for family in tiny.FAMILIES)],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(train, family, models, toy_data, tmp_path, monkeypatch):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    log = train(models[family], toy_data, tmp_path / "whole", **options)
+    different, resumed = resume(train, models[family], toy_data, tmp_path / "whole", tmp_path / "ours")
+    clock = {"step_time"}
+    assert not different
+    assert [{k: v for k, v in row.items() if k not in clock} for row in resumed] == [
+        {k: v for k, v in row.items() if k not in clock} for row in log
+    ]
+    if family in LEGACY_NAMES:
+        monkeypatch.setattr(loading.ReloadOnResume, "_stock_resume_works", lambda self: True)
+        different, _ = resume(train, models[family], toy_data, tmp_path / "whole", tmp_path / "stock")
+        assert different
+
+
+def test_a_resumed_lora_run_equals_an_uninterrupted_one(models, toy_data, tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lora": LORA}
+    train_sft(models["qwen2_5_vl"], toy_data, tmp_path / "whole", **options)
+    (tmp_path / "again").mkdir()
+    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "again/checkpoint-2")
+    checkpoint = str(tmp_path / "again/checkpoint-2")
+    train_sft(models["qwen2_5_vl"], toy_data, tmp_path / "again", checkpoint=checkpoint, **options)
+    assert not changed_keys(tmp_path / "whole", tmp_path / "again")
+
+
+def check_output(folder, source):
+    """What every trainer-made folder must hold to load anywhere."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    names = {file.name for file in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "processor_config.json", "tokenizer.json",
+            "chat_template.jinja", "README.md", "run.json"} <= names
+    assert not [name for name in names if name.startswith(("adapter_", "run.json."))]
+    assert set(weights(folder)) == set(weights(source))
+    model, problems = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(problems[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    before = json.loads((source / "generation_config.json").read_text())
+    assert model.generation_config.eos_token_id == before["eos_token_id"]
+    assert AutoProcessor.from_pretrained(folder).chat_template
+    run = json.loads((folder / "run.json").read_text())
+    assert run["finished"] and run["versions"]["trl"] and run["counts"]["vision parameters frozen"] > 10_000
+    assert run["arguments"]["model_name_or_path"] == str(source) and run["arguments"]["push_to_hub"] is False
+    card = (folder / "README.md").read_text()
+    assert f"stage *{run['stage']}*" in card and str(source) in card and "| loss |" in card
+
+
+@pytest.mark.parametrize("train", [train_sft, train_grpo])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_an_output_folder_loads_anywhere(train, family, lora, models, toy_data, tmp_path):
+    train(models[family], toy_data, tmp_path, lora=lora)
+    check_output(tmp_path, models[family])
+    changed = changed_keys(models[family], tmp_path)
+    if lora:
+        assert changed == {key for key in weights(tmp_path) if "language_model" in key or "model.layers" in key} & {
+            key for key in weights(tmp_path) if any(f".{name}." in key for name in LORA["lora_target_modules"])
+        } and changed
+        assert (tmp_path / "adapter" / "adapter_config.json").exists()
+
+
+def test_lora_would_change_a_frozen_vision_tower_of_the_same_layer_names(models, toy_data, tmp_path, monkeypatch):
+    source = models["qwen2_5_vl"]
+    train_sft(source, toy_data, tmp_path / "ours", lora=LORA)
+    assert not [key for key in changed_keys(source, tmp_path / "ours") if "visual." in key]
+    from peft import LoraConfig
+
+    monkeypatch.setattr(LoraConfig, "exclude_modules", property(lambda self: None, lambda self, _: None), raising=False)
+    train_sft(source, toy_data, tmp_path / "stock", lora=LORA)
+    assert [key for key in changed_keys(source, tmp_path / "stock") if "visual." in key]
+
+
+def test_a_run_is_pushed_once_and_whole_when_asked(models, toy_data, tmp_path, monkeypatch):
+    import huggingface_hub
+    from transformers import Trainer
+
+    pushed = []
+    monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **options: pushed.append(options))
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, token=None: setattr(self, "hub_model_id", "me/judge"))
+    monkeypatch.setattr(Trainer, "push_to_hub", lambda self, **_: pytest.fail("TRL pushed a folder of its own"))
+    push = {"push_to_hub": True, "hub_strategy": "end"}
+    train_sft(models["qwen2_5_vl"], toy_data, tmp_path, save_strategy="steps", save_steps=1, **push)
+    assert [(row["repo_id"], row["folder_path"]) for row in pushed] == [("me/judge", tmp_path)]
+    assert "unifiedreward-think" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "model_options", "reason"),
+    [
+        ("SFTConfig", {"fsdp": "full_shard"}, {}, "fsdp with use_cpu"),
+        ("GRPOConfig", {"fsdp": "full_shard"}, {}, "fsdp with use_cpu"),
+        ("SFTConfig", {"max_length": 512}, {}, "max_length: would cut"),
+        ("SFTConfig", {"model_init_kwargs": {"dtype": "float16"}}, {}, "model_init_kwargs: would be ignored"),
+        ("GRPOConfig", {}, {"load_in_4bit": True}, "load_in_4bit"),
+        ("GRPOConfig", {"num_iterations": 2, "save_strategy": "steps", "save_steps": 3}, {}, "save_steps inside a rollout"),
+        ("SFTConfig", {"push_to_hub": True}, {}, "set hub_strategy to end"),
+    ],
+)
+def test_an_option_that_would_silently_do_something_else_is_refused(kind, options, model_options, reason, tmp_path):
+    import trl
+
+    from unifiedreward_think.training import run
+
+    length = {"max_length": None} if kind == "SFTConfig" else {}
+    config = getattr(trl, kind)
+    run.refuse(config(output_dir=str(tmp_path), **{**length, **common()}), trl.ModelConfig())
+    with pytest.raises(SystemExit, match=reason):
+        run.refuse(config(output_dir=str(tmp_path), **{**length, **common(**options)}), trl.ModelConfig(**model_options))
+
+
+def test_fsdp_on_the_cpu_would_be_plain_data_parallelism(tmp_path):
+    import trl
+    from accelerate import Accelerator
+
+    args = trl.SFTConfig(output_dir=str(tmp_path), max_length=None, **common(fsdp="full_shard"))
+    assert args.fsdp and "FSDP" not in str(Accelerator(cpu=True).distributed_type)
+
+
+@pytest.mark.parametrize("module", ["sft", "grpo"])
+def test_deepspeed_without_a_launcher_is_refused(module, monkeypatch):
+    from importlib import import_module
+
+    stage = import_module(f"unifiedreward_think.training.{module}")
+    monkeypatch.setattr(sys, "argv", [module, "--deepspeed", "configs/deepspeed/zero3_cpu.json"])
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit, match="deepspeed needs a launcher"):
+        stage.main()
+
+
+def environment():
+    """For a process of its own: this checkout's package, this interpreter's commands first."""
+    paths = [str(REPO / "src"), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PATH": path, "DS_ACCELERATOR": "cpu"}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def checked(command, **more):
+    done = subprocess.run(
+        command, cwd=REPO, env={**environment(), **more}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+@pytest.mark.slow
+def test_key_names_survive_a_load_under_zero3(models, tmp_path):
+    checked([sys.executable, "tests/zero3_keys.py", tmp_path, *models.values()], MASTER_PORT=free_port())
+    found = json.loads((tmp_path / "keys.json").read_text())
+    for family, source in models.items():
+        names = sorted(weights(source))
+        assert found[f"{source} ours"]["keys"] == names, family
+        assert found[f"{source} stock"]["keys"] != names, family
+        assert found[f"{source} ours"]["frozen"] > 10_000  # numel() of a partitioned parameter is 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path):
+    source, data = models["qwen2_5_vl"], data_arguments(toy_data, "cold_start" if stage == "sft" else "train")
+    options = common(learning_rate=1e-4, save_strategy="no", logging_steps=1)
+    own = {"prompt_dir": data.prompt_dir, "frames": 8, "frame_cache": data.frame_cache, "limit": 4, "dtype": "float32"}
+    own |= {"model_name_or_path": str(source), "train_files": data.train_files}
+    if stage == "sft":
+        own |= {"max_length": None}
+        log = train_sft(source, toy_data, tmp_path / "one", learning_rate=1e-4)
+    else:
+        # Greedy, because the ranks draw from generators of their own; the reward differs within a group all the same.
+        greedy = {"top_k": 1, "beta": 0.04, "num_generations": 2, "max_completion_length": 8}
+        own |= {**greedy, "reward_funcs": ["stages.place_in_group"]}
+        from stages import place_in_group
+
+        log = train_grpo(source, toy_data, tmp_path / "one", rewards=[place_in_group], learning_rate=1e-4, top_k=1)
+    config = tmp_path / "config.yaml"
+    own |= {**options, "per_device_train_batch_size": 2, "output_dir": str(tmp_path / "two")}
+    config.write_text(json.dumps(own))  # JSON is YAML
+    script = {"sft": "scripts/0.cold_start.sh", "grpo": "scripts/grpo.sh"}[stage]
+    command = ["bash", script, str(config), "--deepspeed", "configs/deepspeed/zero3_cpu.json"]
+    checked(command, NPROC="2", MASTER_PORT=free_port())
+    check_output(tmp_path / "two", source)
+    assert not [key for key in changed_keys(source, tmp_path / "two") if "visual." in key]
+    ranks = read_log(tmp_path / "two")
+    for key in ("loss", "grad_norm", *(("kl", "reward") if stage == "grpo" else ())):
+        assert [row[key] for row in ranks] == pytest.approx([row[key] for row in log], abs=1e-4, rel=1e-4), key
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)

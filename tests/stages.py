@@ -98,8 +98,3 @@ def changed_keys(before, after):
     old, new = weights(before), weights(after)
     assert set(old) == set(new)
     return {key for key in old if not old[key].equal(new[key])}
-
-
-def place_in_group(completions, **_):
-    """Reward every second completion, whatever it says: greedy groups of two get an advantage too."""
-    return [float(i % 2) for i in range(len(completions))]

@@ -22,12 +22,12 @@ LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "up_pro
 
 @pytest.fixture
 def forward_inputs(monkeypatch):
-    """The keyword arguments of every forward of a model from load_model that sees pictures."""
+    """The keyword arguments of every forward over whole prompts, of every model from load_model."""
     seen = []
     load = loading.load_model
 
     def keep(_, positional, keyword):
-        if keyword.get("pixel_values") is not None:
+        if keyword["input_ids"].shape[1] > 1:
             seen.append(keyword)
 
     def load_watched(*args, **kwargs):
@@ -57,22 +57,26 @@ def complete(folder, toy_data):
     backend = TransformersBackend(str(folder), dtype="float32", device="cpu")
     rows, _ = grpo.load_rows(data_arguments(toy_data, "train"))
     backend.complete(rows, sampling=Sampling(max_new_tokens=2), seeds=[[0]] * len(rows))
+    return backend._encode(rows)
 
 
 @pytest.mark.parametrize("family", MROPE)
 def test_token_types_reach_every_forward_and_matter(family, models, toy_data, tmp_path, forward_inputs):
-    complete(models[family], toy_data)
-    prompt = forward_inputs[0]
+    inputs = complete(models[family], toy_data)
+    assert len(forward_inputs) == 1
     train_sft(models[family], toy_data, tmp_path / "sft")
     train_grpo(models[family], toy_data, tmp_path / "grpo")
     assert len(forward_inputs) >= 1 + 2 + 2 * 2
     assert all(aligned(inputs, image_token(models[family])) for inputs in forward_inputs)
 
     model = loading.load_model(models[family], dtype="float32").eval()
-    inputs = {k: prompt[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")}
     stock = {key: value for key, value in inputs.items() if key != "mm_token_type_ids"}
     with torch.inference_mode():
-        assert not torch.allclose(model(**inputs).logits, model(**stock).logits, atol=1e-3)
+        logits = model(**inputs).logits
+        try:  # Qwen2.5-VL falls back to text positions without a word; the others have come to refuse
+            assert not torch.allclose(logits, model(**stock).logits, atol=1e-3)
+        except ValueError as error:
+            assert family != "qwen2_5_vl" and "`mm_token_type_ids` is missing" in str(error)
 
 
 def test_a_processor_that_pads_right_would_misalign_grpo_rows(models, toy_data, tmp_path, forward_inputs, monkeypatch):
@@ -125,9 +129,15 @@ def test_native_video_would_be_missing_from_the_training_forward(models, toy_dat
     model = loading.load_model(models["qwen2_5_vl"], dtype="float32")
     seen = {True: [], False: []}
     model.register_forward_pre_hook(
-        lambda _, args, kwargs: seen[torch.is_grad_enabled()].append(kwargs.get("pixel_values_videos") is not None),
-        with_kwargs=True,
+        lambda _, args, given: seen[torch.is_grad_enabled()].append("pixel_values_videos" in given), with_kwargs=True
     )
+    generate = model.generate
+
+    def watched(**given):
+        seen[False].append("pixel_values_videos" in given)
+        return generate(**given)
+
+    model.generate = watched
     options = {"num_generations": 2, "max_completion_length": 4, "beta": 0.0, **common(max_steps=1)}
     trainer = trl.GRPOTrainer(
         model=model,
@@ -141,7 +151,7 @@ def test_native_video_would_be_missing_from_the_training_forward(models, toy_dat
 
 
 def resume(train, model, toy_data, whole, again):
-    """Go on from the middle of the run in `whole` and return the names of the tensors that end up different."""
+    """Go on from the middle of the run in `whole`; return the tensors that end up different, and the log."""
     again.mkdir()
     shutil.copytree(whole / "checkpoint-2", again / "checkpoint-2")
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -157,15 +167,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train, family, models, toy_da
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     log = train(models[family], toy_data, tmp_path / "whole", **options)
     different, resumed = resume(train, models[family], toy_data, tmp_path / "whole", tmp_path / "ours")
-    clock = {"step_time"}
     assert not different
-    assert [{k: v for k, v in row.items() if k not in clock} for row in resumed] == [
-        {k: v for k, v in row.items() if k not in clock} for row in log
-    ]
+    assert [(row["loss"], row["grad_norm"]) for row in resumed] == [(row["loss"], row["grad_norm"]) for row in log]
     if family in LEGACY_NAMES:
         monkeypatch.setattr(loading.ReloadOnResume, "_stock_resume_works", lambda self: True)
         different, _ = resume(train, models[family], toy_data, tmp_path / "whole", tmp_path / "stock")
         assert different
+
+
+def test_a_grpo_run_resumed_with_the_stock_sampler_would_see_other_rows(models, toy_data, tmp_path, monkeypatch):
+    import trl
+
+    from unifiedreward_think.training.grpo_trainer import GRPOTrainer
+
+    monkeypatch.setattr(GRPOTrainer, "_get_train_sampler", trl.GRPOTrainer._get_train_sampler)
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    train_grpo(models["qwen3_vl"], toy_data, tmp_path / "whole", **options)
+    different, _ = resume(train_grpo, models["qwen3_vl"], toy_data, tmp_path / "whole", tmp_path / "again")
+    assert different
 
 
 def test_a_resumed_lora_run_equals_an_uninterrupted_one(models, toy_data, tmp_path):
@@ -207,9 +226,8 @@ def test_an_output_folder_loads_anywhere(train, family, lora, models, toy_data, 
     check_output(tmp_path, models[family])
     changed = changed_keys(models[family], tmp_path)
     if lora:
-        assert changed == {key for key in weights(tmp_path) if "language_model" in key or "model.layers" in key} & {
-            key for key in weights(tmp_path) if any(f".{name}." in key for name in LORA["lora_target_modules"])
-        } and changed
+        adapted = tuple(f"{name}.weight" for name in LORA["lora_target_modules"])
+        assert changed == {key for key in weights(tmp_path) if key.endswith(adapted) and "vis" not in key}
         assert (tmp_path / "adapter" / "adapter_config.json").exists()
 
 
@@ -238,6 +256,15 @@ def test_a_run_is_pushed_once_and_whole_when_asked(models, toy_data, tmp_path, m
     assert "unifiedreward-think" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_loss_of_a_batch_does_not_depend_on_how_it_is_split(family, models, toy_data, tmp_path):
+    whole = train_sft(models[family], toy_data, tmp_path / "whole")
+    parts = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    split = train_sft(models[family], toy_data, tmp_path / "split", **parts)
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in split] == pytest.approx([row[key] for row in whole], rel=1e-3), key
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "model_options", "reason"),
     [
@@ -255,11 +282,12 @@ def test_an_option_that_would_silently_do_something_else_is_refused(kind, option
 
     from unifiedreward_think.training import run
 
-    length = {"max_length": None} if kind == "SFTConfig" else {}
     config = getattr(trl, kind)
-    run.refuse(config(output_dir=str(tmp_path), **{**length, **common()}), trl.ModelConfig())
+    base = {"max_length": None} if kind == "SFTConfig" else {"num_generations": 2}
+    run.refuse(config(output_dir=str(tmp_path), **{**base, **common()}), trl.ModelConfig())
+    args = config(output_dir=str(tmp_path), **{**base, **common(**options)})
     with pytest.raises(SystemExit, match=reason):
-        run.refuse(config(output_dir=str(tmp_path), **{**length, **common(**options)}), trl.ModelConfig(**model_options))
+        run.refuse(args, trl.ModelConfig(**model_options))
 
 
 def test_fsdp_on_the_cpu_would_be_plain_data_parallelism(tmp_path):
@@ -314,23 +342,23 @@ def test_key_names_survive_a_load_under_zero3(models, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path):
+def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path, monkeypatch):
     source, data = models["qwen2_5_vl"], data_arguments(toy_data, "cold_start" if stage == "sft" else "train")
-    options = common(learning_rate=1e-4, save_strategy="no", logging_steps=1)
     own = {"prompt_dir": data.prompt_dir, "frames": 8, "frame_cache": data.frame_cache, "limit": 4, "dtype": "float32"}
-    own |= {"model_name_or_path": str(source), "train_files": data.train_files}
+    own |= {"model_name_or_path": str(source), "train_files": data.train_files, "output_dir": str(tmp_path / "two")}
+    own |= common(learning_rate=1e-4, per_device_train_batch_size=2)
     if stage == "sft":
         own |= {"max_length": None}
         log = train_sft(source, toy_data, tmp_path / "one", learning_rate=1e-4)
     else:
-        # Greedy, because the ranks draw from generators of their own; the reward differs within a group all the same.
-        greedy = {"top_k": 1, "beta": 0.04, "num_generations": 2, "max_completion_length": 8}
-        own |= {**greedy, "reward_funcs": ["stages.place_in_group"]}
-        from stages import place_in_group
+        from second_choice import pick
 
-        log = train_grpo(source, toy_data, tmp_path / "one", rewards=[place_in_group], learning_rate=1e-4, top_k=1)
+        monkeypatch.setattr(torch, "multinomial", pick)
+        own |= {"beta": 0.04, "num_generations": 2, "max_completion_length": 8}
+        own |= {"reward_funcs": ["second_choice.mean_token"]}
+        log = train_grpo(source, toy_data, tmp_path / "one", rewards=[mean_token], learning_rate=1e-4)
+        assert all(row["reward_std"] > 0 and row["grad_norm"] > 0.1 for row in log)
     config = tmp_path / "config.yaml"
-    own |= {**options, "per_device_train_batch_size": 2, "output_dir": str(tmp_path / "two")}
     config.write_text(json.dumps(own))  # JSON is YAML
     script = {"sft": "scripts/0.cold_start.sh", "grpo": "scripts/grpo.sh"}[stage]
     command = ["bash", script, str(config), "--deepspeed", "configs/deepspeed/zero3_cpu.json"]

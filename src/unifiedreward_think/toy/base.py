@@ -4,7 +4,7 @@
 
 The paper starts from pretrained vision-language models; this is the toy counterpart. The base learns to describe single
 pictures, pairs and clips, to answer questions, to add and to compare numbers, and to name a winner at random when shown a
-pair. It never sees which candidate is better, nor a chain of thought: judging is left to the stages.
+pair, then to compare captions and answers with descriptions in words. It never sees which candidate is better, nor a chain of thought: judging is left to the stages.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unifiedreward_think.data.rows import Content, to_dataset
 from unifiedreward_think.media import frame_indices
 from unifiedreward_think.models import tiny
 from unifiedreward_think.records import PreferenceRecord, digest
@@ -61,7 +62,7 @@ def describe_pair(rng: random.Random) -> Lesson:
 
 
 def match_caption(rng: random.Random) -> Lesson:
-    """Compare a caption with a description in words."""
+    """Compare a caption with one description in words."""
     moving = rng.random() < 0.5
     caption, shown = (random_scene(rng, moving=moving) for _ in range(2))
     if rng.random() < 0.5:
@@ -88,6 +89,27 @@ def compare_totals(rng: random.Random) -> Lesson:
     return [f"{asked}\nTotal score?"], "\n".join([*sums, f"{noun} {larger} is larger"])
 
 
+def match_captions(rng: random.Random) -> Lesson:
+    """Compare a caption with the descriptions of two candidates."""
+    moving = rng.random() < 0.5
+    noun = "Video" if moving else "Image"
+    caption, *shown = (random_scene(rng, moving=moving) for _ in range(3))
+    shown = [caption if rng.random() < 0.4 else scene for scene in shown]
+    seen = " ".join(f"{noun} {k} shows {observe(scene)}." for k, scene in enumerate(shown, start=1))
+    said = [f"{noun} {k}: {score_candidate(caption, scene)[0][1]}." for k, scene in enumerate(shown, start=1)]
+    return [f"Caption: a {caption.subject}\n{seen}\nMatch?"], " ".join(said)
+
+
+def check_answers(rng: random.Random) -> Lesson:
+    """Compare two answers with a description."""
+    pair = random_pair(rng, rng.choice(("image_understanding", "video_understanding")))
+    asked = "\n".join(f"Answer {k}: {reply.text}" for k, reply in enumerate(pair.replies, start=1))
+    kind = TASKS[pair.task].media_kind
+    said = [f"Answer {k}: {scores[1][1]}." for k, scores in enumerate(pair.scores, start=1)]
+    text = f"Question: {pair.prompt}\n{asked}\nThe {kind} shows {observe(pair.scenes[0])}.\nTrue?"
+    return [text], " ".join(said)
+
+
 def guess_winner(rng: random.Random) -> Lesson:
     """Name a winner at random: the base knows the form of an answer and nothing about judging."""
     pair = random_pair(rng, rng.choice(list(TASKS)))
@@ -104,12 +126,20 @@ def guess_winner(rng: random.Random) -> Lesson:
     return drawn, f"<answer>{answer_text(rng.randint(1, 2), TASKS[pair.task].noun)}</answer>"
 
 
-LESSONS: tuple[tuple[Callable[[random.Random], Lesson], float], ...] = (
+Mixture = tuple[tuple[Callable[[random.Random], Lesson], float], ...]
+SEEING: Mixture = (
     (describe_one, 0.1),
     (describe_pair, 0.35),
     (match_caption, 0.15),
     (add_numbers, 0.05),
     (compare_totals, 0.25),
+    (guess_winner, 0.1),
+)
+COMPARING: Mixture = (
+    (describe_pair, 0.15),
+    (match_captions, 0.35),
+    (check_answers, 0.3),
+    (compare_totals, 0.1),
     (guess_winner, 0.1),
 )
 
@@ -118,26 +148,24 @@ def corpus() -> list[str]:
     """Return the texts the tokenizer is trained on, each word often enough to become one token."""
     rng = random.Random(0)
     texts = [*load_prompts("cot", folder=PROMPTS).values(), *load_prompts("direct", folder=PROMPTS).values()]
-    for lesson, _ in LESSONS:
+    for lesson, _ in SEEING:
         for parts, completion in (lesson(rng) for _ in range(200)):
             texts.append(" ".join([*(part for part in parts if isinstance(part, str)), completion]))
     texts += [random_pair(rng, task).trace("ab") for task in TASKS for _ in range(100)]
     return texts
 
 
-def lessons(count: int, seed: int) -> Dataset:
+def lessons(mixture: Mixture, count: int, seed: int) -> Dataset:
     """Draw `count` lessons as SFT rows: prompt, completion, images."""
-    from datasets import Dataset, List
-    from datasets import Image as ImageFeature
-
     rng = random.Random(digest("toy base", seed))
-    makers, weights = zip(*LESSONS, strict=True)
+    makers, weights = zip(*mixture, strict=True)
     rows = []
     for _ in range(count):
         parts, completion = rng.choices(makers, weights)[0](rng)
-        content: list[dict[str, str | None]] = []
+        content: Content = []
         for part in parts:
-            content += [{"type": "text", "text": part}] if isinstance(part, str) else [{"type": "image", "text": None}] * len(part)
+            is_text = isinstance(part, str)
+            content += [{"type": "text", "text": part}] if is_text else [{"type": "image", "text": None}] * len(part)
         rows.append(
             {
                 "prompt": [{"role": "user", "content": content}],
@@ -145,17 +173,15 @@ def lessons(count: int, seed: int) -> Dataset:
                 "images": [image for part in parts if not isinstance(part, str) for image in part],
             }
         )
-    return Dataset.from_list(rows).cast_column("images", List(ImageFeature()))
+    return to_dataset(rows)
 
 
-def pretrain(folder: Path, *, rows: int, batch: int, learning_rate: float, seed: int) -> None:
-    """Build the tiny model and train it on `rows` lessons, each seen once."""
+def train(folder: Path, rows: Dataset, *, batch: int, learning_rate: float, seed: int) -> list[dict[str, float]]:
+    """Train the model in `folder` on rows, each seen once, save it there and return the log."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from trl import SFTConfig, SFTTrainer
 
-    tiny.build(FAMILY, folder, corpus=corpus(), size=SIZE, seed=seed)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     config = SFTConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -170,31 +196,50 @@ def pretrain(folder: Path, *, rows: int, batch: int, learning_rate: float, seed:
         adam_beta2=0.98,
         max_length=None,
         completion_only_loss=True,
-        activation_checkpointing=False,
+        gradient_checkpointing=False,
         logging_steps=50,
         save_strategy="no",
         report_to="none",
-        dataloader_num_workers=0,
     )
     trainer = SFTTrainer(
-        model=model, args=config, train_dataset=lessons(rows, seed), processing_class=AutoProcessor.from_pretrained(folder)
+        model=AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32),
+        args=config,
+        train_dataset=rows,
+        processing_class=AutoProcessor.from_pretrained(folder),
     )
     trainer.train()
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink()
-    (folder / "pretraining_log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
+    return trainer.state.log_history
+
+
+def pretrain(folder: Path, *, seeing: int, comparing: int, batch: int, learning_rate: float, seed: int) -> None:
+    """Build the tiny model, train it to see and then to compare; the logs go to `pretraining_log.json`."""
+    tiny.build(FAMILY, folder, corpus=corpus(), size=SIZE, seed=seed)
+    log = train(folder, lessons(SEEING, seeing, seed), batch=batch, learning_rate=learning_rate, seed=seed)
+    rows = lessons(COMPARING, comparing, seed + 1)
+    log += train(folder, rows, batch=batch, learning_rate=learning_rate / 2, seed=seed)
+    (folder / "pretraining_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Pretrain from the command line."""
     parser = argparse.ArgumentParser(description="Pretrain the tiny base model of the toy world.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--rows", type=int, default=64_000, help="lessons, each seen once")
+    parser.add_argument("--seeing", type=int, default=64_000, help="lessons of the first part, each seen once")
+    parser.add_argument("--comparing", type=int, default=32_000, help="lessons of the second part, each seen once")
     parser.add_argument("--batch", type=int, default=32, help="lessons in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of the cosine schedule")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the lessons and their order")
     args = parser.parse_args()
-    pretrain(args.output, rows=args.rows, batch=args.batch, learning_rate=args.learning_rate, seed=args.seed)
+    pretrain(
+        args.output,
+        seeing=args.seeing,
+        comparing=args.comparing,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+    )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,47 @@
-"""TRL's GRPOTrainer with the two repairs its vision path needs."""
+"""TRL's GRPOTrainer with the repairs that resuming and its vision path need."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import trl
+from trl.trainer.utils import RepeatSampler
 
 from unifiedreward_think.models.loading import ReloadOnResume
 
 
+class EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """TRL's sampler, with an order for each epoch that a resumed run finds again.
+
+    TRL draws the order of each epoch from one generator, which starts afresh on resume: a run resumed in its second epoch
+    would walk the order of the first, seeing some rows twice and others never. The first epoch's order is TRL's.
+    """
+
+    state: Any  # the trainer's
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield row numbers, each as often as it is generated and trained on."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + int(self.state.epoch or 0))
+        return super().__iter__()  # type: ignore[no-any-return]
+
+
 class GRPOTrainer(ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
-    """Restores weights on resume, and passes LLaVA-OneVision its `batch_num_images`.
+    """Restores weights and row order on resume, and passes LLaVA-OneVision its `batch_num_images`.
 
     LLaVA-OneVision's processor emits `batch_num_images`, which TRL 1.16 neither accepts nor slices; the model needs it
     to tell a row's pictures from the next row's.
     """
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        stock = super()._get_train_sampler(dataset)
+        sampler = EpochSampler(
+            stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
+        )
+        sampler.state = self.state
+        return sampler
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -61,7 +61,15 @@ def train(
     from unifiedreward_think.models.loading import ReloadOnResume
 
     class Trainer(ReloadOnResume, SFTTrainer):  # type: ignore[misc]
-        """TRL's trainer with a resume that restores the weights."""
+        """TRL's trainer with a resume that restores the weights, and a loss that is a mean over all tokens of a step.
+
+        The Qwen-VL models declare that their own loss takes no token count, whereupon transformers averages over
+        micro-batches and ranks, and a batch trains differently for each way to split it. The loss is TRL's, however.
+        """
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.model_accepts_loss_kwargs = True
 
     model, processor, peft_config = run.load(model_args, data, extras, counts)
     trainer = Trainer(

@@ -1,0 +1,315 @@
+"""The judge against a backend in memory: orders, resuming, bad files, bad media."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unifiedreward_think.backends import Completion, Sampling
+from unifiedreward_think.judge import Protocol, judge, load_judgments
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.records import PreferenceRecord, RecordError, digest, order_shown
+from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.verdict import render
+
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
+
+
+class LooksForRed:
+    """Prefers the red picture; its sums, and with a seed its winner, vary with the seed."""
+
+    def __init__(self, *, batch_size=3, model="red", settings=None, wait=0.0):
+        self.batch_size, self.model, self.settings, self.wait = batch_size, model, settings or {}, wait
+        self.batches = []
+
+    def complete(self, prompts, *, sampling, seeds):
+        self.batches.append([row["id"] for row in prompts])
+        time.sleep(self.wait)
+        return [[self.answer(row, seed, sampling) for seed in mine] for row, mine in zip(prompts, seeds, strict=True)]
+
+    def answer(self, row, seed, sampling):
+        red = [image.getpixel((0, 0))[0] > 100 for image in row["images"]]
+        winner = 2 if red[1] else 1
+        if sampling.temperature and seed % 3 == 0:
+            winner = 3 - winner
+        scores = (9, 1 + seed % 7) if winner == 1 else (1 + seed % 7, 9)
+        return Completion(render(winner, [("Aesthetics", *scores)], noun="Image"), "stop")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (8, 8), colour).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def records(pictures):
+    return make_records(pictures, 10)
+
+
+def make_records(folder, count):
+    """Pairs of a red and a blue picture; the red one is preferred."""
+    rows = []
+    for i in range(count):
+        names = ("red", "blue") if i % 3 else ("blue", "red")
+        media = tuple((str(folder / f"{name}.png"),) for name in names)
+        preferred = names.index("red") + 1
+        rows.append(
+            PreferenceRecord(id=f"r{i}", task="image_generation", prompt="red", media=media, preferred=preferred)
+        )
+    return rows
+
+
+def protocol(**changes):
+    chosen = {
+        "prompts": load_prompts("cot"),
+        "style": "cot",
+        "sampling": Sampling(temperature=1.0),
+        "frames": FrameSampling(frames=4, cache=Path("unused")),
+        "samples": 2,
+    }
+    return Protocol(**{**chosen, **changes})
+
+
+def told(judgments):
+    """What was judged, without the time it took."""
+    return [replace(row, seconds=0.0) for row in judgments]
+
+
+def test_both_orders_are_judged_and_swapped_winners_mapped_back(records, tmp_path):
+    rows = judge(records, LooksForRed(), protocol(orders="both", samples=1, sampling=Sampling()), tmp_path / "j.jsonl")
+    assert [(row.record_id, row.order) for row in rows] == [(r.id, order) for r in records for order in ("ab", "ba")]
+    assert all(row.correct for row in rows)
+    assert all(row.verdict.winner == (row.candidate if row.order == "ab" else 3 - row.candidate) for row in rows)
+    assert {row.verdict.winner for row in rows} == {1, 2}
+
+
+def test_one_order_is_the_order_of_the_seed(records, tmp_path):
+    for seed in (0, 1):
+        rows = judge(records, LooksForRed(), protocol(samples=1, order_seed=seed), tmp_path / f"{seed}.jsonl")
+        assert [row.order for row in rows] == [order_shown(record, seed) for record in records]
+
+
+def test_a_row_that_cannot_be_swapped_is_judged_in_its_one_order(pictures, tmp_path):
+    record = PreferenceRecord(
+        id="q", task="image_understanding", prompt="", media=((str(pictures / "red.png"),),), instruction="Which?"
+    )
+
+    class Silent(LooksForRed):
+        def answer(self, row, seed, sampling):
+            return Completion("...", "length")
+
+    (row,) = judge([record], Silent(), protocol(orders="both", samples=1), tmp_path / "j.jsonl")
+    assert (row.order, row.verdict.winner, row.finish_reason) == ("ab", None, "length")
+
+
+def test_the_judgment_says_how_it_came_about(records, tmp_path):
+    backend = LooksForRed(settings={"max_pixels": 64})
+    row = judge(records, backend, protocol(), tmp_path / "j.jsonl")[0]
+    assert row.model == "red"
+    assert {"temperature", "top_p", "max_new_tokens", "seed", "style", "prompts", "frames", "max_pixels"} == {
+        *row.sampling
+    }
+    assert row.seconds >= 0 and row.decoder == "" and row.error == ""
+
+
+def test_every_sample_has_the_seed_of_its_record_order_and_number(records, tmp_path):
+    seen = {}
+
+    class Noting(LooksForRed):
+        def answer(self, row, seed, sampling):
+            seen.setdefault(row["id"], []).append(seed)
+            return super().answer(row, seed, sampling)
+
+    judge(records, Noting(), protocol(orders="both"), tmp_path / "j.jsonl")
+    assert seen["r4"] == [digest(0, "r4", order, sample) for order in ("ab", "ba") for sample in (0, 1)]
+    assert len({seed for seeds in seen.values() for seed in seeds}) == 40
+
+
+def test_the_result_depends_neither_on_the_batch_size_nor_on_the_limit(records, tmp_path):
+    whole = told(judge(records, LooksForRed(batch_size=3), protocol(), tmp_path / "whole.jsonl"))
+    for size in (1, 4, 100):
+        assert told(judge(records, LooksForRed(batch_size=size), protocol(), tmp_path / f"{size}.jsonl")) == whole
+    part = judge(records[:4], LooksForRed(), protocol(), tmp_path / "part.jsonl")
+    assert told(part) == whole[:8]
+    assert told(judge(records, LooksForRed(), protocol(), tmp_path / "part.jsonl")) == whole
+
+
+def test_more_samples_are_added_to_those_there_are(records, tmp_path):
+    few = told(judge(records, LooksForRed(), protocol(samples=2), tmp_path / "j.jsonl"))
+    many = told(judge(records, LooksForRed(), protocol(samples=4), tmp_path / "j.jsonl"))
+    assert [row for row in many if row.sample < 2] == few and len(many) == 40
+
+
+def test_a_finished_file_is_not_judged_again(records, tmp_path):
+    output = tmp_path / "j.jsonl"
+    first = judge(records, LooksForRed(), protocol(), output)
+    text = output.read_bytes()
+    backend = LooksForRed()
+    assert judge(records, backend, protocol(), output) == first
+    assert backend.batches == [] and output.read_bytes() == text
+
+
+def test_a_file_cut_at_any_byte_is_completed_with_nothing_lost_or_doubled(records, tmp_path):
+    output = tmp_path / "j.jsonl"
+    whole = told(judge(records, LooksForRed(), protocol(orders="both"), output))
+    text = output.read_bytes()
+    chosen = random.Random(0).sample(range(len(text)), 60)
+    ends = [i + shift for i, byte in enumerate(text) if byte == 10 for shift in (0, 1)]
+    for cut in sorted({0, 1, *chosen, *ends[::5]}):
+        output.write_bytes(text[:cut])
+        assert told(judge(records, LooksForRed(), protocol(orders="both"), output)) == whole
+        assert told(load_judgments(output).values()) == whole
+        assert output.read_bytes().count(b"\n") == len(whole)
+
+
+def test_a_resumed_run_has_the_batches_of_a_whole_one(records, tmp_path):
+    output, whole = tmp_path / "j.jsonl", LooksForRed()
+    judge(records, whole, protocol(), output)
+    lines = output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(b"".join(lines[:6]))
+    resumed = LooksForRed()
+    judge(records, resumed, protocol(), output)
+    assert resumed.batches == whole.batches[1:]
+
+
+def test_a_killed_process_loses_at_most_the_batch_in_flight(pictures, tmp_path):
+    records = make_records(pictures, 120)
+    whole = told(judge(records, LooksForRed(), protocol(), tmp_path / "whole.jsonl"))
+    output, chance = tmp_path / "killed.jsonl", random.Random(1)
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import test_judge as t;"
+        "t.judge(t.make_records(Path(sys.argv[2]), 120), t.LooksForRed(wait=0.02), t.protocol(), Path(sys.argv[3]))"
+    )
+    before = 0
+    for _ in range(4):
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), str(pictures), str(output)]
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while child.poll() is None and (not output.exists() or output.read_bytes().count(b"\n") <= before):
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.05)
+        child.kill()
+        assert child.wait() in (0, -signal.SIGKILL)
+        rows = load_judgments(output)
+        assert len(rows) > before and told(rows.values()) == whole[: len(rows)]
+        before = len(rows)
+    assert told(judge(records, LooksForRed(), protocol(), output)) == whole
+    assert output.read_bytes().count(b"\n") == len(whole)
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_names_file_and_line(records, tmp_path):
+    output = tmp_path / "j.jsonl"
+    judge(records, LooksForRed(), protocol(), output)
+    lines = output.read_text().splitlines()
+    for broken, reason in [
+        (lines[2][:30], "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"record_id": "r1"}', "not a judgment"),
+    ]:
+        output.write_text("\n".join([*lines[:2], broken, *lines[3:]]) + "\n")
+        with pytest.raises(RecordError, match=rf"j\.jsonl:3: .*{reason}"):
+            judge(records, LooksForRed(), protocol(), output)
+
+
+OTHERS = {
+    "model": (LooksForRed(model="blue"), protocol()),
+    "temperature": (LooksForRed(), protocol(sampling=Sampling(temperature=0.7))),
+    "seed": (LooksForRed(), protocol(sampling=Sampling(temperature=1.0, seed=1))),
+    "style": (LooksForRed(), protocol(style="direct")),
+    "prompts": (LooksForRed(), protocol(prompts=load_prompts("cot", layout="three_line"))),
+    "frames": (LooksForRed(), protocol(frames=FrameSampling(frames=8, cache=Path("unused")))),
+    "weights": (LooksForRed(settings={"weights": "5eed"}), protocol()),
+}
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_judgments_made_with_other_settings_are_refused_and_left_alone(setting, records, tmp_path):
+    output = tmp_path / "j.jsonl"
+    judge(records, LooksForRed(), protocol(), output)
+    text = output.read_bytes()
+    with pytest.raises(RecordError, match=rf"j\.jsonl: holds judgments made with {setting} = .* another output folder"):
+        judge(records, *OTHERS[setting], output)
+    assert output.read_bytes() == text
+
+
+def test_unreadable_media_fail_one_item_which_the_next_run_tries_again(records, pictures, tmp_path):
+    late = tmp_path / "late.png"
+    records[4] = replace(records[4], media=((str(late),), records[4].media[1]))
+    output, backend = tmp_path / "j.jsonl", LooksForRed()
+    for broken in (None, b"no picture"):
+        if broken:
+            late.write_bytes(broken)
+        rows = judge(records, backend, protocol(), output)
+        failed = [row for row in rows if row.error]
+        assert [(row.record_id, row.sample) for row in failed] == [("r4", 0), ("r4", 1)]
+        assert all(row.completion is None and row.verdict.winner is None and not row.correct for row in failed)
+        assert all("late.png" in row.error for row in failed)
+        assert load_judgments(output) == {(row.record_id, row.order, row.sample): row for row in rows}
+    assert not any("r4" in batch for batch in backend.batches)
+    late.write_bytes((pictures / "red.png").read_bytes())
+    assert not any(row.error for row in judge(records, backend, protocol(), output))
+    assert output.read_bytes().count(b"\n") == len(records) * 2
+
+
+def test_a_batch_of_unreadable_media_does_not_reach_the_model(records, tmp_path):
+    gone = [replace(record, media=(("gone.png",), ("gone.png",))) for record in records[:3]]
+    backend = LooksForRed()
+    assert all(row.error for row in judge(gone, backend, protocol(), tmp_path / "j.jsonl"))
+    assert backend.batches == []
+
+
+def test_a_missing_template_is_found_before_the_first_judgment(records, tmp_path):
+    prompts = {"video_generation": "{prompt}"}
+    backend = LooksForRed()
+    with pytest.raises(RecordError, match="no prompt template for task image_generation"):
+        judge(records, backend, protocol(prompts=prompts), tmp_path / "j.jsonl")
+    assert backend.batches == [] and not (tmp_path / "j.jsonl").exists()
+
+
+def test_a_crash_of_the_model_is_not_swallowed_and_keeps_what_was_judged(records, tmp_path):
+    class Crashing(LooksForRed):
+        def complete(self, prompts, *, sampling, seeds):
+            if len(self.batches) == 2:
+                raise MemoryError("device")
+            return super().complete(prompts, sampling=sampling, seeds=seeds)
+
+    with pytest.raises(MemoryError):
+        judge(records, Crashing(), protocol(), tmp_path / "j.jsonl")
+    assert len(load_judgments(tmp_path / "j.jsonl")) == 12
+
+
+def test_progress_is_shown_where_the_output_is_no_terminal(records, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("unifiedreward_think.progress.LINE_EVERY", 0.0)
+    judge(records, LooksForRed(wait=0.01), protocol(), tmp_path / "j.jsonl", label="looking")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("looking: 3/10 pairs, 00:0") and lines[0].endswith(" left")
+    assert lines[-1].startswith("looking: 10/10 pairs, took 00:0")
+
+
+def test_a_terminal_gets_a_bar_that_counts_what_was_done_before(records, tmp_path, monkeypatch):
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    judge(records[:3], LooksForRed(), protocol(), tmp_path / "j.jsonl")
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    judge(records, LooksForRed(), protocol(), tmp_path / "j.jsonl", label="looking")
+    assert "looking: " in shown.getvalue() and "| 10/10 [" in shown.getvalue()
+
+
+def test_every_line_stands_alone_as_json(records, tmp_path):
+    judge(records, LooksForRed(), protocol(), tmp_path / "j.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    assert len(rows) == 20 and all(row["preferred"] in (1, 2) and row["task"] == "image_generation" for row in rows)

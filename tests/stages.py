@@ -98,3 +98,24 @@ def changed_keys(before, after):
     old, new = weights(before), weights(after)
     assert set(old) == set(new)
     return {key for key in old if not old[key].equal(new[key])}
+
+
+def check_output(folder, source):
+    """What every trainer-made folder must hold to load anywhere."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    names = {file.name for file in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "processor_config.json", "tokenizer.json",
+            "chat_template.jinja", "README.md", "run.json"} <= names
+    assert not [name for name in names if name.startswith(("adapter_", "run.json."))]
+    assert set(weights(folder)) == set(weights(source))
+    model, problems = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(problems[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    before = json.loads((source / "generation_config.json").read_text())
+    assert model.generation_config.eos_token_id == before["eos_token_id"]
+    assert AutoProcessor.from_pretrained(folder).chat_template
+    run = json.loads((folder / "run.json").read_text())
+    assert run["finished"] and run["versions"]["trl"] and run["counts"]["vision parameters frozen"] > 10_000
+    assert run["arguments"]["model_name_or_path"] == str(source) and run["arguments"]["push_to_hub"] is False
+    card = (folder / "README.md").read_text()
+    assert f"stage *{run['stage']}*" in card and str(source) in card and "| loss |" in card

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 from stages import changed_keys, data_arguments, train_grpo, train_sft, weights
 
 from unifiedreward_think.models import tiny
@@ -88,8 +89,12 @@ def test_another_model_type_is_refused_by_name(model_type, reason, tmp_path):
 
 
 def test_pixel_limits_are_set_and_impossible_ones_refused(models):
-    processor = load_processor(models["qwen2_5_vl"], min_pixels=256, max_pixels=512)
-    assert (processor.image_processor.size["shortest_edge"], processor.image_processor.size["longest_edge"]) == (256, 512)
+    picture = Image.new("RGB", (64, 64))
+    patches = []
+    for limits in ({}, {"max_pixels": 256}, {"min_pixels": 4096, "max_pixels": 4096}):
+        processor = load_processor(models["qwen2_5_vl"], **limits)
+        patches.append(len(processor.image_processor([picture], return_tensors="pt")["pixel_values"]))
+    assert patches == [16, 4, 64]
     with pytest.raises(UnsupportedModelError, match="min_pixels 2048 is above max_pixels 1024"):
         load_processor(models["qwen2_5_vl"], min_pixels=2048)
     with pytest.raises(UnsupportedModelError, match="fixed tile size"):

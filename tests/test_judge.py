@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from unifiedreward_think.records import PreferenceRecord, RecordError, digest, o
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import render
 
+REPO = Path(__file__).parents[1]
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 
 
@@ -293,6 +295,9 @@ def test_progress_is_shown_where_the_output_is_no_terminal(records, tmp_path, ca
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("looking: 3/10 pairs, 00:0") and lines[0].endswith(" left")
     assert lines[-1].startswith("looking: 10/10 pairs, took 00:0")
+    monkeypatch.setattr("unifiedreward_think.progress.LINE_EVERY", 60.0)
+    judge(records, LooksForRed(), protocol(), tmp_path / "quick.jsonl")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_gets_a_bar_that_counts_what_was_done_before(records, tmp_path, monkeypatch):
@@ -313,3 +318,27 @@ def test_every_line_stands_alone_as_json(records, tmp_path):
     judge(records, LooksForRed(), protocol(), tmp_path / "j.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
     assert len(rows) == 20 and all(row["preferred"] in (1, 2) and row["task"] == "image_generation" for row in rows)
+
+
+@pytest.mark.slow
+def test_the_evaluation_command_goes_on_and_notices_other_weights(models, toy_data, tmp_path, monkeypatch, capsys):
+    from safetensors.torch import load_file, save_file
+
+    from unifiedreward_think.evaluation.__main__ import main
+
+    model, output = tmp_path / "model", tmp_path / "eval"
+    shutil.copytree(models["qwen2_5_vl"], model)
+    command = ["evaluation", "--model", model, "--data", toy_data / "heldout.jsonl", "--output", output, "--limit", "3"]
+    command += ["--frame-cache", toy_data / "frames", "--prompt-dir", REPO / "configs/toy/prompts", "--frames", "8"]
+    monkeypatch.setattr("sys.argv", [str(word) for word in [*command, "--max-new-tokens", "4", "--batch-size", "2"]])
+    main()
+    assert "6 judgments -> " in capsys.readouterr().out
+    assert {path.name for path in output.iterdir()} == {"judgments.jsonl", "records.jsonl", "results.json"}
+    before = (output / "judgments.jsonl").read_bytes()
+    assert json.loads((output / "results.json").read_text())["judgments"] == 6
+    main()
+    assert (output / "judgments.jsonl").read_bytes() == before
+    weights = load_file(model / "model.safetensors")
+    save_file({key: value * 1.01 for key, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RecordError, match="judgments made with weights = "):
+        main()

@@ -1,4 +1,4 @@
-"""Save models loaded under ZeRO-3, by transformers alone and by us; print the key names. Run by test_library_fixes.py."""
+"""Save models loaded under ZeRO-3, by transformers alone and by us. Run by test_zero3.py as its own process."""
 
 import json
 import os

@@ -1,9 +1,7 @@
 """Progress of long work, with the time left: a bar on a terminal, plain lines where the output is no terminal.
 
->>> with progress(2, "judging", unit="pair", file=sys.stdout) as advance:
-...     advance(1)
-...     advance(1)
-judging: 2/2 pairs, took 00:00
+>>> [item.upper() for item in track("ab", "shouting")]
+['A', 'B']
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
 
-LINE_EVERY = 15.0  # seconds between plain lines
+LINE_EVERY = 15.0  # seconds between plain lines; work that takes less shows none
 
 
 @contextmanager
@@ -52,7 +50,8 @@ def progress(
             shown = now
 
     yield advance
-    print(f"{label}: {count}/{total} {unit}s, took {clock(time.monotonic() - started)}", file=out, flush=True)
+    if (took := time.monotonic() - started) >= LINE_EVERY:
+        print(f"{label}: {count}/{total} {unit}s, took {clock(took)}", file=out, flush=True)
 
 
 def track(items: Sequence[Item], label: str, *, unit: str = "item") -> Iterator[Item]:

@@ -62,7 +62,6 @@ class TransformersBackend:
 
         count = len(seeds[0])
         inputs = self._encode(prompts)
-        start = inputs["input_ids"].shape[1]
         defaults = self._network.generation_config
         # Written out in full: a checkpoint's own generation_config (Qwen2.5-VL ships a repetition penalty) must not
         # change what `sampling` says.
@@ -78,9 +77,8 @@ class TransformersBackend:
             pad_token_id=defaults.pad_token_id,
             stop_strings=[STOP_STRING],
         )
-        draw = []
-        if sampling.temperature > 0:
-            draw = [_SeededDraw([s for row in seeds for s in row], sampling, self._device)]
+        flat = [seed for row in seeds for seed in row]
+        draw = [_SeededDraw(flat, sampling, self._device)] if sampling.temperature > 0 else []
         with torch.inference_mode():
             output = self._network.generate(
                 **inputs,
@@ -88,7 +86,7 @@ class TransformersBackend:
                 logits_processor=LogitsProcessorList(draw),
                 tokenizer=self._processor.tokenizer,
             )
-        rows = [self._completion(ids, sampling) for ids in output[:, start:]]
+        rows = [self._completion(ids, sampling) for ids in output[:, inputs["input_ids"].shape[1] :]]
         if sampling.temperature == 0:
             return [[row] * count for row in rows]
         return [rows[i : i + count] for i in range(0, len(rows), count)]

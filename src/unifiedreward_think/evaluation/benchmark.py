@@ -25,9 +25,9 @@ import yaml
 
 from unifiedreward_think.backends import Backend, Sampling
 from unifiedreward_think.backends.choose import add_arguments, make_backend
-from unifiedreward_think.evaluation.rescore import read_judgments, rescore
+from unifiedreward_think.evaluation.rescore import rescore
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
-from unifiedreward_think.judge import Protocol, judge, write_whole
+from unifiedreward_think.judge import Protocol, judge, load_judgments, write_whole
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import Rate, interval, macro_average, summarize
 from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, read_json_lines
@@ -94,9 +94,7 @@ def run_benchmark(
     return results
 
 
-def _parser(
-    name: str, data: str | None, split: str, config: str | None, about: str | None
-) -> argparse.ArgumentParser:
+def _parser(name: str, data: str | None, split: str, config: str | None, about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add_arguments(parser)
@@ -105,8 +103,8 @@ def _parser(
     add("--split", default=split, help=f"of a Hub data set (default: {split})")
     add("--config", default=config, help=f"configuration of a Hub data set (default: {config})")
     add("--media-root", type=Path, help="folder that media paths start from (default: that of the rows)")
-    add("--replay", type=Path, metavar="JUDGMENTS", help="score stored judgments, without a model; without --data, "
-        "with the records.jsonl beside them")  # fmt: skip
+    stored = "score stored judgments again, without a model; the records.jsonl beside them stands for --data"
+    add("--replay", type=Path, metavar="JUDGMENTS", help=stored)
     add("--output", type=Path, default=Path("outputs", name), help=f"folder to write (default: outputs/{name})")
     add("--limit", type=int, help="only the first N pairs")
     add("--orders", choices=["one", "both"], default="both", help="orders each pair is shown in")
@@ -128,13 +126,13 @@ def _parser(
     return parser
 
 
-def _load(args: argparse.Namespace, to_record: ToRecord) -> tuple[list[PreferenceRecord], dict[str, int]]:
-    """Return the records, and by part how many rows fit no task."""
+def _load(args: argparse.Namespace, to_record: ToRecord) -> tuple[list[PreferenceRecord], dict[str, int] | None]:
+    """Return the records, and by part how many rows fit no task (None: unknown, the rows were not read)."""
     if args.data is None:
         path = args.replay.parent / "records.jsonl"
         if not path.is_file():
             raise RecordError(f"{path}: no such file; name the rows with --data")
-        return [PreferenceRecord.from_json(row) for _, row in read_json_lines(path)][: args.limit], {}
+        return _stored_records(path)[: args.limit], None
     records: dict[str, PreferenceRecord] = {}
     left_out = Counter[str]()
     for row, record in _records(args, to_record):
@@ -144,7 +142,13 @@ def _load(args: argparse.Namespace, to_record: ToRecord) -> tuple[list[Preferenc
             raise RecordError(f"{args.data}: row {row.number} ({row.part}): duplicate id {record.id!r}; remove one")
         if len(records) == args.limit:
             break
+    if not records:
+        raise RecordError(f"{args.data}: holds no pair that one of the four tasks can show")
     return list(records.values()), dict(left_out)
+
+
+def _stored_records(path: Path) -> list[PreferenceRecord]:
+    return [PreferenceRecord.from_json(row) for _, row in read_json_lines(path)]
 
 
 def _records(args: argparse.Namespace, to_record: ToRecord) -> Iterator[tuple[Row, PreferenceRecord | None]]:
@@ -176,7 +180,7 @@ def _judged(args: argparse.Namespace, records: Sequence[PreferenceRecord], backe
 def _replayed(args: argparse.Namespace, records: Sequence[PreferenceRecord]) -> list[Judgment]:
     """Return stored judgments in the order of the records, read by the parser of today, labelled by the records."""
     stored: dict[str, list[Judgment]] = defaultdict(list)
-    for row in rescore(read_judgments(args.replay.parent, args.replay.name), style=args.style)[0]:
+    for row in rescore(load_judgments(args.replay).values(), style=args.style)[0]:
         stored[row.record_id].append(row)
     if missing := [record.id for record in records if record.id not in stored]:
         text = f"{len(missing)} of {len(records)} pairs are not judged, the first is {missing[0]!r}"
@@ -237,13 +241,17 @@ def _write(
         "commit": commit or "unknown",
     }
     write_whole(args.output / "config.yaml", yaml.safe_dump(run, sort_keys=False))
-    write_whole(args.output / "records.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
+    known = {record.id: record for record in records}
+    path = args.output / "records.jsonl"
+    # What an earlier run without --limit judged is still among the judgments, so its records stay, too.
+    kept = [record for record in (_stored_records(path) if path.exists() else ()) if record.id not in known]
+    write_whole(path, "".join(json.dumps(record.to_json()) + "\n" for record in (*records, *kept)))
     write_whole(args.output / "results.json", json.dumps(results, indent=1) + "\n")
     write_html(
         args.output / "report.html",
         results={name: results["strict"]},
         judgments={name: judgments},
-        records={record.id: record for record in records},
+        records=known,
         title=name,
         sampling=_frames(args),
         max_examples=args.max_examples,

@@ -2,74 +2,68 @@
 
     python -m unifiedreward_think.models.llava_next --input UnifiedReward-Think-7b --output UnifiedReward-Think-7b-hf
 
-Weights keep their values and dtype, so text and picture features give the logits of the source. Facts come from
-LLaVA-VL/LLaVA-NeXT (llava/model/llava_arch.py, multimodal_encoder/siglip_encoder.py, multimodal_projector/builder.py,
-mm_utils.py), the same files in CodeGoat24/UnifiedReward, and transformers' former convert_llava_onevision_weights_to_hf.py.
-What the weights do not decide: a row with several pictures gets one padded tile each, as in LLaVA-NeXT's training code;
-the inference scripts of UnifiedReward cut every picture into tiles.
+Weights keep their values and dtype, so equal inputs give the source's logits. Facts: LLaVA-VL/LLaVA-NeXT
+(llava_arch.py, siglip_encoder.py, multimodal_projector/builder.py, mm_utils.py), the same in CodeGoat24/UnifiedReward,
+and transformers' former convert_llava_onevision_weights_to_hf.py. Not a matter of weights: several pictures in a row
+become one padded tile each, as in LLaVA-NeXT's training code; UnifiedReward's inference scripts cut each into tiles.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import re
-import shutil
+from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from unifiedreward_think.models.loading import UnsupportedModelError
 
-# Last part of mm_vision_tower -> what LLaVA-NeXT hard-codes for it. The tower has 27 layers; LLaVA-NeXT deletes the last
-# one and the pooling head, then reads the output of layer 26 before post_layernorm.
-TOWERS: dict[str, dict[str, Any]] = {
-    "siglip-so400m-patch14-384": {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 16,
-        "image_size": 384,
-        "patch_size": 14,
-        "vision_use_head": False,
-    }
-}
-# Option -> values that LlavaOnevision computes (None: absent), and why no other is converted.
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+TEXT_NEEDED = (*SIZES, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
+TEXT_OTHERS = (
+    "hidden_act",
+    "use_sliding_window",
+    "sliding_window",
+    "max_window_layers",
+    "bos_token_id",
+    "eos_token_id",
+)
+TOWER_SIZES = (*SIZES, "image_size", "patch_size")
+# Last part of mm_vision_tower -> TOWER_SIZES, which LLaVA-NeXT hard-codes. It deletes the last of the 27 layers and the
+# pooling head, then reads the output of layer 26 before post_layernorm, whatever mm_vision_select_layer says.
+TOWERS = {"siglip-so400m-patch14-384": (1152, 4304, 26, 16, 384, 14)}
+# Option -> the values that LlavaOnevision computes (None: absent), and why no other is converted.
 OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "mm_projector_type": (("mlp2x_gelu",), "its projector is two linear layers with a GELU between"),
-    "mm_patch_merge_type": (("spatial_unpad",), "it always unpads the tiles and appends image_newline to each row"),
-    "mm_vision_select_layer": ((None, -2), "it reads the last layer that LLaVA-NeXT leaves in the tower"),
-    "mm_vision_select_feature": ((None, "patch"), "SigLIP has no class token"),
-    "mm_resampler_type": ((None,), "it has no resampler"),
-    "mm_spatial_pool_mode": ((None, "bilinear"), "it shrinks video frames by bilinear interpolation only"),
-    "mm_newline_position": ((None, "one_token"), "it puts one image_newline behind a whole video"),
-    "add_faster_video": ((None, False), "it has no second, coarser stream of frames"),
-    "mm_use_im_start_end": ((None, False), "it puts no marker tokens around pictures"),
-    "mm_use_im_patch_token": ((None, False), "its picture token is <image>"),
+    "mm_projector_type": (("mlp2x_gelu",), "LlavaOnevision projects by two linear layers with a GELU between"),
+    "mm_patch_merge_type": (("spatial_unpad",), "LlavaOnevision unpads the tiles and ends each row by image_newline"),
+    "mm_vision_select_layer": ((None, -2), "LLaVA-NeXT reads the last but one SigLIP layer and ignores the option"),
+    "mm_resampler_type": ((None,), "LlavaOnevision has no resampler"),
+    "mm_spatial_pool_mode": ((None, "bilinear"), "LlavaOnevision shrinks video frames by bilinear interpolation"),
+    "mm_newline_position": ((None, "one_token"), "LlavaOnevision puts one image_newline behind a whole video"),
+    "add_faster_video": ((None, False), "LlavaOnevision has no second, coarser stream of frames"),
+    "mm_use_im_start_end": ((None, False), "LlavaOnevision puts no marker tokens around pictures"),
     "rope_scaling": ((None,), "LLaVA-NeXT ignores the option, so what the weights expect is unknown"),
 }
-# Read by no forward pass of LLaVA-NeXT (the pooling stride is always 2), or handled below.
+# Other options, which no forward pass of LLaVA-NeXT reads: SigLIP has no class token, the pooling stride is always 2.
 HARMLESS = {"mm_hidden_size", "mm_projector_lr", "mm_spatial_pool_out_channels", "mm_spatial_pool_stride"}
-HARMLESS |= {"mm_tunable_parts", "mm_vision_tower", "mm_vision_tower_lr"}
+HARMLESS |= {"mm_tunable_parts", "mm_use_im_patch_token", "mm_vision_select_feature", "mm_vision_tower_lr"}
 
-TEXT_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-TEXT_REQUIRED = (*TEXT_SIZES, "max_position_embeddings", "rms_norm_eps", "rope_theta")
-TEXT_OPTIONAL = ("hidden_act", "initializer_range", "attention_dropout", "use_sliding_window", "sliding_window")
-TEXT_OPTIONAL += ("max_window_layers", "bos_token_id", "eos_token_id", "pad_token_id")
-
-PROJECTIONS = [f"self_attn.{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias")]
-TEXT_LAYER = [*PROJECTIONS, *(f"{name}.weight" for name in ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"))]
-TEXT_LAYER += ["mlp.down_proj.weight", "input_layernorm.weight", "post_attention_layernorm.weight"]
-VISION_MODULES = ("self_attn.out_proj", "mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2")
-VISION_LAYER = [*PROJECTIONS, *(f"{name}.{kind}" for name in VISION_MODULES for kind in ("weight", "bias"))]
 TOWER = "model.vision_tower.vision_tower.vision_model."
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+QKV = [f"self_attn.{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias")]
+TEXT_MODULES = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm")
+TEXT_LAYER = [*QKV, *(f"{module}.weight" for module in (*TEXT_MODULES, "post_attention_layernorm"))]
+VISION_MODULES = ("self_attn.out_proj", "mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2")
+VISION_LAYER = [*QKV, *(f"{module}.{kind}" for module in VISION_MODULES for kind in ("weight", "bias"))]
+# May be there, but is never read: the layer and the head that LLaVA-NeXT deletes (%d layers are left), a tied output
+# head, and buffers that older libraries saved.
+UNREAD = re.escape(TOWER) + r"(encoder\.layers\.%d|head)\..+|lm_head\.weight|.+\.(inv_freq|position_ids)"
 
 # The conversation `qwen_1_5`, with which these models are trained, starts with this turn.
-SYSTEM = (
-    "{%- if messages[0]['role'] != 'system' -%}"
-    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}{%- endif -%}\n"
-)
+SYSTEM = r"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+TEMPLATE = Path(__file__).parent / "templates" / "llava_onevision.jinja"
 
 
 def convert(source: Path, output: Path, *, processor: Path | None = None) -> None:
@@ -85,212 +79,164 @@ def convert(source: Path, output: Path, *, processor: Path | None = None) -> Non
         ValueError: a weight is missing, unknown or of another shape.
         FileExistsError: `output` holds files.
     """
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
+
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} holds files; name an empty or new folder")
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    check_options(source, config)
-    tower = TOWERS[Path(config["mm_vision_tower"]).name]
-    tied = bool(config.get("tie_word_embeddings"))
-    names = key_names(int(config["num_hidden_layers"]), tower["num_hidden_layers"], tied=tied)
-    files = weight_files(source)
-    check_keys(source, files, names, tower_layers=tower["num_hidden_layers"], tied=tied)
-    tokenizer = load_tokenizer(processor or source)
-    rows = max(embedding_rows(source, files), len(tokenizer))
+    config = read_config(source)
+    names, files = key_names(config), weight_files(source)
+    check_keys(files, names, re.compile(UNREAD % config["tower"]["num_hidden_layers"]))
+    tokenizer = Qwen2Tokenizer.from_pretrained(processor or source, padding_side="left")
+    # LLaVA-NeXT has no tokens for pictures and videos.
+    marks = [AddedToken(mark, special=True, normalized=False) for mark in ("<image>", "<video>")]
+    tokenizer.add_tokens(marks, special_tokens=True)
 
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write_configs(source, partial, config, tokenizer, rows=rows)
-        write_weights(source, partial, files, names, rows=rows)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as folder:
+        partial = Path(folder) / "model"
+        partial.mkdir()
+        rows = write_weights(files, partial, names, rows=len(tokenizer))
+        write_config(partial, config, tokenizer, rows=rows)
+        write_processor(partial, config, tokenizer)
         check_loads(partial)
         partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_options(source: Path, config: dict[str, Any]) -> None:
-    """Refuse a checkpoint that LlavaOnevision would compute differently, by option."""
-    where = source / "config.json"
-    kind, architectures = config.get("model_type"), config.get("architectures") or []
-    # lmms-lab's releases say "llava", fine-tuned checkpoints "llava_qwen".
-    if kind != "llava_qwen" and not (kind == "llava" and "LlavaQwenForCausalLM" in architectures):
-        raise UnsupportedModelError(f"{where}: model_type {kind!r} is not llava_qwen")
-    if missing := [key for key in TEXT_REQUIRED if config.get(key) is None]:
-        raise UnsupportedModelError(f"{where}: {', '.join(missing)} not given")
-    tower = TOWERS.get(Path(str(config.get("mm_vision_tower"))).name)
-    if tower is None:
-        raise UnsupportedModelError(
-            f"{where}: mm_vision_tower {config.get('mm_vision_tower')!r} is not converted; known: {', '.join(TOWERS)}"
-        )
-    for key, (values, reason) in OPTIONS.items():
-        if config.get(key) not in values:
-            raise UnsupportedModelError(f"{where}: {key} {config.get(key)!r} is not converted: LlavaOnevision: {reason}")
-    if not re.fullmatch(r"anyres_max_\d+", str(config.get("image_aspect_ratio"))):
-        raise UnsupportedModelError(
-            f"{where}: image_aspect_ratio {config.get('image_aspect_ratio')!r} is not converted: LlavaOnevision computes "
-            "anyres_max_N only"
-        )
-    if unknown := sorted(key for key in config if key.startswith("mm_") and key not in OPTIONS.keys() | HARMLESS):
-        raise UnsupportedModelError(
-            f"{where}: unknown option {', '.join(unknown)}; remove it if it does not change the forward pass"
-        )
+def read_config(source: Path) -> dict[str, Any]:
+    """Read config.json, refuse what LlavaOnevision would compute differently, and add what the options stand for."""
+    path, generation = source / "config.json", source / "generation_config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    # lmms-lab's releases have the model_type "llava", fine-tuned checkpoints "llava_qwen".
+    if config.get("model_type") != "llava_qwen" and "LlavaQwenForCausalLM" not in config.get("architectures", []):
+        raise UnsupportedModelError(f"{path}: model_type {config.get('model_type')!r} is not llava_qwen")
+    allowed = {key: (config.get(key) in values, reason) for key, (values, reason) in OPTIONS.items()}
+    tower = Path(str(config.get("mm_vision_tower"))).name
+    allowed["mm_vision_tower"] = tower in TOWERS, f"known towers: {', '.join(TOWERS)}"
+    anyres = re.fullmatch(r"anyres_max_\d+", str(config.get("image_aspect_ratio")))
+    allowed["image_aspect_ratio"] = anyres is not None, "LlavaOnevision cuts pictures by anyres_max_N"
+    allowed["image_grid_pinpoints"] = isinstance(config.get("image_grid_pinpoints"), list), "a list of sizes is needed"
+    allowed |= {key: (config.get(key) is not None, "is needed") for key in TEXT_NEEDED}
+    for key in config:
+        if key.startswith("mm_") and key not in HARMLESS:
+            allowed.setdefault(key, (False, "unknown; remove it if it does not change the forward pass"))
+    if refused := [f"{key} {config.get(key)!r} ({reason})" for key, (fine, reason) in allowed.items() if not fine]:
+        raise UnsupportedModelError(f"{path}: not converted: {'; '.join(refused)}")
+    config["tower"] = dict(zip(TOWER_SIZES, TOWERS[tower], strict=True))
+    config["grids"] = [[height, width] for width, height in config["image_grid_pinpoints"]]  # listed as [width, height]
+    config["generation"] = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    return config
 
 
-def key_names(text_layers: int, tower_layers: int, *, tied: bool) -> dict[str, str]:
-    """Return every weight of the source and its name in released LLaVA-OneVision checkpoints.
-
-    >>> key_names(1, 1, tied=False)["model.mm_projector.2.bias"]
-    'multi_modal_projector.linear_2.bias'
-    """
+def key_names(config: dict[str, Any]) -> dict[str, str]:
+    """Return every weight of the source and its name in released LLaVA-OneVision checkpoints."""
     names = {"model.image_newline": "image_newline"}
     for place, linear in (("0", "linear_1"), ("2", "linear_2")):
         for kind in ("weight", "bias"):
             names[f"model.mm_projector.{place}.{kind}"] = f"multi_modal_projector.{linear}.{kind}"
     text = ["embed_tokens.weight", "norm.weight"]
-    text += [f"layers.{n}.{weight}" for n in range(text_layers) for weight in TEXT_LAYER]
+    text += [f"layers.{n}.{weight}" for n in range(config["num_hidden_layers"]) for weight in TEXT_LAYER]
     names |= {f"model.{key}": f"language_model.model.{key}" for key in text}
-    if not tied:
-        names["lm_head.weight"] = "language_model.lm_head.weight"
+    if not config.get("tie_word_embeddings"):
+        names[HEAD] = "language_model.lm_head.weight"
     vision = [f"embeddings.patch_embedding.{kind}" for kind in ("weight", "bias")]
     vision += ["embeddings.position_embedding.weight", "post_layernorm.weight", "post_layernorm.bias"]
-    vision += [f"encoder.layers.{n}.{weight}" for n in range(tower_layers) for weight in VISION_LAYER]
+    layers = range(config["tower"]["num_hidden_layers"])
+    vision += [f"encoder.layers.{n}.{weight}" for n in layers for weight in VISION_LAYER]
     return names | {TOWER + key: f"vision_tower.vision_model.{key}" for key in vision}
 
 
-def weight_files(source: Path) -> dict[str, list[str]]:
+def weight_files(source: Path) -> dict[Path, list[str]]:
     """Return the safetensors files of a checkpoint and the weights in each."""
     from safetensors import safe_open
 
-    index = source / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     files = {}
-    for name in names:
-        if not (source / name).is_file():
-            raise FileNotFoundError(f"{source / name} does not exist; weights are read from safetensors only")
-        with safe_open(source / name, framework="pt") as reader:
-            files[name] = list(reader.keys())
+    for path in sorted(source.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as reader:
+            files[path] = list(reader.keys())
+    if not files:
+        raise FileNotFoundError(f"{source} holds no *.safetensors; other formats are not read")
     return files
 
 
-def check_keys(
-    source: Path, files: dict[str, list[str]], names: dict[str, str], *, tower_layers: int, tied: bool
-) -> None:
-    """Require each expected weight exactly once, and nothing else but what LLaVA-NeXT never reads."""
-    # The layer and the head that LLaVA-NeXT deletes, and buffers that older libraries saved.
-    unread = [rf"{re.escape(TOWER)}(encoder\.layers\.{tower_layers}|head)\..+", r".+\.(inv_freq|position_ids)"]
-    unread += ["lm_head.weight"] if tied else []
-    found = [key for keys in files.values() for key in keys]
+def check_keys(files: dict[Path, list[str]], names: dict[str, str], unread: re.Pattern[str]) -> None:
+    """Require each expected weight exactly once, and no unknown one."""
+    found = Counter(key for keys in files.values() for key in keys)
     problems = {
-        "missing": names.keys() - set(found),
-        "unknown": {k for k in found if k not in names and not any(re.fullmatch(p, k) for p in unread)},
-        "repeated": {key for key in names if found.count(key) > 1},
+        "missing": names.keys() - found.keys(),
+        "unknown": {key for key in found.keys() - names.keys() if not unread.fullmatch(key)},
+        "repeated": {key for key, count in found.items() if count > 1},
     }
     for problem, keys in problems.items():
         if keys:
-            shown = ", ".join(sorted(keys)[:5])
-            raise ValueError(f"{source}: {len(keys)} {problem} weight(s): {shown}{' ...' if len(keys) > 5 else ''}")
+            shown = ", ".join(sorted(keys)[:5]) + (" ..." if len(keys) > 5 else "")
+            raise ValueError(f"{next(iter(files)).parent}: {len(keys)} {problem} weight(s): {shown}")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load a Qwen2 tokenizer with the tokens of LLaVA-OneVision; LLaVA-NeXT itself has no token for a picture."""
-    from tokenizers import AddedToken
-    from transformers import Qwen2Tokenizer
-
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder, padding_side="left")
-    marks = [AddedToken(mark, special=True, normalized=False) for mark in ("<image>", "<video>")]
-    tokenizer.add_tokens(marks, special_tokens=True)
-    return tokenizer
-
-
-def embedding_rows(source: Path, files: dict[str, list[str]]) -> int:
-    """Return the number of rows of the embedding, since some checkpoints leave vocab_size out of config.json."""
-    from safetensors import safe_open
-
-    name = next(name for name, keys in files.items() if VOCABULARY[0] in keys)
-    with safe_open(source / name, framework="pt") as reader:
-        return int(reader.get_slice(VOCABULARY[0]).get_shape()[0])
-
-
-def grid_pinpoints(value: Any, tile: int) -> list[list[int]]:
-    """Return the tile grids as [height, width]; LLaVA-NeXT lists [width, height], or names a range.
-
-    >>> grid_pinpoints("(1x1),...,(1x3)", 384)
-    [[384, 384], [768, 384], [1152, 384]]
-    """
-    if isinstance(value, str) and "x" in value:
-        first, *_, last = [tuple(map(int, pair)) for pair in re.findall(r"\((\d+)x(\d+)\)", value)]
-        value = [(w * tile, h * tile) for w in range(first[0], last[0] + 1) for h in range(first[1], last[1] + 1)]
-    return [[height, width] for width, height in (ast.literal_eval(value) if isinstance(value, str) else value)]
-
-
-def write_configs(source: Path, output: Path, config: dict[str, Any], tokenizer: Any, *, rows: int) -> None:
-    """Write config.json, the processor with its chat template, and generation_config.json."""
-    import transformers as tf
-
-    tower = TOWERS[Path(config["mm_vision_tower"]).name]
-    side = tower["image_size"]
-    grid = grid_pinpoints(config["image_grid_pinpoints"], side)
-    tied = bool(config.get("tie_word_embeddings"))
-    text = {key: config[key] for key in (*TEXT_REQUIRED, *TEXT_OPTIONAL) if key in config}
-    rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta")}
-    target = tf.LlavaOnevisionConfig(
-        text_config=tf.Qwen2Config(**text, vocab_size=rows, rope_parameters=rope, tie_word_embeddings=tied),
-        vision_config=tf.SiglipVisionConfig(**tower),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=grid,
-        vision_aspect_ratio=config["image_aspect_ratio"],
-        tie_word_embeddings=tied,
-        architectures=["LlavaOnevisionForConditionalGeneration"],
-        dtype=config.get("torch_dtype") or config.get("dtype"),
-    )
-    target.save_pretrained(output)
-    template = (Path(__file__).parent / "templates" / "llava_onevision.jinja").read_text(encoding="utf-8")
-    pixels = {"size": {"height": side, "width": side}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    tf.LlavaOnevisionProcessor(
-        image_processor=tf.LlavaOnevisionImageProcessor(**pixels, image_grid_pinpoints=grid),
-        video_processor=tf.LlavaOnevisionVideoProcessor(**pixels),
-        tokenizer=tokenizer,
-        num_image_tokens=(side // tower["patch_size"]) ** 2,
-        vision_feature_select_strategy="full",
-        vision_aspect_ratio=config["image_aspect_ratio"],
-        chat_template=SYSTEM + template,
-    ).save_pretrained(output)
-    generation = source / "generation_config.json"
-    chosen = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-    sampling = ("do_sample", "temperature", "top_p", "top_k") if chosen.get("do_sample") else ()
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    kept = {key: chosen[key] for key in ("repetition_penalty", *sampling) if chosen.get(key) is not None}
-    tf.GenerationConfig(**kept, eos_token_id=[end, pad], pad_token_id=pad).save_pretrained(output)
-
-
-def write_weights(
-    source: Path, output: Path, files: dict[str, list[str]], names: dict[str, str], *, rows: int
-) -> None:
-    """Rename the weights file by file, so that at most one file is in memory."""
+def write_weights(files: dict[Path, list[str]], output: Path, names: dict[str, str], *, rows: int) -> int:
+    """Rename the weights, with one file in memory at a time; return the size of the vocabulary, at least `rows`."""
     from safetensors import safe_open
     from safetensors.torch import save_file
     from torch.nn.functional import pad
 
-    weight_map, total = {}, 0
-    for name, keys in files.items():
-        tensors = {}
-        with safe_open(source / name, framework="pt") as reader:
-            for key in (key for key in keys if key in names):
-                tensor = reader.get_tensor(key)
-                if key in VOCABULARY:  # room for <image> and <video>, whose rows are read but never used
-                    tensor = pad(tensor, (0, 0, 0, rows - len(tensor)))
-                tensors[names[key]] = tensor
-                total += tensor.numel() * tensor.element_size()
-        if tensors:
-            save_file(tensors, output / name, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(tensors, name)
-    if list(files) != ["model.safetensors"]:
+    weight_map: dict[str, str] = {}
+    size = total = 0
+    for path, keys in files.items():
+        with safe_open(path, framework="pt") as reader:
+            tensors = {names[key]: reader.get_tensor(key) for key in keys if key in names}
+        for key in tensors.keys() & {names[EMBEDDING], names.get(HEAD, "")}:
+            # Room for <image> and <video>, whose rows are looked up but never used.
+            tensors[key] = pad(tensors[key], (0, 0, 0, max(0, rows - len(tensors[key]))))
+            size = len(tensors[key])
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        weight_map |= dict.fromkeys(tensors, path.name)
+        save_file(tensors, output / path.name, metadata={"format": "pt"})
+    if [path.name for path in files] != ["model.safetensors"]:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (output / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    return size
+
+
+def write_config(output: Path, config: dict[str, Any], tokenizer: Any, *, rows: int) -> None:
+    """Write config.json and generation_config.json."""
+    from transformers import GenerationConfig, LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
+
+    tied = bool(config.get("tie_word_embeddings"))
+    text = {key: config[key] for key in (*TEXT_NEEDED, *TEXT_OTHERS) if key in config}
+    rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta")}
+    image, video, end, pad = tokenizer.convert_tokens_to_ids(["<image>", "<video>", "<|im_end|>", "<|endoftext|>"])
+    LlavaOnevisionConfig(
+        text_config=Qwen2Config(**text, vocab_size=rows, rope_parameters=rope, tie_word_embeddings=tied),
+        vision_config=SiglipVisionConfig(**config["tower"], vision_use_head=False),
+        image_token_index=image,
+        video_token_index=video,
+        image_grid_pinpoints=config["grids"],
+        vision_aspect_ratio=config["image_aspect_ratio"],
+        tie_word_embeddings=tied,
+        architectures=["LlavaOnevisionForConditionalGeneration"],
+        dtype=config.get("torch_dtype") or config.get("dtype"),
+    ).save_pretrained(output)
+    # Greedy like UnifiedReward's scripts, in which a penalty from this file still applies.
+    penalty = config["generation"].get("repetition_penalty", 1.0)
+    GenerationConfig(repetition_penalty=penalty, eos_token_id=[end, pad], pad_token_id=pad).save_pretrained(output)
+
+
+def write_processor(output: Path, config: dict[str, Any], tokenizer: Any) -> None:
+    """Write the tokenizer, the picture settings of LLaVA-NeXT's SigLipImageProcessor, and the chat template."""
+    import transformers as tf
+
+    side, patch = config["tower"]["image_size"], config["tower"]["patch_size"]
+    pixels = {"size": {"height": side, "width": side}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    system = "{%- if messages[0]['role'] != 'system' -%}{{- '" + SYSTEM + "' -}}{%- endif -%}\n"
+    tf.LlavaOnevisionProcessor(
+        image_processor=tf.LlavaOnevisionImageProcessor(**pixels, image_grid_pinpoints=config["grids"]),
+        video_processor=tf.LlavaOnevisionVideoProcessor(**pixels),
+        tokenizer=tokenizer,
+        num_image_tokens=(side // patch) ** 2,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=config["image_aspect_ratio"],
+        chat_template=system + TEMPLATE.read_text(encoding="utf-8"),
+    ).save_pretrained(output)
 
 
 def check_loads(folder: Path) -> None:

@@ -23,7 +23,7 @@ VISION_TOWERS = {
 }
 # Hints for model types that people do try.
 INSTEAD = {
-    "llava_qwen": "this is the LLaVA-NeXT layout; use a checkpoint converted to llava_onevision",
+    "llava_qwen": "this is the LLaVA-NeXT layout; convert it with python -m unifiedreward_think.models.llava_next",
     "llava_onevision1_5": "it is no model of transformers; use llava_onevision",
 }
 

@@ -1,9 +1,9 @@
 """Gather the toy runs of several seeds into one table, the toy counterpart of the paper's tables 3 and 4.
 
-    python -m unifiedreward_think.toy.ablation --runs outputs/toy/seed0 outputs/toy/seed1 --output results/toy_ablation.json
+    python -m unifiedreward_think.toy.ablation --runs outputs/toy/seed* --output results/toy_ablation.json
 
-Reads `eval/<stage>/results.json` of each run and writes the JSON and, beside it, a markdown table. Both hold the accuracy of
-every seed, since a mean over three seeds hides little and should hide nothing.
+Reads `eval/<stage>/results.json` of each run and writes the JSON and, beside it, a markdown table. Both hold the
+accuracy of every seed: a mean over three says little.
 """
 
 from __future__ import annotations
@@ -36,16 +36,20 @@ def gather(runs: Sequence[Path]) -> dict[str, Any]:
     for stage in STAGES:
         files = [run / "eval" / stage / "results.json" for run in runs]
         if missing := [file for file in files if not file.exists()]:
-            raise FileNotFoundError(f"{missing[0]}: this run has not judged the stage {stage!r}; run scripts/ablation.sh")
-        results[stage] = {run.name: json.loads(file.read_text(encoding="utf-8")) for run, file in zip(runs, files, strict=True)}
+            raise FileNotFoundError(
+                f"{missing[0]}: this run has not judged the stage {stage!r}; run scripts/ablation.sh"
+            )
+        results[stage] = {
+            run.name: json.loads(file.read_text(encoding="utf-8")) for run, file in zip(runs, files, strict=True)
+        }
     return results
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return a markdown table: for each stage the mean and standard deviation over the runs, and each run's accuracy."""
+    """Return a markdown table: for each stage the mean and deviation over the runs, and the accuracy of each."""
     names = [name.replace("_", " ") for name in TASKS]
     lines = [
-        f"| stage | accuracy | {' | '.join(names)} | parse rate | sums add up | both orders agree | accuracy of each run |",
+        f"| stage | accuracy | {' | '.join(names)} | parse rate | sums add up | both orders agree | each run |",
         "|---" * (len(names) + 6) + "|",
     ]
     for stage, title in STAGES.items():

@@ -2,9 +2,10 @@
 
     python -m unifiedreward_think.toy.base --output src/unifiedreward_think/toy/base --seed 0
 
-The paper starts from pretrained vision-language models; this is the toy counterpart. The base learns to describe single
-pictures, pairs and clips, to answer questions, to add and to compare numbers, and to name a winner at random when shown a
-pair, then to compare captions and answers with descriptions in words. It never sees which candidate is better, nor a chain of thought: judging is left to the stages.
+The paper starts from pretrained vision-language models; this is the toy counterpart. The base learns to describe
+pictures and clips, to answer questions, to compare captions and answers with descriptions, to add and compare numbers,
+and to name a winner at random when shown a pair. It never sees how a candidate is scored, a chain of thought, or which
+candidate is better: judging is left to the stages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from unifiedreward_think.models import tiny
 from unifiedreward_think.records import PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS, Media, build_parts, load_prompts
 from unifiedreward_think.toy.dataset import random_pair
-from unifiedreward_think.toy.teacher import observe, score_candidate
+from unifiedreward_think.toy.teacher import observe_pair, observe_replies, score_candidate
 from unifiedreward_think.toy.world import Scene, draw_frames, random_scene
 from unifiedreward_think.verdict import NOUNS, answer_text
 
@@ -44,37 +45,38 @@ def images(scene: Scene, rng: random.Random) -> list[Any]:
     return [Image.fromarray(frames[i]) for i in frame_indices(len(frames), FRAMES)]
 
 
-def describe_one(rng: random.Random) -> Lesson:
-    """Describe a picture or a clip."""
-    moving = rng.random() < 0.5
-    noun = "Video" if moving else "Image"
-    scene = random_scene(rng, moving=moving)
-    return [f"{noun}: ", images(scene, rng), "\nDescribe."], f"The {noun.lower()} shows {observe(scene)}."
-
-
 def describe_pair(rng: random.Random) -> Lesson:
     """Describe two pictures or two clips."""
     moving = rng.random() < 0.5
     noun = "Video" if moving else "Image"
     scenes = [random_scene(rng, moving=moving) for _ in range(2)]
     parts = [f"{noun} 1: ", images(scenes[0], rng), f"\n{noun} 2: ", images(scenes[1], rng), "\nDescribe."]
-    return parts, " ".join(f"{noun} {k} shows {observe(scene)}." for k, scene in enumerate(scenes, start=1))
+    return parts, observe_pair(noun, scenes)
+
+
+def answer_question(rng: random.Random) -> Lesson:
+    """Answer a question about a picture or a clip."""
+    task = rng.choice(("image_understanding", "video_understanding"))
+    pair = random_pair(rng, task)
+    noun = TASKS[task].media_kind.capitalize()
+    return [f"{noun}: ", images(pair.scenes[0], rng), f"\nQuestion: {pair.prompt}"], f"Seen: {pair.asked}."
 
 
 def match_caption(rng: random.Random) -> Lesson:
-    """Compare a caption with one description in words."""
+    """Compare a caption with the descriptions of two candidates."""
     moving = rng.random() < 0.5
-    caption, shown = (random_scene(rng, moving=moving) for _ in range(2))
-    if rng.random() < 0.5:
-        shown = caption
-    return [f"Caption: a {caption.subject}\nShown: {observe(shown)}"], score_candidate(caption, shown)[0][1]
+    noun = "Video" if moving else "Image"
+    caption, *scenes = (random_scene(rng, moving=moving) for _ in range(3))
+    scenes = [caption if rng.random() < 0.4 else scene for scene in scenes]
+    said = [f"{noun} {k}: {score_candidate(caption, scene)[0][1]}." for k, scene in enumerate(scenes, start=1)]
+    return [f"Asked: {caption.subject}. {observe_pair(noun, scenes)}\nMatch?"], " ".join(said)
 
 
-def add_numbers(rng: random.Random) -> Lesson:
-    """Add three scores."""
-    numbers = [rng.randint(1, 9) for _ in range(3)]
-    text = "+".join(map(str, numbers))
-    return [f"Add {text}"], f"{text}={sum(numbers)}"
+def check_answers(rng: random.Random) -> Lesson:
+    """Compare two answers with the truth."""
+    pair = random_pair(rng, rng.choice(("image_understanding", "video_understanding")))
+    said = [f"Answer {k}: {scores[1][1]}." for k, scores in enumerate(pair.scores, start=1)]
+    return [f"{observe_replies(pair.asked, pair.replies)}\nTrue?"], " ".join(said)
 
 
 def compare_totals(rng: random.Random) -> Lesson:
@@ -87,27 +89,6 @@ def compare_totals(rng: random.Random) -> Lesson:
     sums = [f"{noun} {k}: {'+'.join(map(str, column))}={sum(column)}" for k, column in enumerate(columns, start=1)]
     larger = 1 if sum(columns[0]) > sum(columns[1]) else 2
     return [f"{asked}\nTotal score?"], "\n".join([*sums, f"{noun} {larger} is larger"])
-
-
-def match_captions(rng: random.Random) -> Lesson:
-    """Compare a caption with the descriptions of two candidates."""
-    moving = rng.random() < 0.5
-    noun = "Video" if moving else "Image"
-    caption, *shown = (random_scene(rng, moving=moving) for _ in range(3))
-    shown = [caption if rng.random() < 0.4 else scene for scene in shown]
-    seen = " ".join(f"{noun} {k} shows {observe(scene)}." for k, scene in enumerate(shown, start=1))
-    said = [f"{noun} {k}: {score_candidate(caption, scene)[0][1]}." for k, scene in enumerate(shown, start=1)]
-    return [f"Caption: a {caption.subject}\n{seen}\nMatch?"], " ".join(said)
-
-
-def check_answers(rng: random.Random) -> Lesson:
-    """Compare two answers with a description."""
-    pair = random_pair(rng, rng.choice(("image_understanding", "video_understanding")))
-    asked = "\n".join(f"Answer {k}: {reply.text}" for k, reply in enumerate(pair.replies, start=1))
-    kind = TASKS[pair.task].media_kind
-    said = [f"Answer {k}: {scores[1][1]}." for k, scores in enumerate(pair.scores, start=1)]
-    text = f"Question: {pair.prompt}\n{asked}\nThe {kind} shows {observe(pair.scenes[0])}.\nTrue?"
-    return [text], " ".join(said)
 
 
 def guess_winner(rng: random.Random) -> Lesson:
@@ -126,21 +107,13 @@ def guess_winner(rng: random.Random) -> Lesson:
     return drawn, f"<answer>{answer_text(rng.randint(1, 2), TASKS[pair.task].noun)}</answer>"
 
 
-Mixture = tuple[tuple[Callable[[random.Random], Lesson], float], ...]
-SEEING: Mixture = (
-    (describe_one, 0.1),
-    (describe_pair, 0.35),
-    (match_caption, 0.15),
-    (add_numbers, 0.05),
-    (compare_totals, 0.25),
-    (guess_winner, 0.1),
-)
-COMPARING: Mixture = (
-    (describe_pair, 0.15),
-    (match_captions, 0.35),
-    (check_answers, 0.3),
-    (compare_totals, 0.1),
-    (guess_winner, 0.1),
+LESSONS: tuple[tuple[Callable[[random.Random], Lesson], float], ...] = (
+    (describe_pair, 0.4),
+    (answer_question, 0.1),
+    (match_caption, 0.2),
+    (check_answers, 0.1),
+    (compare_totals, 0.15),
+    (guess_winner, 0.05),
 )
 
 
@@ -148,17 +121,17 @@ def corpus() -> list[str]:
     """Return the texts the tokenizer is trained on, each word often enough to become one token."""
     rng = random.Random(0)
     texts = [*load_prompts("cot", folder=PROMPTS).values(), *load_prompts("direct", folder=PROMPTS).values()]
-    for lesson, _ in SEEING:
+    for lesson, _ in LESSONS:
         for parts, completion in (lesson(rng) for _ in range(200)):
             texts.append(" ".join([*(part for part in parts if isinstance(part, str)), completion]))
     texts += [random_pair(rng, task).trace("ab") for task in TASKS for _ in range(100)]
     return texts
 
 
-def lessons(mixture: Mixture, count: int, seed: int) -> Dataset:
+def lessons(count: int, seed: int) -> Dataset:
     """Draw `count` lessons as SFT rows: prompt, completion, images."""
     rng = random.Random(digest("toy base", seed))
-    makers, weights = zip(*mixture, strict=True)
+    makers, weights = zip(*LESSONS, strict=True)
     rows = []
     for _ in range(count):
         parts, completion = rng.choices(makers, weights)[0](rng)
@@ -176,12 +149,13 @@ def lessons(mixture: Mixture, count: int, seed: int) -> Dataset:
     return to_dataset(rows)
 
 
-def train(folder: Path, rows: Dataset, *, batch: int, learning_rate: float, seed: int) -> list[dict[str, float]]:
-    """Train the model in `folder` on rows, each seen once, save it there and return the log."""
+def pretrain(folder: Path, *, rows: int, batch: int, learning_rate: float, seed: int) -> None:
+    """Build the tiny model and train it on `rows` lessons, each seen once; the log goes to `pretraining_log.json`."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from trl import SFTConfig, SFTTrainer
 
+    tiny.build(FAMILY, folder, corpus=corpus(), size=SIZE, seed=seed)
     config = SFTConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -204,42 +178,26 @@ def train(folder: Path, rows: Dataset, *, batch: int, learning_rate: float, seed
     trainer = SFTTrainer(
         model=AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32),
         args=config,
-        train_dataset=rows,
+        train_dataset=lessons(rows, seed),
         processing_class=AutoProcessor.from_pretrained(folder),
     )
     trainer.train()
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink()
-    return trainer.state.log_history
-
-
-def pretrain(folder: Path, *, seeing: int, comparing: int, batch: int, learning_rate: float, seed: int) -> None:
-    """Build the tiny model, train it to see and then to compare; the logs go to `pretraining_log.json`."""
-    tiny.build(FAMILY, folder, corpus=corpus(), size=SIZE, seed=seed)
-    log = train(folder, lessons(SEEING, seeing, seed), batch=batch, learning_rate=learning_rate, seed=seed)
-    rows = lessons(COMPARING, comparing, seed + 1)
-    log += train(folder, rows, batch=batch, learning_rate=learning_rate / 2, seed=seed)
-    (folder / "pretraining_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    log = json.dumps(trainer.state.log_history, indent=1)
+    (folder / "pretraining_log.json").write_text(log + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Pretrain from the command line."""
     parser = argparse.ArgumentParser(description="Pretrain the tiny base model of the toy world.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--seeing", type=int, default=64_000, help="lessons of the first part, each seen once")
-    parser.add_argument("--comparing", type=int, default=32_000, help="lessons of the second part, each seen once")
+    parser.add_argument("--rows", type=int, default=56_000, help="lessons, each seen once")
     parser.add_argument("--batch", type=int, default=32, help="lessons in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of the cosine schedule")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the lessons and their order")
     args = parser.parse_args()
-    pretrain(
-        args.output,
-        seeing=args.seeing,
-        comparing=args.comparing,
-        batch=args.batch,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
-    )
+    pretrain(args.output, rows=args.rows, batch=args.batch, learning_rate=args.learning_rate, seed=args.seed)
 
 
 if __name__ == "__main__":

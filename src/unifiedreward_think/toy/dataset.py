@@ -18,7 +18,16 @@ from pathlib import Path
 
 from unifiedreward_think.records import Order, PreferenceRecord, Trace, digest
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.toy.teacher import Reply, Score, observe, score_candidate, score_reply, total, write_trace
+from unifiedreward_think.toy.teacher import (
+    Reply,
+    Score,
+    observe_pair,
+    observe_replies,
+    score_candidate,
+    score_reply,
+    total,
+    write_trace,
+)
 from unifiedreward_think.toy.world import COLOURS, MOTIONS, SHAPES, Scene, random_scene, write_scene
 
 QUESTIONS = {"colour": "What colour is it?", "shape": "What shape is it?", "motion": "Which way does it move?"}
@@ -34,6 +43,7 @@ class Pair:
     Attributes:
         task: one of TASKS.
         prompt: caption or question.
+        asked: generation: what the caption asks for; understanding: the true answer.
         scenes: generation: one for each candidate; understanding: the one asked about.
         replies: the two answers of understanding, empty otherwise.
         scores: the true scores of both candidates.
@@ -41,6 +51,7 @@ class Pair:
 
     task: str
     prompt: str
+    asked: str
     scenes: tuple[Scene, ...]
     replies: tuple[Reply, ...] = ()
     scores: tuple[list[Score], list[Score]]
@@ -63,11 +74,10 @@ class Pair:
     def trace(self, order: Order) -> str:
         """Write the teacher's chain of thought for the candidates in the order shown."""
         step = 1 if order == "ab" else -1
-        noun = TASKS[self.task].noun
         if self.replies:
-            shown = f"The {TASKS[self.task].media_kind} shows {observe(self.scenes[0])}."
+            shown = observe_replies(self.asked, self.replies[::step])
         else:
-            shown = " ".join(f"{noun} {k} shows {observe(s)}." for k, s in enumerate(self.scenes[::step], start=1))
+            shown = f"Asked: {self.asked}. {observe_pair(TASKS[self.task].noun, self.scenes[::step])}"
         return write_trace(self.task, shown, *self.scores[::step])
 
 
@@ -167,7 +177,8 @@ def _random_generation(rng: random.Random, task: str) -> Pair:
             drawn |= {"colour": caption.colour, "shape": caption.shape, "motion": caption.motion}
         scenes.append(Scene(**drawn))
     scores = (score_candidate(caption, scenes[0]), score_candidate(caption, scenes[1]))
-    return Pair(task=task, prompt=f"a {caption.subject}", scenes=tuple(scenes), scores=scores)
+    subject = caption.subject
+    return Pair(task=task, prompt=f"a {subject}", asked=subject, scenes=tuple(scenes), scores=scores)
 
 
 def _random_understanding(rng: random.Random, task: str) -> Pair:
@@ -179,7 +190,8 @@ def _random_understanding(rng: random.Random, task: str) -> Pair:
         claim = truth if rng.random() < 0.5 else rng.choice([c for c in CHOICES[topic] if c != truth])
         replies.append(Reply(claim, clear=rng.random() < 0.6))
     scores = (score_reply(truth, replies[0]), score_reply(truth, replies[1]))
-    return Pair(task=task, prompt=QUESTIONS[topic], scenes=(scene,), replies=tuple(replies), scores=scores)
+    question = QUESTIONS[topic]
+    return Pair(task=task, prompt=question, asked=truth, scenes=(scene,), replies=tuple(replies), scores=scores)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ thought seed the cold start.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unifiedreward_think.tasks import TASKS
@@ -29,16 +30,36 @@ class Reply:
 
 
 def observe(scene: Scene) -> str:
-    """Describe a scene as a caption model would: 'a red circle, noisy, broken'.
+    """Describe a scene as a caption model would: what it shows, then how.
 
     >>> observe(Scene("red", "circle", clean=False))
-    'a red circle, noisy, whole'
+    'red circle, noisy, whole'
     """
     marks = ["clean" if scene.clean else "noisy"]
-    marks.append(
-        ("steady" if scene.steady else "flickering") if scene.motion else ("whole" if scene.whole else "broken")
-    )
-    return f"a {scene.subject}, {', '.join(marks)}"
+    if scene.motion:
+        marks.append("steady" if scene.steady else "flickering")
+    else:
+        marks.append("whole" if scene.whole else "broken")
+    return ", ".join([scene.subject, *marks])
+
+
+def observe_pair(noun: str, scenes: Sequence[Scene]) -> str:
+    """Describe two candidates.
+
+    >>> observe_pair("Image", [Scene("red", "circle"), Scene("blue", "bar")])
+    'Image 1: red circle, clean, whole. Image 2: blue bar, clean, whole.'
+    """
+    return " ".join(f"{noun} {k}: {observe(scene)}." for k, scene in enumerate(scenes, start=1))
+
+
+def observe_replies(truth: str, replies: Sequence[Reply]) -> str:
+    """Say what is seen, and what two answers claim and how.
+
+    >>> observe_replies("red", [Reply("red", clear=True), Reply("blue", clear=False)])
+    'Seen: red. Answer 1: red, clear. Answer 2: blue, rambling.'
+    """
+    claims = (f"{reply.claim}, {'clear' if reply.clear else 'rambling'}" for reply in replies)
+    return f"Seen: {truth}. " + " ".join(f"Answer {k}: {claim}." for k, claim in enumerate(claims, start=1))
 
 
 def score_candidate(caption: Scene, scene: Scene) -> list[Score]:
@@ -64,7 +85,7 @@ def score_reply(truth: str, reply: Reply) -> list[Score]:
     right = reply.claim == truth
     return [
         (9, "is shown") if right else (2, "not shown"),
-        (8, "right") if right else (3, "wrong"),
+        (8, "true") if right else (3, "false"),
         (7, "clear") if reply.clear else (4, "rambling"),
     ]
 

@@ -15,8 +15,8 @@ from unifiedreward_think.models.loading import ReloadOnResume
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
     """TRL's sampler, with an order for each epoch that a resumed run finds again.
 
-    TRL draws the order of each epoch from one generator, which starts afresh on resume: a run resumed in its second epoch
-    would walk the order of the first, seeing some rows twice and others never. The first epoch's order is TRL's.
+    TRL draws the order of each epoch from one generator, which starts afresh on resume: a run resumed in its second
+    epoch would walk the order of the first, seeing some rows twice and others never. The first epoch's order is TRL's.
     """
 
     state: Any  # the trainer's

@@ -1,0 +1,60 @@
+"""GenAI-Bench, image generation: a caption with two images and a human vote, ties of two kinds among them.
+
+    python benchmark_evaluation/genai_bench_image.py --model MODEL                    # split test, as the paper
+    python benchmark_evaluation/genai_bench_image.py --model MODEL --split test_v1    # as the official leaderboard
+
+Official: accuracy over four labels, shown as in the file; --tie-margin lets the judge call ties. Paper: the gold sentence anywhere;
+"diff" is accuracy_without_ties; its scripts count every tie as wrong. BaiqiL/GenAI-Bench is another benchmark.
+"""
+
+from unifiedreward_think.evaluation.benchmark import run_benchmark
+from unifiedreward_think.evaluation.parity import exact_match, genai_bench, genai_verdict, gold_anywhere, samples
+from unifiedreward_think.evaluation.ties import said, ties
+from unifiedreward_think.records import PreferenceRecord, RecordError
+
+PREFERRED = {"leftvote": 1, "rightvote": 2, "tievote": "tie", "bothbad_vote": "tie"}
+
+
+def to_record(row, media):
+    """Rows of the Hub have no id: their number stands for it."""
+    prompt, left, right, vote = row.pick("prompt", "left_image", "right_image", "vote_type")
+    if vote not in PREFERRED:
+        raise RecordError(f"vote_type is {vote!r}; expected one of {', '.join(PREFERRED)}")
+    return PreferenceRecord(
+        id=str(row.values.get("id", row.number)),
+        task="image_generation",
+        prompt=prompt,
+        media=((media(left),), (media(right),)),
+        preferred=PREFERRED[vote],
+        source=f"genai_bench_image/{vote}",
+        group=prompt,
+    )
+
+
+def aggregate(judgments, tie_margin):
+    stored = [rows[0] for rows in samples(judgments, order="stored").values()]
+    drawn = [rows[0] for rows in samples(judgments, order="drawn").values()]
+    votes = [(genai_verdict(said(row, tie_margin)), row.source.rpartition("/")[2]) for row in stored]
+    named = [row.preferred if gold_anywhere(row) else None for row in drawn]
+    return {
+        "official": genai_bench(votes),
+        "paper": exact_match(named, [row.preferred for row in drawn]),
+        "ties": ties(judgments, tie_margin=tie_margin),
+    }
+
+
+def main(arguments=None, backend=None):
+    return run_benchmark(
+        "genai_bench_image",
+        to_record=to_record,
+        aggregate=aggregate,
+        data="TIGER-Lab/GenAI-Bench",
+        config="image_generation",
+        about=__doc__,
+        arguments=arguments,
+        backend=backend,
+    )
+
+
+if __name__ == "__main__":
+    main()

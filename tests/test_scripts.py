@@ -1,0 +1,214 @@
+"""What a user types: the stage scripts through bash, and every `python -m` entry point's --help."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "unifiedreward_think"
+SCRIPTS = sorted(path for folder in ("scripts", "benchmark_evaluation") for path in ROOT.glob(f"{folder}/*.sh"))
+STAGES = {
+    "0.cold_start.sh": ("configs/toy/cold_start.yaml", "unifiedreward_think.training.sft"),
+    "1.rejection_sampling.sh": ("configs/toy/rejection_sampling.yaml", "unifiedreward_think.training.sft"),
+    "grpo.sh": ("configs/toy/grpo.yaml", "unifiedreward_think.training.grpo"),
+}
+SAMPLING = "python -m unifiedreward_think.training.rejection_sampling --config configs/toy/rejection_sampling.yaml"
+# Every module that `python -m` runs; those a user types most, with arguments that the help has to name.
+RUNNABLE = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__main__")
+    for path in PACKAGE.rglob("*.py")
+    if '\nif __name__ == "__main__":' in path.read_text()
+)
+ARGUMENTS = {
+    "training.sft": ["--config", "--train_files", "--freeze_vision", "--help_all"],
+    "training.grpo": ["--config", "--train_files", "--reward_funcs", "--help_all"],
+    "training.rejection_sampling": ["--config", "--samples", "--keep", "--hard_below"],
+    "evaluation": ["--model", "--data", "--output", "--orders", "--limit", "--skip-bad", "--max-pixels"],
+    "evaluation.report": ["--run", "--output"],
+    "evaluation.rescore": ["--compare", "--write"],
+    "data.loading": ["--kind", "--media-root", "--frames"],
+    "data.rows": ["--input", "--output", "--style"],
+    "toy.dataset": ["--output", "--seed"],
+    "toy.base": ["--output", "--seed"],
+    "models.tiny": ["--output", "--family"],
+}
+
+
+def bash(script, *arguments, cwd=ROOT, **environment):
+    """Run a stage script on a machine without a GPU, as DRY_RUN unless told otherwise."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "NODE_RANK")}
+    return subprocess.run(
+        ["bash", ROOT / "scripts" / script, *arguments],
+        cwd=cwd,
+        env={**clean, "CUDA_VISIBLE_DEVICES": "", "DRY_RUN": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def printed(script, *arguments, **options):
+    """The commands a dry run prints."""
+    result = bash(script, *arguments, **options)
+    assert result.returncode == 0, result.stderr
+    return [line.strip() for line in result.stdout.splitlines()]
+
+
+def training(script, launcher, **options):
+    """What a stage prints for training, after the sampling of stage 1."""
+    config, module = STAGES[script]
+    lines = printed(script, config, **options)
+    expected = f"{launcher} -m {module} --config {config.replace('rejection_sampling', 'rejection_sft')}"
+    if script.startswith("1."):
+        assert lines == [SAMPLING, expected]
+    else:
+        assert lines == [expected]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_has_no_syntax_error(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_shellcheck_finds_nothing():
+    checker = Path(sys.executable).with_name("shellcheck")
+    result = subprocess.run([checker, "-x", *SCRIPTS, ROOT / ".ci" / "run"], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_stage_runs_in_one_process_without_a_gpu(script):
+    training(script, "python")
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_stage_runs_in_as_many_processes_as_asked_or_as_gpus_are_visible(script):
+    training(script, "torchrun --standalone --nproc_per_node 8", NPROC="8")
+    training(script, "torchrun --standalone --nproc_per_node 2", CUDA_VISIBLE_DEVICES="0,3")
+    training(script, "torchrun --standalone --nproc_per_node 1", CUDA_VISIBLE_DEVICES="5")
+
+
+@pytest.mark.parametrize("script", ["0.cold_start.sh", "grpo.sh"])
+def test_a_stage_runs_as_this_nodes_share_of_eight(script):
+    launcher = "torchrun --nnodes 8 --node_rank 3 --nproc_per_node 8 --master_addr 10.0.0.1 --master_port 29500"
+    node = {"NNODES": "8", "NODE_RANK": "3", "MASTER_ADDR": "10.0.0.1"}
+    training(script, launcher, NPROC="8", **node)
+    training(script, launcher, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7", **node)
+    for missing in ("NODE_RANK", "MASTER_ADDR"):
+        result = bash(script, STAGES[script][0], **{k: v for k, v in node.items() if k != missing})
+        assert result.returncode != 0 and missing in result.stderr and not result.stdout
+
+
+def test_sampling_is_refused_on_several_nodes_and_says_what_to_do():
+    config = STAGES["1.rejection_sampling.sh"][0]
+    node = {"NNODES": "8", "NODE_RANK": "3", "MASTER_ADDR": "10.0.0.1"}
+    result = bash("1.rejection_sampling.sh", config, **node)
+    assert (result.returncode, result.stdout) == (2, "") and "one node" in result.stderr
+    assert printed("1.rejection_sampling.sh", config, SAMPLE_ONLY="1", **node) == [SAMPLING]
+
+
+def test_arguments_are_passed_on_as_they_are():
+    config = STAGES["grpo.sh"][0]
+    (line,) = printed("grpo.sh", config, "--output_dir", "a b", "--run_name", "$x;'")
+    tail = line.partition("grpo.yaml ")[2]
+    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {tail}"], capture_output=True, text=True, check=True)
+    assert words.stdout.splitlines() == ["--output_dir", "a b", "--run_name", "$x;'"]
+
+
+def test_stage_1_gives_sampling_and_training_their_own_arguments():
+    config = STAGES["1.rejection_sampling.sh"][0]
+    lines = printed("1.rejection_sampling.sh", config, "--samples", "8", "--", "--max_steps", "5")
+    assert lines[0] == f"{SAMPLING} --samples 8"
+    assert lines[1].endswith("rejection_sft.yaml --max_steps 5")
+    lines = printed("1.rejection_sampling.sh", config, "--", "--max_steps", "5")
+    assert lines[0] == SAMPLING and lines[1].endswith("rejection_sft.yaml --max_steps 5")
+
+
+@pytest.mark.parametrize("only", [["--check_data", "true"], ["--check_data=true"], ["--help"]])
+def test_stage_1_does_not_train_when_it_was_asked_for_a_look_only(only):
+    config = STAGES["1.rejection_sampling.sh"][0]
+    assert printed("1.rejection_sampling.sh", config, *only) == [f"{SAMPLING} {' '.join(only)}"]
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_stage_without_a_config_prints_its_usage_and_fails(script):
+    result = bash(script)
+    assert result.returncode != 0 and not result.stdout
+    assert f"usage: bash scripts/{script} CONFIG.yaml" in result.stderr
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_stage_says_that_its_config_is_not_there(script):
+    result = bash(script, "configs/none.yaml")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "no config file configs/none.yaml" in result.stderr
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_help_prints_how_a_stage_is_called(script):
+    lines = printed(script, "--help")
+    assert lines[0].startswith("Stage ")
+    assert any(line.startswith(f"bash scripts/{script} configs/") for line in lines)
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_stage_works_from_another_directory(script, tmp_path):
+    training(script, "python", cwd=tmp_path)  # a path from the repository root
+    config = STAGES[script][0]
+    beside = printed(script, Path(config).name, cwd=ROOT / "configs" / "toy")  # a path from here
+    assert beside == printed(script, config) == printed(script, str(ROOT / config), cwd=tmp_path)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("")
+    assert f"--config {mine}" in printed(script, "mine.yaml", cwd=tmp_path)[0]
+
+
+def test_a_stage_stops_at_the_first_command_that_fails(tmp_path):
+    fake = tmp_path / "bin" / "python"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\nexit 3\n')
+    fake.chmod(0o755)
+    environment = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path), "DRY_RUN": ""}
+    result = bash("1.rejection_sampling.sh", STAGES["1.rejection_sampling.sh"][0], **environment)
+    assert result.returncode == 3
+    assert (tmp_path / "calls").read_text().count("\n") == 1
+
+
+def cpu_seconds(*arguments):
+    """CPU time of a fresh interpreter, the best of a few runs as the machine may be busy, and what it printed."""
+    best = float("inf")
+    for _ in range(3):
+        before = os.times()
+        result = subprocess.run([sys.executable, *arguments], check=False, cwd=ROOT, capture_output=True, text=True)
+        after = os.times()
+        assert result.returncode == 0, result.stderr
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        best = min(best, used)
+    return best, result.stdout
+
+
+@pytest.fixture(scope="module")
+def bare():
+    return cpu_seconds("-c", "pass")[0]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_help_is_quick_and_names_the_arguments(name, bare):
+    seconds, text = cpu_seconds("-m", f"unifiedreward_think.{name}", "--help")
+    assert seconds - bare <= 0.3
+    assert not [flag for flag in ARGUMENTS.get(name, ["usage: "]) if flag not in text]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_help_loads_no_heavy_library(name):
+    command = [sys.executable, "-X", "importtime", "-m", f"unifiedreward_think.{name}", "--help"]
+    result = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in result.stderr.splitlines()}
+    assert "argparse" in loaded
+    assert loaded.isdisjoint({"torch", "transformers", "trl", "datasets", "deepspeed"})
+
+
+def test_every_entry_point_a_user_types_is_there():
+    assert ARGUMENTS.keys() <= set(RUNNABLE)

@@ -3,8 +3,9 @@
     python benchmark_evaluation/genai_bench_image.py --model MODEL                    # split test, as the paper
     python benchmark_evaluation/genai_bench_image.py --model MODEL --split test_v1    # as the official leaderboard
 
-Official: accuracy over four labels, shown as in the file; --tie-margin lets the judge call ties. Paper: the gold sentence anywhere;
-"diff" is accuracy_without_ties; its scripts count every tie as wrong. BaiqiL/GenAI-Bench is another benchmark.
+Official: accuracy over four labels, shown as in the file; --tie-margin lets the judge call ties.
+Paper: the gold sentence anywhere; "diff" is accuracy_without_ties; its scripts count every tie as wrong.
+BaiqiL/GenAI-Bench is another benchmark.
 """
 
 from unifiedreward_think.evaluation.benchmark import run_benchmark

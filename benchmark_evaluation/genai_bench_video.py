@@ -3,8 +3,9 @@
     python benchmark_evaluation/genai_bench_video.py --model MODEL                    # split test, as the paper
     python benchmark_evaluation/genai_bench_video.py --model MODEL --split test_v1    # as the official leaderboard
 
-Official: accuracy over four labels, shown as in the file; --tie-margin lets the judge call ties. Paper: which sentence comes first;
-"diff" is accuracy_without_ties; its scripts count every tie as wrong. BaiqiL/GenAI-Bench is another benchmark.
+Official: accuracy over four labels, shown as in the file; --tie-margin lets the judge call ties.
+Paper: which sentence comes first; "diff" is accuracy_without_ties; its scripts count every tie as wrong.
+BaiqiL/GenAI-Bench is another benchmark.
 Videos are links: with --media-root they are looked up there by name, without it they are fetched.
 """
 

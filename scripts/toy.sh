@@ -21,6 +21,7 @@ toy_wait() {
 
 # toy_pipeline SEED OUT: data, the three stages, and a judgment of each on the held-out pairs.
 toy_pipeline() {
+  export NPROC=1 # also where there are GPUs: the toy batch sizes are for one process
   local seed=$1 out=$2 base=src/unifiedreward_think/toy/base
   local args=(--seed "$seed" --order_seed "$seed" --frame_cache "$out/frames")
   judging=()

@@ -277,8 +277,40 @@ def test_a_limit_takes_the_first_pairs_whatever_was_judged_before(tmp_path):
     assert run("vl_rewardbench", data, output, "--limit", 3, judge=Judge()) == alone
     replayed = run("vl_rewardbench", data, output, "--limit", 3, "--replay", output / "judgments.jsonl")
     assert replayed == alone
-    assert run("vl_rewardbench", None, output, "--replay", output / "judgments.jsonl") == whole  # nothing was lost
+    again = json.loads(run("vl_rewardbench", None, output, "--replay", output / "judgments.jsonl"))
+    assert again == {**json.loads(whole), "left_out": None}  # nothing that was stored is lost
     assert run("vl_rewardbench", data, output, judge=Judge()) == whole
+
+
+def test_the_batch_size_changes_no_number(tmp_path):
+    data, found = stored(tmp_path, "vl_rewardbench"), set()
+    for size in (1, 4):
+        judge = Judge()
+        judge.batch_size = size
+        found.add(run("vl_rewardbench", data, tmp_path / f"run{size}", judge=judge))
+    assert len(found) == 1
+
+
+@pytest.mark.slow
+def test_a_command_judges_with_a_real_model(tmp_path):
+    data, output = stored(tmp_path, "genai_bench_image"), tmp_path / "run"
+    repo = SCRIPTS.parent
+    command = [sys.executable, SCRIPTS / "genai_bench_image.py", "--model", repo / "src/unifiedreward_think/toy/base"]
+    options = [
+        "--prompt-dir",
+        repo / "configs/toy/prompts",
+        "--max-new-tokens",
+        "8",
+        "--limit",
+        "1",
+        "--dtype",
+        "float32",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(repo / "src")}
+    places = ["--data", data, "--output", output, "--frame-cache", tmp_path / "frames"]
+    found = subprocess.run([*command, *options, *places], env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "2 judgments -> " in found.stdout and {path.name for path in output.iterdir()} == FILES
 
 
 def test_votes_give_the_official_table_for_each_k(tmp_path):

@@ -11,24 +11,34 @@ from unifiedreward_think.models import llava_next, tiny
 from unifiedreward_think.models.loading import UnsupportedModelError, load_model, load_processor
 
 CORPUS = ["Which of the two pictures is better? Image 1 is better"]
-TEXT_LAYER = """
-self_attn.q_proj.weight self_attn.q_proj.bias self_attn.k_proj.weight self_attn.k_proj.bias self_attn.v_proj.weight
-self_attn.v_proj.bias self_attn.o_proj.weight mlp.gate_proj.weight mlp.up_proj.weight mlp.down_proj.weight
-input_layernorm.weight post_attention_layernorm.weight
-""".split()
-VISION_LAYER = """
-self_attn.q_proj.weight self_attn.q_proj.bias self_attn.k_proj.weight self_attn.k_proj.bias self_attn.v_proj.weight
-self_attn.v_proj.bias self_attn.out_proj.weight self_attn.out_proj.bias layer_norm1.weight layer_norm1.bias
-layer_norm2.weight layer_norm2.bias mlp.fc1.weight mlp.fc1.bias mlp.fc2.weight mlp.fc2.bias
-""".split()
+# fmt: off
+TEXT_LAYER = [
+    "self_attn.q_proj.weight", "self_attn.q_proj.bias", "self_attn.k_proj.weight", "self_attn.k_proj.bias",
+    "self_attn.v_proj.weight", "self_attn.v_proj.bias", "self_attn.o_proj.weight", "mlp.gate_proj.weight",
+    "mlp.up_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight", "post_attention_layernorm.weight",
+]
+VISION_LAYER = [
+    "self_attn.q_proj.weight", "self_attn.q_proj.bias", "self_attn.k_proj.weight", "self_attn.k_proj.bias",
+    "self_attn.v_proj.weight", "self_attn.v_proj.bias", "self_attn.out_proj.weight", "self_attn.out_proj.bias",
+    "layer_norm1.weight", "layer_norm1.bias", "layer_norm2.weight", "layer_norm2.bias", "mlp.fc1.weight",
+    "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
+]
+# fmt: on
 SIGLIP = "model.vision_tower.vision_tower.vision_model"
 
 
 @pytest.fixture(scope="module")
 def onevision(tmp_path_factory):
+    import torch
+
     folder = tmp_path_factory.mktemp("onevision")
     tiny.build("llava_onevision", folder, corpus=CORPUS)
-    return load_model(folder).eval()
+    model = load_model(folder).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases start as zeros and norms as ones, which would hide a mix-up
+            parameter.add_(torch.randn_like(parameter) / 20)
+    return model
 
 
 @pytest.fixture(autouse=True)
@@ -129,11 +139,10 @@ def row(processor, *sizes):
     )
 
 
-def assert_equal_logits(onevision, folder):
+def assert_equal_logits(onevision, folder, *, vocabulary=None):
     import torch
 
     model, processor = load_model(folder).eval(), load_processor(folder)
-    vocabulary = min(model.config.text_config.vocab_size, onevision.config.text_config.vocab_size)
     for sizes in [((40, 20), (24, 70)), ((90, 30),), ((30, 90),), ()]:
         inputs = row(processor, *sizes)
         assert (inputs["input_ids"] == model.config.image_token_id).any() == bool(sizes)
@@ -148,6 +157,9 @@ def test_a_converted_checkpoint_has_the_logits_of_the_model_it_was_written_from(
     source = write_checkpoint(tmp_path / "source", llava_next_weights(onevision), shards=shards)
     llava_next.convert(source, tmp_path / "out" / "hf")
     assert_equal_logits(onevision, tmp_path / "out" / "hf")
+    converted = load_model(tmp_path / "out" / "hf").state_dict()
+    assert converted.keys() == onevision.state_dict().keys()
+    assert all(weight.equal(converted[name]) for name, weight in onevision.state_dict().items())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["hf"]
     written = sorted(path.name for path in (tmp_path / "out" / "hf").glob("*.safetensors"))
     assert written == sorted(path.name for path in source.glob("*.safetensors"))
@@ -184,7 +196,7 @@ def test_an_embedding_without_room_for_the_picture_tokens_grows(onevision, tmp_p
         weights[name] = weights[name][:video].clone()
     llava_next.convert(write_checkpoint(tmp_path / "source", weights), tmp_path / "hf")
     assert load_model(tmp_path / "hf").config.text_config.vocab_size == video + 1
-    assert_equal_logits(onevision, tmp_path / "hf")
+    assert_equal_logits(onevision, tmp_path / "hf", vocabulary=video)
 
 
 def test_a_bfloat16_checkpoint_stays_bfloat16(onevision, tmp_path):
@@ -247,7 +259,7 @@ def test_a_repeated_weight_and_a_weight_of_another_shape_are_named(onevision, tm
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("model_type", "qwen2_vl", "model_type 'qwen2_vl' is not llava_qwen"),
+        ("model_type", "qwen2_vl", "'qwen2_vl' is not llava_qwen"),
         ("mm_vision_tower", "openai/clip-vit-large-patch14-336", "known towers: siglip-so400m-patch14-384"),
         ("mm_projector_type", "mlp2x_res2x_gelu", "two linear layers"),
         ("mm_projector_type", ..., "two linear layers"),

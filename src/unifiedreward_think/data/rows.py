@@ -74,31 +74,41 @@ def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
     return Dataset.from_list([dict(row) for row in rows]).cast_column("images", List(ImageFeature()))
 
 
+def write_parquet(dataset: Dataset, file: Path) -> None:
+    """Write a dataset with its pictures inside, so that the file can be moved and read anywhere."""
+    from datasets.table import embed_table_storage
+
+    embedded = dataset.with_format("arrow").map(embed_table_storage, batched=True, batch_size=100)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    embedded.with_format(None).to_parquet(file)
+
+
 def main() -> None:
-    """Write GRPO rows as parquet, pictures included, for stock `trl grpo`."""
+    """Write GRPO rows as parquet for stock `trl grpo`."""
     from unifiedreward_think.data.loading import load_checked_records
 
     parser = argparse.ArgumentParser(description="Write preference records as a parquet data set for stock `trl grpo`.")
-    parser.add_argument("--input", nargs="+", required=True, help="record files (JSONL), e.g. hard.jsonl")
+    parser.add_argument("--input", nargs="+", required=True, help="record files, e.g. hard.jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder for train.parquet and the frame cache")
+    parser.add_argument("--media-root", help="folder that relative media paths start from")
     parser.add_argument("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
+    parser.add_argument("--layout", choices=["one_line", "three_line"], default="one_line", help="form of a dimension")
     parser.add_argument("--prompt-dir", help="folder of prompt templates of your own")
     parser.add_argument("--frames", type=int, default=8, help="frames of each video")
     parser.add_argument("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
     parser.add_argument("--orders", choices=["random", "both"], default="random", help="order(s) each pair is shown in")
-    parser.add_argument("--seed", type=int, default=0, help="decides the random order")
+    parser.add_argument("--order-seed", type=int, default=0, help="decides the random order")
     args = parser.parse_args()
     sampling = FrameSampling(frames=args.frames, cache=args.output / "frames", decoder=args.decoder)
-    prompts = load_prompts(args.style, folder=args.prompt_dir)
-    records = load_checked_records(args.input, sampling=sampling).rows
+    prompts = load_prompts(args.style, layout=args.layout, folder=args.prompt_dir)
+    records = load_checked_records(args.input, sampling=sampling, media_root=args.media_root).rows
     dataset = to_dataset(
         grpo_row(record, order, prompts, sampling, args.style)
         for record in records
         if record.preferred in (1, 2)
-        for order in shown_orders(record, args.orders, args.seed)
+        for order in shown_orders(record, args.orders, args.order_seed)
     )
-    args.output.mkdir(parents=True, exist_ok=True)
-    dataset.to_parquet(args.output / "train.parquet")
+    write_parquet(dataset, args.output / "train.parquet")
     print(f"{len(dataset)} rows -> {args.output / 'train.parquet'}")
 
 

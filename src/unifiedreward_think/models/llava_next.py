@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from unifiedreward_think.models.loading import UnsupportedModelError
+from unifiedreward_think.models.tiny import TEMPLATES
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TEXT_NEEDED = (*SIZES, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
@@ -63,7 +64,6 @@ UNREAD = re.escape(TOWER) + r"(encoder\.layers\.%d|head)\..+|lm_head\.weight|.+\
 
 # The conversation `qwen_1_5`, with which these models are trained, starts with this turn.
 SYSTEM = r"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-TEMPLATE = Path(__file__).parent / "templates" / "llava_onevision.jinja"
 
 
 def convert(source: Path, output: Path, *, processor: Path | None = None) -> None:
@@ -235,7 +235,7 @@ def write_processor(output: Path, config: dict[str, Any], tokenizer: Any) -> Non
         num_image_tokens=(side // patch) ** 2,
         vision_feature_select_strategy="full",
         vision_aspect_ratio=config["image_aspect_ratio"],
-        chat_template=system + TEMPLATE.read_text(encoding="utf-8"),
+        chat_template=system + (TEMPLATES / "llava_onevision.jinja").read_text(encoding="utf-8"),
     ).save_pretrained(output)
 
 

@@ -40,8 +40,8 @@ def trace(first: list, second: list, winner: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write NLVR pairs in the released formats.")
-    parser.add_argument("--input", type=Path, required=True, help="folder with pairs.jsonl, statements.jsonl and images")
-    parser.add_argument("--output", type=Path, required=True, help="folder for cold_start.json, train.json, heldout.json")
+    parser.add_argument("--input", type=Path, required=True, help="the nlvr folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the three splits")
     args = parser.parse_args()
     boxes = {row["image"]: row["structured_rep"] for _, row in read_json_lines(args.input / "statements.jsonl")}
     splits = defaultdict(list)

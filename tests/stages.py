@@ -105,8 +105,16 @@ def check_output(folder, source):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     names = {file.name for file in folder.iterdir()}
-    assert {"model.safetensors", "config.json", "generation_config.json", "processor_config.json", "tokenizer.json",
-            "chat_template.jinja", "README.md", "run.json"} <= names
+    assert {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "README.md",
+        "run.json",
+    } <= names
     assert not [name for name in names if name.startswith(("adapter_", "run.json."))]
     assert set(weights(folder)) == set(weights(source))
     model, problems = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)

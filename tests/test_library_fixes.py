@@ -101,8 +101,11 @@ def test_a_processor_saved_with_right_padding_is_loaded_with_left(models, tmp_pa
 def test_videos_are_frames_in_every_row(toy_data):
     from unifiedreward_think.training import grpo, sft
 
-    rows = [row for stage, split in ((sft, "cold_start"), (grpo, "train"))
-            for row in stage.load_rows(data_arguments(toy_data, split))[0]]
+    rows = [
+        row
+        for stage, split in ((sft, "cold_start"), (grpo, "train"))
+        for row in stage.load_rows(data_arguments(toy_data, split))[0]
+    ]
     for row in rows:
         kinds = [part["type"] for turn in row["prompt"] for part in turn["content"]]
         assert set(kinds) == {"image", "text"} and kinds.count("image") == len(row["images"])

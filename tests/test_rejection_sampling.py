@@ -301,7 +301,7 @@ def test_bad_rows_stop_the_stage_unless_they_are_skipped_and_counted(data, tmp_p
         file.write(json.dumps({**record("bad").to_json(), "preferred": 3}) + "\n")
     records, counts = stage.load_pairs(replace(data, skip_bad=True))
     assert (len(records), counts["bad rows left out"], counts["rows"]) == (27, 1, 31)
-    assert "record 'bad'" in capsys.readouterr().out
+    assert "record 'bad'" in capsys.readouterr().err
 
 
 def test_a_file_of_ties_has_nothing_to_sample(data, tmp_path):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unifiedreward_think.records import InputError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -24,7 +26,7 @@ _MISSING = "no such file; check the path and the media root of the data file"
 _MEND = "fetch it again, re-encode it as mp4, or remove it"
 
 
-class MediaError(ValueError):
+class MediaError(InputError):
     """An image or video that cannot be used; the message names the file and the mend."""
 
 

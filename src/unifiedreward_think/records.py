@@ -25,7 +25,11 @@ ORDERS: tuple[Order, Order] = ("ab", "ba")
 TASK_NAMES = ("image_generation", "video_generation", "image_understanding", "video_understanding")
 
 
-class RecordError(ValueError):
+class InputError(ValueError):
+    """Something the user can mend; entry points print it without a traceback (`entry.run_main`)."""
+
+
+class RecordError(InputError):
     """A row that cannot be used; the message names the file and line or the record, and the mend."""
 
 

@@ -9,18 +9,19 @@ train.json: item 2: no object
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unifiedreward_think.records import RecordError
+from unifiedreward_think.records import InputError, RecordError
 
 LISTED = 20
 SUFFIXES = (".json", ".jsonl")
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data files that cannot be used; the message names file, line and record, and the mend."""
 
 
@@ -57,9 +58,11 @@ class BadRow:
         name = f"record {self.record_id!r}" if self.record_id else ""
         return ": ".join(part for part in (place, name, self.reason) if part)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form, a line of a run's `skipped.jsonl`."""
-        return asdict(self)
+
+def report_left_out(bad: Sequence[BadRow]) -> None:
+    """Say on stderr which rows are left out, every one of them, and why."""
+    if bad:
+        print("\n".join([f"{len(bad)} bad rows left out:", *map(str, bad)]), file=sys.stderr)
 
 
 def format_bad_rows(bad: Sequence[BadRow]) -> str:

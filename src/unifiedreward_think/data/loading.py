@@ -23,7 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from unifiedreward_think.data.files import BadRow, DataError, Place, data_file, format_bad_rows, read_values
+from unifiedreward_think.data.files import (
+    BadRow,
+    DataError,
+    Place,
+    data_file,
+    format_bad_rows,
+    read_values,
+    report_left_out,
+)
 from unifiedreward_think.data.shapes import Origin, read_record, read_trace
 from unifiedreward_think.media import FrameSampling, MediaError, check_media
 from unifiedreward_think.progress import track
@@ -41,11 +49,12 @@ __all__ = [
     "load_checked_traces",
     "load_records",
     "load_traces",
+    "report_left_out",
     "settle",
 ]
 
 Row = TypeVar("Row", PreferenceRecord, Trace)
-MEND = "fix these rows, or pass --skip_bad true to leave them out"
+MEND = "fix these rows, or leave them out on purpose with skip_bad"
 REASON_LIMIT = 500  # a value quoted in a reason can be of any length
 
 

@@ -1,9 +1,10 @@
 """From records to training rows with TRL's columns, and to the messages a backend sends.
 
-SFT rows: `prompt`, `completion`, `images`, `id`. GRPO rows: `prompt`, `images`, `solution`, `task`, `style`, `id`, `order`.
+SFT rows: `prompt`, `completion`, `images`, `id`. GRPO rows: `prompt`, `images`, `solution`, `task`, `style`, `id` and
+`order`.
 Images are paths; videos are already frames, decoded once into the frame cache.
 
-    python -m unifiedreward_think.data.rows --input hard.jsonl --output rows/   # a parquet data set for stock `trl grpo`
+    python -m unifiedreward_think.data.rows --input hard.jsonl --output rows/     # parquet for stock `trl grpo`
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.media import FrameSampling, image_paths
 from unifiedreward_think.records import ORDERS, Order, PreferenceRecord, Trace, order_shown
 from unifiedreward_think.tasks import Part, build_parts, load_prompts, solution
@@ -26,7 +28,7 @@ Content = list[dict[str, str | None]]
 
 
 def to_content(parts: Sequence[Part], sampling: FrameSampling) -> tuple[Content, list[Path]]:
-    """Return the content of a user message, with an image placeholder for each picture or frame, and the image files."""
+    """Return the content of a user message, an image placeholder for each picture or frame, and the image files."""
     content: Content = []
     images: list[Path] = []
     for part in parts:
@@ -113,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 
 from unifiedreward_think.backends import Sampling
-from unifiedreward_think.data.loading import format_bad_rows, load_checked_records
+from unifiedreward_think.data.loading import load_checked_records, report_left_out
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.judge import Protocol, judge, write_whole
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import summarize
@@ -52,8 +53,7 @@ def main() -> None:
     args = arguments().parse_args()
     sampling = FrameSampling(frames=args.frames, cache=args.frame_cache, decoder=args.decoder)
     loaded = load_checked_records(args.data, sampling=sampling, media_root=args.media_root, skip_bad=args.skip_bad)
-    if loaded.bad:
-        print(f"{len(loaded.bad)} rows left out:\n{format_bad_rows(loaded.bad)}")
+    report_left_out(loaded.bad)
     records = loaded.rows[: args.limit]
     protocol = Protocol(
         prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
@@ -83,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

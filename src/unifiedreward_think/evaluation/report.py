@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.evaluation.rescore import read_judgments
 from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image
 from unifiedreward_think.metrics import Estimate, Rate, summarize
@@ -493,4 +494,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

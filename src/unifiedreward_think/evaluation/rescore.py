@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.metrics import PairedTest, paired_test, summarize
 from unifiedreward_think.records import Judgment, RecordError, read_json_lines
 from unifiedreward_think.tasks import TASKS
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -2,10 +2,10 @@
 
     python -m unifiedreward_think.models.llava_next --input UnifiedReward-Think-7b --output UnifiedReward-Think-7b-hf
 
-Weights keep their values and dtype, so equal inputs give the source's logits. Facts: LLaVA-VL/LLaVA-NeXT
-(llava_arch.py, siglip_encoder.py, multimodal_projector/builder.py, mm_utils.py), the same in CodeGoat24/UnifiedReward,
-and transformers' former convert_llava_onevision_weights_to_hf.py. Not a matter of weights: several pictures in a row
-become one padded tile each, as in LLaVA-NeXT's training code; UnifiedReward's inference scripts cut each into tiles.
+Weights keep their values and dtype: equal inputs give the source's logits. Facts: LLaVA-VL/LLaVA-NeXT (llava_arch.py,
+siglip_encoder.py, mm_utils.py, multimodal_projector/builder.py; the same in CodeGoat24/UnifiedReward) and transformers'
+former convert_llava_onevision_weights_to_hf.py. Not a matter of weights: several pictures in a row become one padded
+tile each, as in LLaVA-NeXT's training code, while UnifiedReward's inference scripts cut each into tiles.
 """
 
 from __future__ import annotations
@@ -23,14 +23,7 @@ from unifiedreward_think.models.tiny import TEMPLATES
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TEXT_NEEDED = (*SIZES, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
-TEXT_OTHERS = (
-    "hidden_act",
-    "use_sliding_window",
-    "sliding_window",
-    "max_window_layers",
-    "bos_token_id",
-    "eos_token_id",
-)
+TEXT_OTHERS = ("hidden_act", "use_sliding_window", "sliding_window", "max_window_layers", "eos_token_id")
 TOWER_SIZES = (*SIZES, "image_size", "patch_size")
 # Last part of mm_vision_tower -> TOWER_SIZES, which LLaVA-NeXT hard-codes. It deletes the last of the 27 layers and the
 # pooling head, then reads the output of layer 26 before post_layernorm, whatever mm_vision_select_layer says.
@@ -58,12 +51,8 @@ TEXT_MODULES = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_pr
 TEXT_LAYER = [*QKV, *(f"{module}.weight" for module in (*TEXT_MODULES, "post_attention_layernorm"))]
 VISION_MODULES = ("self_attn.out_proj", "mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2")
 VISION_LAYER = [*QKV, *(f"{module}.{kind}" for module in VISION_MODULES for kind in ("weight", "bias"))]
-# May be there, but is never read: the layer and the head that LLaVA-NeXT deletes (%d layers are left), a tied output
-# head, and buffers that older libraries saved.
+# Never read, if there: the layer (%d are left) and the head that are deleted, a tied output head, old buffers.
 UNREAD = re.escape(TOWER) + r"(encoder\.layers\.%d|head)\..+|lm_head\.weight|.+\.(inv_freq|position_ids)"
-
-# The conversation `qwen_1_5`, with which these models are trained, starts with this turn.
-SYSTEM = r"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
 def convert(source: Path, output: Path, *, processor: Path | None = None) -> None:
@@ -71,13 +60,12 @@ def convert(source: Path, output: Path, *, processor: Path | None = None) -> Non
 
     Args:
         source: folder with config.json, safetensors and the tokenizer.
-        output: created; must not hold files. A failed conversion leaves nothing there.
+        output: new or empty folder. A failed conversion leaves nothing there.
         processor: folder with the tokenizer, if `source` has none.
 
     Raises:
         UnsupportedModelError: an option that LlavaOnevision does not have.
         ValueError: a weight is missing, unknown or of another shape.
-        FileExistsError: `output` holds files.
     """
     from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
@@ -85,12 +73,11 @@ def convert(source: Path, output: Path, *, processor: Path | None = None) -> Non
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} holds files; name an empty or new folder")
     config = read_config(source)
-    names, files = key_names(config), weight_files(source)
-    check_keys(files, names, re.compile(UNREAD % config["tower"]["num_hidden_layers"]))
+    names = key_names(config)
+    files = weight_files(source, names, re.compile(UNREAD % config["tower"]["num_hidden_layers"]))
     tokenizer = Qwen2Tokenizer.from_pretrained(processor or source, padding_side="left")
     # LLaVA-NeXT has no tokens for pictures and videos.
-    marks = [AddedToken(mark, special=True, normalized=False) for mark in ("<image>", "<video>")]
-    tokenizer.add_tokens(marks, special_tokens=True)
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in ("<image>", "<video>")])
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as folder:
@@ -108,7 +95,7 @@ def read_config(source: Path) -> dict[str, Any]:
     path, generation = source / "config.json", source / "generation_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     # lmms-lab's releases have the model_type "llava", fine-tuned checkpoints "llava_qwen".
-    if config.get("model_type") != "llava_qwen" and "LlavaQwenForCausalLM" not in config.get("architectures", []):
+    if config.get("model_type") != "llava_qwen" and "LlavaQwenForCausalLM" not in (config.get("architectures") or ()):
         raise UnsupportedModelError(f"{path}: model_type {config.get('model_type')!r} is not llava_qwen")
     allowed = {key: (config.get(key) in values, reason) for key, (values, reason) in OPTIONS.items()}
     tower = Path(str(config.get("mm_vision_tower"))).name
@@ -117,9 +104,8 @@ def read_config(source: Path) -> dict[str, Any]:
     allowed["image_aspect_ratio"] = anyres is not None, "LlavaOnevision cuts pictures by anyres_max_N"
     allowed["image_grid_pinpoints"] = isinstance(config.get("image_grid_pinpoints"), list), "a list of sizes is needed"
     allowed |= {key: (config.get(key) is not None, "is needed") for key in TEXT_NEEDED}
-    for key in config:
-        if key.startswith("mm_") and key not in HARMLESS:
-            allowed.setdefault(key, (False, "unknown; remove it if it does not change the forward pass"))
+    unknown = {key for key in config if key.startswith("mm_")} - allowed.keys() - HARMLESS
+    allowed |= dict.fromkeys(unknown, (False, "unknown; remove it if it does not change the forward pass"))
     if refused := [f"{key} {config.get(key)!r} ({reason})" for key, (fine, reason) in allowed.items() if not fine]:
         raise UnsupportedModelError(f"{path}: not converted: {'; '.join(refused)}")
     config["tower"] = dict(zip(TOWER_SIZES, TOWERS[tower], strict=True))
@@ -131,9 +117,9 @@ def read_config(source: Path) -> dict[str, Any]:
 def key_names(config: dict[str, Any]) -> dict[str, str]:
     """Return every weight of the source and its name in released LLaVA-OneVision checkpoints."""
     names = {"model.image_newline": "image_newline"}
-    for place, linear in (("0", "linear_1"), ("2", "linear_2")):
-        for kind in ("weight", "bias"):
-            names[f"model.mm_projector.{place}.{kind}"] = f"multi_modal_projector.{linear}.{kind}"
+    for kind in ("weight", "bias"):
+        names[f"model.mm_projector.0.{kind}"] = f"multi_modal_projector.linear_1.{kind}"
+        names[f"model.mm_projector.2.{kind}"] = f"multi_modal_projector.linear_2.{kind}"
     text = ["embed_tokens.weight", "norm.weight"]
     text += [f"layers.{n}.{weight}" for n in range(config["num_hidden_layers"]) for weight in TEXT_LAYER]
     names |= {f"model.{key}": f"language_model.model.{key}" for key in text}
@@ -146,21 +132,16 @@ def key_names(config: dict[str, Any]) -> dict[str, str]:
     return names | {TOWER + key: f"vision_tower.vision_model.{key}" for key in vision}
 
 
-def weight_files(source: Path) -> dict[Path, list[str]]:
-    """Return the safetensors files of a checkpoint and the weights in each."""
+def weight_files(source: Path, names: dict[str, str], unread: re.Pattern[str]) -> dict[Path, list[str]]:
+    """Return the files and the weights in each; require each expected weight exactly once, and no unknown one."""
     from safetensors import safe_open
 
-    files = {}
+    files: dict[Path, list[str]] = {}
     for path in sorted(source.glob("*.safetensors")):
         with safe_open(path, framework="pt") as reader:
             files[path] = list(reader.keys())
     if not files:
         raise FileNotFoundError(f"{source} holds no *.safetensors; other formats are not read")
-    return files
-
-
-def check_keys(files: dict[Path, list[str]], names: dict[str, str], unread: re.Pattern[str]) -> None:
-    """Require each expected weight exactly once, and no unknown one."""
     found = Counter(key for keys in files.values() for key in keys)
     problems = {
         "missing": names.keys() - found.keys(),
@@ -169,8 +150,8 @@ def check_keys(files: dict[Path, list[str]], names: dict[str, str], unread: re.P
     }
     for problem, keys in problems.items():
         if keys:
-            shown = ", ".join(sorted(keys)[:5]) + (" ..." if len(keys) > 5 else "")
-            raise ValueError(f"{next(iter(files)).parent}: {len(keys)} {problem} weight(s): {shown}")
+            raise ValueError(f"{source}: {len(keys)} {problem} weight(s), such as {', '.join(sorted(keys)[:5])}")
+    return files
 
 
 def write_weights(files: dict[Path, list[str]], output: Path, names: dict[str, str], *, rows: int) -> int:
@@ -227,7 +208,9 @@ def write_processor(output: Path, config: dict[str, Any], tokenizer: Any) -> Non
 
     side, patch = config["tower"]["image_size"], config["tower"]["patch_size"]
     pixels = {"size": {"height": side, "width": side}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    system = "{%- if messages[0]['role'] != 'system' -%}{{- '" + SYSTEM + "' -}}{%- endif -%}\n"
+    # The conversation `qwen_1_5`, with which these models are trained, starts with a system turn.
+    system = r"{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}"
+    template = (TEMPLATES / "llava_onevision.jinja").read_text(encoding="utf-8")
     tf.LlavaOnevisionProcessor(
         image_processor=tf.LlavaOnevisionImageProcessor(**pixels, image_grid_pinpoints=config["grids"]),
         video_processor=tf.LlavaOnevisionVideoProcessor(**pixels),
@@ -235,17 +218,15 @@ def write_processor(output: Path, config: dict[str, Any], tokenizer: Any) -> Non
         num_image_tokens=(side // patch) ** 2,
         vision_feature_select_strategy="full",
         vision_aspect_ratio=config["image_aspect_ratio"],
-        chat_template=system + (TEMPLATES / "llava_onevision.jinja").read_text(encoding="utf-8"),
+        chat_template="{%- if messages[0]['role'] != 'system' -%}" + system + "{%- endif -%}\n" + template,
     ).save_pretrained(output)
 
 
 def check_loads(folder: Path) -> None:
     """Have transformers load the folder without memory for its weights, and require that every weight fits."""
-    from transformers import LlavaOnevisionForConditionalGeneration
+    from transformers import LlavaOnevisionForConditionalGeneration as Model
 
-    _, report = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    _, report = Model.from_pretrained(folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True)
     if problems := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
         raise ValueError(f"transformers does not load the converted weights: {problems}")
 

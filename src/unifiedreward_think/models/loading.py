@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unifiedreward_think.records import InputError
+
 if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel, ProcessorMixin
@@ -28,7 +30,7 @@ INSTEAD = {
 }
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(InputError):
     """A model family this project does not train or run; the message says why and what to use."""
 
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from unifiedreward_think.data.loading import format_bad_rows, load_checked_records
+from unifiedreward_think.data.loading import load_checked_records, report_left_out
 from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
 from unifiedreward_think.training.output import finish
@@ -74,8 +75,7 @@ def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]
     loaded = load_checked_records(
         data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
     )
-    if loaded.bad:
-        print(format_bad_rows(loaded.bad))
+    report_left_out(loaded.bad)
     decided = [record for record in loaded.rows if record.preferred in (1, 2)][: data.limit]
     rows = [
         grpo_row(record, order, data.prompts, data.sampling, data.style)  # type: ignore[arg-type]
@@ -121,4 +121,4 @@ def train(
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.backends import Backend, Sampling
-from unifiedreward_think.data.loading import DataError, Loaded, format_bad_rows, load_checked_records
+from unifiedreward_think.data.loading import DataError, Loaded, load_checked_records, report_left_out
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.judge import Protocol, judge, write_whole
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
 from unifiedreward_think.training import run
@@ -94,8 +95,7 @@ def load_pairs(data: DataArguments) -> tuple[list[PreferenceRecord], dict[str, A
     loaded: Loaded[PreferenceRecord] = load_checked_records(
         data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
     )
-    if loaded.bad:
-        print(format_bad_rows(loaded.bad))
+    report_left_out(loaded.bad)
     decided = [record for record in loaded.rows if record.preferred in (1, 2)]
     if not decided:
         raise DataError(f"{', '.join(data.train_files)}: only ties; rejection sampling needs pairs with a winner")
@@ -226,4 +226,4 @@ def write_outputs(
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from unifiedreward_think.data.loading import format_bad_rows, load_checked_traces
+from unifiedreward_think.data.loading import load_checked_traces, report_left_out
 from unifiedreward_think.data.rows import sft_row, to_dataset
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
 from unifiedreward_think.training.output import finish
@@ -40,8 +41,7 @@ def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]
     loaded = load_checked_traces(
         data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
     )
-    if loaded.bad:
-        print(format_bad_rows(loaded.bad))
+    report_left_out(loaded.bad)
     rows = [sft_row(trace, data.prompts, data.sampling) for trace in loaded.rows[: data.limit]]
     return rows, {"traces": len(rows), "bad rows left out": len(loaded.bad)}
 
@@ -84,4 +84,4 @@ def train(
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

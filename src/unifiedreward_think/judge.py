@@ -16,9 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from unifiedreward_think.backends import Backend, Completion, Sampling
+from unifiedreward_think.backends import Backend, Completion, Failure, Sampling
 from unifiedreward_think.data.rows import prompt_row
 from unifiedreward_think.media import FrameSampling, MediaError, open_image
 from unifiedreward_think.progress import progress
@@ -35,9 +35,12 @@ from unifiedreward_think.records import (
 from unifiedreward_think.tasks import TASKS, build_parts
 from unifiedreward_think.verdict import Style, Verdict, parse
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Key = tuple[str, str, int]  # record id, order, sample
 Item = tuple[PreferenceRecord, Order]
-Prompt = dict[str, Any] | MediaError
+Prompt = dict[str, Any] | Failure
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -71,7 +74,8 @@ def judge(
     """Judge records, appending to `output`, and return all judgments in the order of the records.
 
     What `output` already holds is not judged again, so a killed run loses at most the batch in flight. An item whose
-    media cannot be opened becomes a judgment with an `error`; the next run tries it again.
+    media cannot be opened, or for which the backend fails, becomes a judgment with an `error`; the next run tries it
+    again. At the end `output` is in the order of the records, too.
 
     Raises:
         RecordError: no prompt fits a record, or `output` holds a broken line or judgments made with other settings.
@@ -89,7 +93,9 @@ def judge(
         output.open("a", encoding="utf-8") as file,
         progress(len(work), label, unit="pair", done=len(work) - sum(map(len, missing))) as advance,
     ):
-        for batch in _look_ahead([batch for batch in missing if batch], lambda items: _open(items, protocol)):
+        pictures: dict[str, Image] = {}  # of the last item
+        todo = [batch for batch in missing if batch]
+        for batch in _look_ahead(todo, lambda items: _open(items, protocol, pictures)):
             judged = _judge_batch(batch, backend, protocol, settings)
             new = {key: row for row in judged if (key := _key(row)) not in done}
             file.write("".join(map(_line, new.values())))
@@ -97,7 +103,10 @@ def judge(
             os.fsync(file.fileno())
             done |= new
             advance(len(batch))
-    return [done[key] for item in work for key in _keys(item, protocol)]
+    keys = [key for item in work for key in _keys(item, protocol)]
+    if (order := list(dict.fromkeys([*keys, *done]))) != list(done):
+        write_whole(output, "".join(_line(done[key]) for key in order))
+    return [done[key] for key in keys]
 
 
 def load_judgments(path: Path) -> dict[Key, Judgment]:
@@ -176,44 +185,52 @@ def _look_ahead(batches: Iterable[T], prepare: Callable[[T], U]) -> Iterator[U]:
             yield last.result()
 
 
-def _open(items: Sequence[Item], protocol: Protocol) -> list[tuple[Item, Prompt]]:
-    """Return each item with its prompt, pictures opened, or with the reason why they cannot be."""
+def _open(
+    items: Sequence[Item], protocol: Protocol, pictures: dict[str, Image]
+) -> list[tuple[Item, Prompt]]:
+    """Return each item with its prompt, pictures opened, or with the reason why they cannot be.
+
+    `pictures` holds those of the item before: both orders of a pair share them, and so may its neighbours.
+    """
     opened: list[tuple[Item, Prompt]] = []
     for item in items:
         try:
             row = prompt_row(*item, protocol.prompts, protocol.frames)
-            opened.append((item, {**row, "images": [open_image(path) for path in row["images"]]}))
+            found = {path: pictures.get(path) or open_image(path) for path in dict.fromkeys(row["images"])}
         except MediaError as error:
-            opened.append((item, error))
+            opened.append((item, Failure(str(error))))
+            continue
+        pictures.clear()
+        pictures.update(found)
+        opened.append((item, {**row, "order": item[1], "images": [found[path] for path in row["images"]]}))
     return opened
 
 
 def _judge_batch(
     batch: Sequence[tuple[Item, Prompt]], backend: Backend, protocol: Protocol, settings: Mapping[str, Any]
 ) -> Iterator[Judgment]:
-    good = [(item, prompt) for item, prompt in batch if not isinstance(prompt, MediaError)]
+    good = [(item, prompt) for item, prompt in batch if not isinstance(prompt, Failure)]
     seeds = [[digest(protocol.sampling.seed, *key) for key in _keys(item, protocol)] for item, _ in good]
     started = time.perf_counter()
     answers = backend.complete([row for _, row in good], sampling=protocol.sampling, seeds=seeds) if good else []
     seconds = (time.perf_counter() - started) / max(1, len(good) * protocol.samples)
     said = iter(answers)
     for item, prompt in batch:
-        if isinstance(prompt, MediaError):
-            yield from (_judgment(item, sample, prompt, settings, 0.0) for sample in range(protocol.samples))
-        else:
-            yield from (_judgment(item, sample, answer, settings, seconds) for sample, answer in enumerate(next(said)))
+        mine = [prompt] * protocol.samples if isinstance(prompt, Failure) else next(said)
+        yield from (_judgment(item, sample, answer, settings, seconds) for sample, answer in enumerate(mine))
 
 
 def _judgment(
-    item: Item, sample: int, answer: Completion | MediaError, settings: Mapping[str, Any], seconds: float
+    item: Item, sample: int, answer: Completion | Failure, settings: Mapping[str, Any], seconds: float
 ) -> Judgment:
     record, order = item
     task = TASKS[record.task]
-    if isinstance(answer, MediaError):
-        said: dict[str, Any] = {"completion": None, "error": str(answer)}
+    if isinstance(answer, Failure):
+        said: dict[str, Any] = {"completion": None, "error": answer.reason, "seconds": 0.0}
         verdict = Verdict(winner=None, strict=False, problems=("not judged",))
     else:
-        said = {"completion": answer.text, "finish_reason": answer.finish_reason}
+        took = seconds if answer.seconds is None else answer.seconds
+        said = {"completion": answer.text, "finish_reason": answer.finish_reason, "seconds": round(took, 4)}
         verdict = parse(answer.text, task.noun, style=settings["style"])
     return Judgment(
         record_id=record.id,
@@ -227,7 +244,6 @@ def _judgment(
         model=settings["model"],
         sampling={key: value for key, value in settings.items() if key not in ("model", "decoder")},
         decoder=settings["decoder"] if task.media_kind == "video" else "",
-        seconds=round(seconds, 4),
         **said,
     )
 

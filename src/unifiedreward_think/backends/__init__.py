@@ -6,6 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from unifiedreward_think.records import InputError
+from unifiedreward_think.verdict import STOP_STRING
+
+
+class BackendError(InputError):
+    """No item can be judged: the server is out of reach, a package is missing, the arguments do not fit together."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -25,10 +32,27 @@ class Sampling:
 
 
 class Completion(NamedTuple):
-    """A completion and why it ended: "stop" or "length"."""
+    """A completion and why it ended: "stop" or "length"; the seconds it took where the backend knows them."""
 
     text: str
     finish_reason: str
+    seconds: float | None = None
+
+
+class Failure(NamedTuple):
+    """Why there is no completion: this item failed, which says nothing of the others."""
+
+    reason: str
+
+
+def end_at_tag(text: str, finish_reason: str) -> Completion:
+    """Return a completion that ends where every backend stops: at the first closing answer tag.
+
+    >>> end_at_tag("<answer>Image 1 is better</answer> As I said", "length").finish_reason
+    'stop'
+    """
+    head, tag, _ = text.partition(STOP_STRING)
+    return Completion(head + tag, "stop" if tag else finish_reason)
 
 
 class Backend(Protocol):
@@ -46,9 +70,10 @@ class Backend(Protocol):
 
     def complete(
         self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
-    ) -> list[list[Completion]]:
-        """Return len(seeds[i]) completions for prompt i.
+    ) -> Sequence[Sequence[Completion | Failure]]:
+        """Return len(seeds[i]) completions for prompt i, or for each that fails the reason.
 
-        A prompt is `prompt`, the messages with a placeholder for each picture, and `images`, the opened pictures.
+        A prompt is `prompt`, the messages with a placeholder for each picture, `images`, the opened pictures, and
+        the `id` and `order` of what is judged.
         """
         ...

@@ -11,7 +11,7 @@ import pytest
 from unifiedreward_think.media import decode_frames, open_image, pixel_sha256
 from unifiedreward_think.records import ORDERS, PreferenceRecord, Trace, read_json_lines
 from unifiedreward_think.tasks import TASKS, build_parts, load_prompts
-from unifiedreward_think.toy import dataset
+from unifiedreward_think.toy import base, dataset
 from unifiedreward_think.toy.dataset import random_pair, write
 from unifiedreward_think.toy.teacher import Reply, observe, score_candidate, score_reply, total
 from unifiedreward_think.toy.world import CLIP_FRAMES, SIDE, Scene, draw_frames, random_scene, write_scene
@@ -224,4 +224,16 @@ def test_a_scene_is_described_completely():
     rng = random.Random(0)
     for moving in (False, True):
         scenes = [random_scene(rng, moving=moving) for _ in range(300)]
-        assert len({observe(scene) for scene in scenes}) == len(set(scenes))
+        assert len({observe(scenes[0], scene) for scene in scenes}) == len(set(scenes))
+
+
+def test_no_lesson_of_the_base_shows_a_heldout_content_or_a_score(monkeypatch):
+    drawn = []
+    original = base.training_pair
+    monkeypatch.setattr(base, "training_pair", lambda rng, task: drawn.append(pair := original(rng, task)) or pair)
+    rng = random.Random(0)
+    completions = [lesson(rng)[1] for lesson, _ in base.LESSONS for _ in range(60)]
+    assert len(drawn) == 180 and not any(pair.heldout for pair in drawn)
+    assert not any("/10" in text or "think" in text for text in completions)
+    guesses = Counter(text for text in (base.guess_winner(rng)[1] for _ in range(400)))
+    assert 150 < sum(count for text, count in guesses.items() if " 1 is" in text) < 250

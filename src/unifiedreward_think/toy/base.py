@@ -3,7 +3,7 @@
     python -m unifiedreward_think.toy.base --output src/unifiedreward_think/toy/base --seed 0
 
 The paper starts from pretrained vision-language models; this is the toy counterpart. The base learns to describe
-pictures and clips, to answer questions, to compare captions and answers with descriptions, to add and compare numbers,
+pictures and clips, to check them against a caption, to answer questions and check answers, to add and compare numbers,
 and to name a winner at random when shown a pair. It never sees how a candidate is scored, a chain of thought, or which
 candidate is better: judging is left to the stages.
 """
@@ -22,9 +22,8 @@ from unifiedreward_think.media import frame_indices
 from unifiedreward_think.models import tiny
 from unifiedreward_think.records import PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS, Media, build_parts, load_prompts
-from unifiedreward_think.toy.dataset import random_pair
-from unifiedreward_think.toy.teacher import observe_pair, observe_replies, score_candidate
-from unifiedreward_think.toy.world import Scene, draw_frames, random_scene
+from unifiedreward_think.toy.dataset import Pair, random_pair
+from unifiedreward_think.toy.world import Scene, draw_frames
 from unifiedreward_think.verdict import NOUNS, answer_text
 
 if TYPE_CHECKING:
@@ -45,38 +44,29 @@ def images(scene: Scene, rng: random.Random) -> list[Any]:
     return [Image.fromarray(frames[i]) for i in frame_indices(len(frames), FRAMES)]
 
 
-def describe_pair(rng: random.Random) -> Lesson:
-    """Describe two pictures or two clips."""
-    moving = rng.random() < 0.5
-    noun = "Video" if moving else "Image"
-    scenes = [random_scene(rng, moving=moving) for _ in range(2)]
-    parts = [f"{noun} 1: ", images(scenes[0], rng), f"\n{noun} 2: ", images(scenes[1], rng), "\nDescribe."]
-    return parts, observe_pair(noun, scenes)
+def training_pair(rng: random.Random, task: str) -> Pair:
+    """Draw a pair whose content is not among those held out for evaluation."""
+    while (pair := random_pair(rng, task)).heldout:
+        pass
+    return pair
 
 
-def answer_question(rng: random.Random) -> Lesson:
-    """Answer a question about a picture or a clip."""
-    task = rng.choice(("image_understanding", "video_understanding"))
-    pair = random_pair(rng, task)
-    noun = TASKS[task].media_kind.capitalize()
-    return [f"{noun}: ", images(pair.scenes[0], rng), f"\nQuestion: {pair.prompt}"], f"Seen: {pair.asked}."
-
-
-def match_caption(rng: random.Random) -> Lesson:
-    """Compare a caption with the descriptions of two candidates."""
-    moving = rng.random() < 0.5
-    noun = "Video" if moving else "Image"
-    caption, *scenes = (random_scene(rng, moving=moving) for _ in range(3))
-    scenes = [caption if rng.random() < 0.4 else scene for scene in scenes]
-    said = [f"{noun} {k}: {score_candidate(caption, scene)[0][1]}." for k, scene in enumerate(scenes, start=1)]
-    return [f"Asked: {caption.subject}. {observe_pair(noun, scenes)}\nMatch?"], " ".join(said)
+def compare_pair(rng: random.Random) -> Lesson:
+    """Describe two pictures or clips and check them against a caption."""
+    task = rng.choice(("image_generation", "video_generation"))
+    pair, noun = training_pair(rng, task), TASKS[task].noun
+    shown = [images(scene, rng) for scene in pair.scenes]
+    parts = [f"Caption: {pair.prompt}\n{noun} 1: ", shown[0], f"\n{noun} 2: ", shown[1], "\nCompare."]
+    return parts, pair.observations("ab")
 
 
 def check_answers(rng: random.Random) -> Lesson:
-    """Compare two answers with the truth."""
-    pair = random_pair(rng, rng.choice(("image_understanding", "video_understanding")))
-    said = [f"Answer {k}: {scores[1][1]}." for k, scores in enumerate(pair.scores, start=1)]
-    return [f"{observe_replies(pair.asked, pair.replies)}\nTrue?"], " ".join(said)
+    """Answer a question about a picture or clip and check two answers against it."""
+    task = rng.choice(("image_understanding", "video_understanding"))
+    pair, noun = training_pair(rng, task), TASKS[task].media_kind.capitalize()
+    answers = "\n".join(f"Answer {k}: {reply.text}" for k, reply in enumerate(pair.replies, start=1))
+    asked = f"\nQuestion: {pair.prompt}\n{answers}\nCompare."
+    return [f"{noun}: ", images(pair.scenes[0], rng), asked], pair.observations("ab")
 
 
 def compare_totals(rng: random.Random) -> Lesson:
@@ -93,7 +83,7 @@ def compare_totals(rng: random.Random) -> Lesson:
 
 def guess_winner(rng: random.Random) -> Lesson:
     """Name a winner at random: the base knows the form of an answer and nothing about judging."""
-    pair = random_pair(rng, rng.choice(list(TASKS)))
+    pair = training_pair(rng, rng.choice(list(TASKS)))
     record = PreferenceRecord(
         id="guess",
         task=pair.task,
@@ -108,11 +98,9 @@ def guess_winner(rng: random.Random) -> Lesson:
 
 
 LESSONS: tuple[tuple[Callable[[random.Random], Lesson], float], ...] = (
-    (describe_pair, 0.4),
-    (answer_question, 0.1),
-    (match_caption, 0.2),
-    (check_answers, 0.1),
-    (compare_totals, 0.15),
+    (compare_pair, 0.5),
+    (check_answers, 0.25),
+    (compare_totals, 0.2),
     (guess_winner, 0.05),
 )
 
@@ -124,7 +112,7 @@ def corpus() -> list[str]:
     for lesson, _ in LESSONS:
         for parts, completion in (lesson(rng) for _ in range(200)):
             texts.append(" ".join([*(part for part in parts if isinstance(part, str)), completion]))
-    texts += [random_pair(rng, task).trace("ab") for task in TASKS for _ in range(100)]
+    texts += [training_pair(rng, task).trace("ab") for task in TASKS for _ in range(100)]
     return texts
 
 
@@ -192,7 +180,7 @@ def main() -> None:
     """Pretrain from the command line."""
     parser = argparse.ArgumentParser(description="Pretrain the tiny base model of the toy world.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--rows", type=int, default=56_000, help="lessons, each seen once")
+    parser.add_argument("--rows", type=int, default=44_000, help="lessons, each seen once")
     parser.add_argument("--batch", type=int, default=32, help="lessons in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of the cosine schedule")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the lessons and their order")

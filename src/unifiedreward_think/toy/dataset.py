@@ -43,7 +43,7 @@ class Pair:
     Attributes:
         task: one of TASKS.
         prompt: caption or question.
-        asked: generation: what the caption asks for; understanding: the true answer.
+        asked: generation: the scene the caption asks for; understanding: the true answer.
         scenes: generation: one for each candidate; understanding: the one asked about.
         replies: the two answers of understanding, empty otherwise.
         scores: the true scores of both candidates.
@@ -51,7 +51,7 @@ class Pair:
 
     task: str
     prompt: str
-    asked: str
+    asked: Scene | str
     scenes: tuple[Scene, ...]
     replies: tuple[Reply, ...] = ()
     scores: tuple[list[Score], list[Score]]
@@ -74,11 +74,14 @@ class Pair:
     def trace(self, order: Order) -> str:
         """Write the teacher's chain of thought for the candidates in the order shown."""
         step = 1 if order == "ab" else -1
-        if self.replies:
-            shown = observe_replies(self.asked, self.replies[::step])
-        else:
-            shown = f"Asked: {self.asked}. {observe_pair(TASKS[self.task].noun, self.scenes[::step])}"
-        return write_trace(self.task, shown, *self.scores[::step])
+        return write_trace(self.task, self.observations(order), *self.scores[::step])
+
+    def observations(self, order: Order) -> str:
+        """Write what the teacher sees and checks before scoring."""
+        step = 1 if order == "ab" else -1
+        if isinstance(self.asked, str):
+            return observe_replies(self.asked, self.replies[::step])
+        return observe_pair(TASKS[self.task].noun, self.asked, self.scenes[::step])
 
 
 def random_pair(rng: random.Random, task: str) -> Pair:
@@ -177,8 +180,7 @@ def _random_generation(rng: random.Random, task: str) -> Pair:
             drawn |= {"colour": caption.colour, "shape": caption.shape, "motion": caption.motion}
         scenes.append(Scene(**drawn))
     scores = (score_candidate(caption, scenes[0]), score_candidate(caption, scenes[1]))
-    subject = caption.subject
-    return Pair(task=task, prompt=f"a {subject}", asked=subject, scenes=tuple(scenes), scores=scores)
+    return Pair(task=task, prompt=f"a {caption.subject}", asked=caption, scenes=tuple(scenes), scores=scores)
 
 
 def _random_understanding(rng: random.Random, task: str) -> Pair:

@@ -29,36 +29,39 @@ class Reply:
         return f"It is {self.claim}." if self.clear else f"Well it is maybe well {self.claim} maybe."
 
 
-def observe(scene: Scene) -> str:
-    """Describe a scene as a caption model would: what it shows, then how.
+def observe(caption: Scene, scene: Scene) -> str:
+    """Describe a scene, with a yes or no after each attribute that the caption asks for.
 
-    >>> observe(Scene("red", "circle", clean=False))
-    'red circle, noisy, whole'
+    >>> observe(Scene("red", "circle"), Scene("red", "bar", clean=False))
+    'red yes, bar no, noisy, whole'
     """
-    marks = ["clean" if scene.clean else "noisy"]
+    pairs = [(caption.colour, scene.colour), (caption.shape, scene.shape), (caption.motion, scene.motion)]
+    marks = [_checked(asked, shown) for asked, shown in pairs if shown]
+    marks.append("clean" if scene.clean else "noisy")
     if scene.motion:
         marks.append("steady" if scene.steady else "flickering")
     else:
         marks.append("whole" if scene.whole else "broken")
-    return ", ".join([scene.subject, *marks])
+    return ", ".join(marks)
 
 
-def observe_pair(noun: str, scenes: Sequence[Scene]) -> str:
-    """Describe two candidates.
+def observe_pair(noun: str, caption: Scene, scenes: Sequence[Scene]) -> str:
+    """Describe two candidates against their caption.
 
-    >>> observe_pair("Image", [Scene("red", "circle"), Scene("blue", "bar")])
-    'Image 1: red circle, clean, whole. Image 2: blue bar, clean, whole.'
+    >>> observe_pair("Image", Scene("red", "circle"), [Scene("red", "circle"), Scene("blue", "bar")])
+    'Asked: red circle. Image 1: red yes, circle yes, clean, whole. Image 2: blue no, bar no, clean, whole.'
     """
-    return " ".join(f"{noun} {k}: {observe(scene)}." for k, scene in enumerate(scenes, start=1))
+    seen = (f"{noun} {k}: {observe(caption, scene)}." for k, scene in enumerate(scenes, start=1))
+    return f"Asked: {caption.subject}. " + " ".join(seen)
 
 
 def observe_replies(truth: str, replies: Sequence[Reply]) -> str:
-    """Say what is seen, and what two answers claim and how.
+    """Say what is seen, and check what two answers claim.
 
     >>> observe_replies("red", [Reply("red", clear=True), Reply("blue", clear=False)])
-    'Seen: red. Answer 1: red, clear. Answer 2: blue, rambling.'
+    'Seen: red. Answer 1: red yes, clear. Answer 2: blue no, rambling.'
     """
-    claims = (f"{reply.claim}, {'clear' if reply.clear else 'rambling'}" for reply in replies)
+    claims = (f"{_checked(truth, reply.claim)}, {'clear' if reply.clear else 'rambling'}" for reply in replies)
     return f"Seen: {truth}. " + " ".join(f"Answer {k}: {claim}." for k, claim in enumerate(claims, start=1))
 
 
@@ -108,3 +111,7 @@ def write_trace(task: str, shown: str, first: list[Score], second: list[Score]) 
     notes = [(a[1], b[1]) for a, b in zip(first, second, strict=True)]
     winner = 1 if total(first) > total(second) else 2
     return render(winner, rows, noun=TASKS[task].noun, notes=notes, preamble=shown)
+
+
+def _checked(expected: str, found: str) -> str:
+    return f"{found} {'yes' if found == expected else 'no'}"

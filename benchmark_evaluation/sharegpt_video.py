@@ -8,7 +8,7 @@ not published, nor a script: hold out whole videos that training never saw. "pap
 
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import gold_anywhere, samples, share
-from unifiedreward_think.metrics import Rate
+from unifiedreward_think.intervals import Rate
 from unifiedreward_think.records import PreferenceRecord, RecordError
 
 

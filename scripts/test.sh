@@ -16,6 +16,6 @@ if (($# == 0)); then
   step ruff format --check
   step mypy
   step lint-imports --no-logo
-  step shellcheck -x scripts/*.sh .ci/run
+  step find scripts benchmark_evaluation -name '*.sh' -exec shellcheck -x .ci/run {} +
 fi
 step python -m pytest "$@"

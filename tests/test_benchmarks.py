@@ -242,7 +242,13 @@ def test_a_benchmark_runs_from_rows_to_a_report_and_again_from_what_is_stored(na
     assert results["strict"]["overall"]["parse_rate"]["value"] == 1 and results["strict"]["errors"] == 0
     config = yaml.safe_load((output / "config.yaml").read_text())
     assert config["benchmark"] == name and config["arguments"]["tie_margin"] == 1 and config["versions"]
-    assert f"{results['strict']['judgments']} judgments -> " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f" {results['strict']['judgments']} judgments of {results['records']} pairs" in said
+    assert "strict accuracy " in said and config["commit"]
+    page = (output / "report.html").read_text()
+    assert "By other protocols" in page and ("Accuracy by group" in page) == ("groups" in results["strict"])
+    for line in (line for line in said.splitlines() if line.startswith(("official ", "paper ", "ties "))):
+        assert line.partition(" ")[2].partition(": ")[0] in page
     asked = judge.calls
     assert run(name, data, output, "--tie-margin", 1, judge=judge) == first and judge.calls == asked
     replay = ["--replay", output / "judgments.jsonl", "--tie-margin", 1]
@@ -310,7 +316,7 @@ def test_a_command_judges_with_a_real_model(tmp_path):
     places = ["--data", data, "--output", output, "--frame-cache", tmp_path / "frames"]
     found = subprocess.run([*command, *options, *places], env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert "2 judgments -> " in found.stdout and {path.name for path in output.iterdir()} == FILES
+    assert "2 judgments of 1 pairs" in found.stdout and {path.name for path in output.iterdir()} == FILES
 
 
 def test_votes_give_the_official_table_for_each_k(tmp_path):
@@ -565,19 +571,6 @@ def test_all_runs_every_script_and_says_which_failed(tmp_path):
     environment["DATA"] = str(tmp_path / "data")
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert f"--output out/sharegpt_video --data {tmp_path}/data/sharegpt_video --frames 4" in found.stdout
-
-
-def test_the_model_is_made_from_the_arguments(monkeypatch):
-    import unifiedreward_think.backends.transformers as transformers_backend
-    from unifiedreward_think.backends import choose
-
-    monkeypatch.setattr(transformers_backend, "TransformersBackend", lambda path, **settings: (path, settings))
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    choose.add_arguments(parser)
-    made = choose.make_backend(parser.parse_args(["--model", "m", "--max-pixels", "4096"]))
-    assert made[0] == "m" and made[1]["max_pixels"] == 4096 and made[1]["batch_size"] == 8
 
 
 # --- real annotations ---

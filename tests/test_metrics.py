@@ -8,19 +8,15 @@ from scipy.stats import binomtest
 
 from unifiedreward_think.metrics import (
     MEASURES,
-    Rate,
     both_orders,
     candidate_margin,
-    cluster_bootstrap,
-    interval,
-    macro_average,
+    group_accuracy,
     majority,
     pair_orders,
     paired_test,
     rate,
     summarize,
     tie_calibration,
-    wilson,
 )
 from unifiedreward_think.records import Judgment
 from unifiedreward_think.tasks import TASKS
@@ -119,18 +115,6 @@ def test_a_rate_without_rows_is_not_available():
     assert (empty.value, empty.low, empty.high, str(empty)) == (None, None, None, "n/a")
 
 
-def test_the_wilson_interval_is_the_textbook_one():
-    # (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = .5, n = 4, z = 1.959964
-    assert wilson(2, 4) == pytest.approx((0.15004, 0.84996), abs=1e-4)
-    assert str(Rate(505, 600)) == "84.2% [81.0, 86.9]"
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_a_rate_lies_in_its_interval_and_both_in_0_1(pair):
-    share = Rate(*pair)
-    assert 0 <= share.low <= share.value + 1e-12 <= share.high + 2e-12 <= 1 + 2e-12
-
-
 # --- both orders and votes ---
 
 
@@ -174,57 +158,6 @@ def test_a_vote_counts_candidates_over_orders_and_lets_unparsed_abstain():
         judged("empty", None),
     ]
     assert majority(rows) == {"two to one": 2, "one vote": 1, "split": None, "empty": None}
-
-
-# --- intervals of dependent rows ---
-
-
-def test_single_row_clusters_get_wilson_and_others_a_bootstrap_that_is_wider():
-    single = [(str(i), i % 4 > 0) for i in range(400)]
-    doubled = [(str(i), i % 4 > 0) for i in range(400) for _ in range(2)]
-    assert interval(single)[1:] == wilson(300, 400)
-    low, high = interval(doubled)[1:]
-    assert high - low == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5, rel=0.08)
-    assert high - low > 1.3 * (wilson(600, 800)[1] - wilson(600, 800)[0])
-
-
-def test_a_bootstrap_without_spread_falls_back_on_one_trial_per_cluster():
-    all_right = [(name, True) for name in "abcdefghij" for _ in range(2)]
-    assert interval(all_right) == (1.0, *wilson(10, 10))
-    assert interval([(name, not flag) for name, flag in all_right]) == (0.0, *wilson(0, 10))
-
-
-def test_the_macro_average_weighs_tasks_alike():
-    strata = {
-        "large": [(str(i), i < 90) for i in range(100)],
-        "small": [(str(i), i < 5) for i in range(10)],
-        "none": [],
-    }
-    result = macro_average(strata)
-    assert result.value == pytest.approx((0.9 + 0.5) / 2)
-    # variance of the mean of two independent means: (.09/100 + .25/10) / 4
-    assert (result.high - result.low) / 3.92 == pytest.approx(((0.0009 + 0.025) / 4) ** 0.5, rel=0.1)
-
-
-def test_an_empty_bootstrap_is_not_available():
-    assert cluster_bootstrap([]) == (None, None, None)
-
-
-rows_of_clusters = st.lists(st.tuples(st.sampled_from("abcdefg"), st.booleans()), min_size=1, max_size=30)
-
-
-@settings(max_examples=40, deadline=None)
-@given(rows_of_clusters, st.randoms(), st.integers(0, 2**40))
-def test_a_bootstrap_depends_on_the_seed_alone(rows, random, seed):
-    shuffled = random.sample(rows, len(rows))
-    first = cluster_bootstrap(rows, seed=seed, resamples=200)
-    assert first == cluster_bootstrap(shuffled, seed=seed, resamples=200)
-    assert 0 <= first.low <= first.high <= 1
-
-
-def test_another_seed_gives_another_bootstrap():
-    rows = [(str(i % 37), (i * i) % 7 / 7) for i in range(100)]
-    assert cluster_bootstrap(rows, seed=1) != cluster_bootstrap(rows, seed=2)
 
 
 # --- ties ---
@@ -383,6 +316,17 @@ def test_all_rates_are_shares_and_the_order_of_rows_does_not_matter(run, random)
                 low, value, high = estimate["low"], estimate["value"], estimate["high"]
                 assert -1e-12 <= low <= value + 1e-12 <= high + 2e-12 <= 1 + 3e-12
     assert result == summarize(random.sample(rows, len(rows)))
+
+
+def test_accuracy_by_group_and_the_mean_of_groups():
+    rows = [judged("a"), judged("b", 2), judged("c"), judged("d", preferred="tie"), failed("e")]
+    result = group_accuracy(rows, {"a": "x", "b": "x", "c": "y", "d": "y", "e": "x", "never judged": "z"})
+    assert {name: (block["count"], block["total"]) for name, block in result["groups"].items()} == {
+        "x": (1, 3),  # the failed row counts, the tie does not
+        "y": (1, 1),
+        "z": (0, 0),
+    }
+    assert result["macro_groups"]["value"] == pytest.approx((1 / 3 + 1) / 2)  # an empty group does not count
 
 
 def test_importing_the_metrics_loads_nothing_heavy():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from unifiedreward_think.evaluation import parity
 from unifiedreward_think.evaluation.ties import call, said, ties
-from unifiedreward_think.metrics import Rate, tie_calibration
+from unifiedreward_think.intervals import Rate
+from unifiedreward_think.metrics import tie_calibration
 from unifiedreward_think.records import Judgment
 from unifiedreward_think.verdict import answer_text, parse, render
 

@@ -5,10 +5,15 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
+from unifiedreward_think.backends import Completion
+from unifiedreward_think.evaluation import __main__ as evaluation
 from unifiedreward_think.evaluation import report, rescore
+from unifiedreward_think.evaluation.examples import shown_verdict
+from unifiedreward_think.evaluation.tables import headline, numbers, stage_table
 from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.metrics import paired_test, summarize
+from unifiedreward_think.metrics import group_accuracy, paired_test, summarize
 from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.toy.world import Scene, write_scene
@@ -63,9 +68,10 @@ def run_of(records, **more):
 
 def page_of(tmp_path, records, judgments, **more):
     path = tmp_path / "out" / "report.html"
+    results = more.pop("results", None) or {stage: summarize(rows) for stage, rows in judgments.items()}
     report.write_html(
         path,
-        results={stage: summarize(rows) for stage, rows in judgments.items()},
+        results=results,
         judgments=judgments,
         records=records,
         title="A <b>title</b>",
@@ -136,7 +142,7 @@ def test_the_same_judgments_give_the_same_page(tmp_path, records):
 
 def test_a_swapped_verdict_is_shown_in_the_order_of_the_data(records):
     record = records["id-image_generation"]
-    shown = [report._shown_verdict(judged(record, order)) for order in ("ab", "ba")]
+    shown = [shown_verdict(judged(record, order)) for order in ("ab", "ba")]
     assert [v["winner"] for v in shown] == ["A", "A"]
     assert [v["scores"] for v in shown] == [[("Aesthetics", 9, 4)]] * 2
     assert [v["totals"] for v in shown] == [(9, 4)] * 2
@@ -211,7 +217,7 @@ def test_the_table_has_a_line_for_every_stage_and_a_column_for_every_task(record
         "base": summarize([judged(r, right=False) for r in records.values()]),
         "GRPO": summarize(run_of(records)),
     }
-    head, rule, base, grpo = report.stage_table(results).splitlines()
+    head, rule, base, grpo = stage_table(results).splitlines()
     columns = [cell.strip() for cell in head.strip("|").split("|")]
     tasks = ["Image generation", "Video generation", "Image understanding", "Video understanding"]
     assert columns == [
@@ -228,7 +234,64 @@ def test_the_table_has_a_line_for_every_stage_and_a_column_for_every_task(record
     assert [cell.strip() for cell in grpo.strip("|").split("|")][-3:] == ["100.0%"] * 3
 
 
+def test_a_single_task_is_no_column_and_groups_are(tmp_path, records):
+    record = records["id-image_generation"]
+    rows = [judged(record, order) for order in ("ab", "ba")]
+    summary = {**summarize(rows), **group_accuracy(rows, {record.id: "hallu_cination"})}
+    columns = [cell.strip() for cell in stage_table({"s": summary}).splitlines()[0].strip("|").split("|")]
+    assert columns[1:5] == ["Accuracy", "Hallu cination", "Mean of groups", "Parse rate"]
+    assert headline(summary).startswith("accuracy 100.0% [20.7, 100.0], parse rate 100.0% ")
+
+
+def test_a_benchmark_shows_its_groups_and_the_numbers_of_other_protocols(tmp_path, records):
+    rows = run_of(records)
+    results = {"s": {**summarize(rows), **group_accuracy(rows, {name: f"group <{name[3:8]}>" for name in records})}}
+    published = {
+        "official": {"k1": {"overall": {"value": 0.5, "count": 1, "total": 2}, "dropped": {"unparsed": 7}}},
+        "ties": {"with_ties_exact": {"value": 0.25, "count": 1, "total": 4, "threshold": -1}},
+    }
+    page = page_of(tmp_path, records, {"s": rows}, results=results, published=published, about="Quirk: <b>none</b>.")
+    drawn = re.findall(r'<svg role="img" aria-label="([^"]*)"', page)
+    assert drawn[:2] == ["Accuracy by task", "Accuracy by group of the benchmark"]
+    assert "Group &lt;video&gt;" in page and "Mean of groups" in page and "Quirk: &lt;b&gt;none" in page
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "Official: as the authors of the benchmark compute it k1 overall 50.00% 1 of 2 k1 dropped unparsed 7" in text
+    assert "with ties exact 25.00% 1 of 4, no tie called" in text and "Paper: " not in text
+    elements(page)
+    assert "By other protocols" not in page_of(tmp_path, records, {"s": rows})
+
+
+def test_a_number_without_data_is_said_so_and_a_threshold_is_named():
+    block = {"macro": {"value": None}, "at_tie_margin": {"threshold": 1.5, "value": 1.0}}
+    assert list(map(str, numbers(block))) == ["macro: n/a", "at tie margin: 100.00% (tie up to a margin of 1.5)"]
+
+
 # --- the commands ---
+
+
+def test_the_evaluation_command_prints_the_result_and_writes_its_settings(tmp_path, records, monkeypatch, capsys):
+    class First:
+        """Prefers whatever is shown first."""
+
+        settings = {}  # noqa: RUF012
+
+        def __init__(self, path, *, batch_size, **settings):
+            self.model, self.batch_size = path, batch_size
+
+        def complete(self, prompts, *, sampling, seeds):
+            said = "<think>hm</think>\n<answer>Image 1 is better</answer>"
+            return [[Completion(said, "stop") for _ in drawn] for drawn in seeds]
+
+    monkeypatch.setattr("unifiedreward_think.backends.transformers.TransformersBackend", First)
+    data, output = tmp_path / "pairs.jsonl", tmp_path / "eval"
+    data.write_text(json.dumps(records["id-image_generation"].to_json()) + "\n")
+    call(monkeypatch, evaluation, "--model", "m", "--data", data, "--output", output, "--decoder", "pyav")
+    said = capsys.readouterr().out
+    assert "accuracy 50.0% [5.5, 94.5], parse rate 100.0% [" in said and "2 judgments of 1 pairs -> " in said
+    names = {"config.yaml", "judgments.jsonl", "records.jsonl", "results.json"}
+    assert {path.name for path in output.iterdir()} == names
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    assert config["arguments"]["data"] == [str(data)] and config["versions"]["torch"] and config["commit"]
 
 
 def write_run(folder, judgments, records):
@@ -261,7 +324,8 @@ def test_the_report_command_prints_the_table_and_writes_the_page(tmp_path, recor
         (lambda a, b: (b / "judgments.jsonl").unlink(), r"b/judgments.jsonl: no such file"),
         (lambda a, b: (b / "records.jsonl").unlink(), r"b/records.jsonl: no such file"),
         (lambda a, b: (b / "judgments.jsonl").write_text(""), r"holds no judgment"),
-        (lambda a, b: (b / "judgments.jsonl").write_text("{"), r"judgments.jsonl:1: not valid JSON"),
+        (lambda a, b: (b / "judgments.jsonl").write_text('{"record'), r"holds no judgment"),  # just being written
+        (lambda a, b: (b / "judgments.jsonl").write_text("{\n"), r"judgments.jsonl:1: not valid JSON"),
         (
             lambda a, b: (b / "records.jsonl").write_text((a / "records.jsonl").read_text().replace("red.", "blue.")),
             r"record 'id-image_understanding' differs from that of another run",
@@ -300,6 +364,36 @@ def test_the_rescore_command_replaces_results_only_when_asked(tmp_path, records,
     assert "0 of 8 verdicts differ" in capsys.readouterr().out and not (folder / "results.json").exists()
     call(monkeypatch, rescore, folder, "--write")
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(summarize(run_of(records))))
+
+
+def test_a_line_that_is_just_being_written_is_left_out(tmp_path, records, monkeypatch, capsys):
+    rows = run_of(records)
+    folder = write_run(tmp_path / "a", rows, records)
+    with (folder / "judgments.jsonl").open("a") as file:
+        file.write('{"record_id": "id-v')
+    assert rescore.read_judgments(folder) == rows
+    call(monkeypatch, rescore, folder)
+    assert "0 of 8 verdicts differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (
+            '{"benchmark": "mmrb2"}',
+            r"official numbers of mmrb2, .* use python benchmark_evaluation/mmrb2\.py --replay .*",
+        ),
+        ("{", r"results\.json: not valid JSON"),
+    ],
+)
+def test_results_that_cannot_be_computed_here_are_not_replaced(tmp_path, records, monkeypatch, stored, message):
+    plain = write_run(tmp_path / "plain", run_of(records), records)
+    folder = write_run(tmp_path / "benchmark", run_of(records), records)
+    (folder / "results.json").write_text(stored)
+    with pytest.raises(SystemExit, match=message):
+        call(monkeypatch, rescore, plain, folder, "--write")
+    assert (folder / "results.json").read_text() == stored and not (plain / "results.json").exists()
+    call(monkeypatch, rescore, plain, folder)  # to look at them is fine
 
 
 def test_the_compare_command_prints_the_paired_test(tmp_path, records, monkeypatch, capsys):

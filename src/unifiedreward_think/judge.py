@@ -104,8 +104,8 @@ def judge(
             done |= new
             advance(len(batch))
     keys = [key for item in work for key in _keys(item, protocol)]
-    if (order := list(dict.fromkeys([*keys, *done]))) != list(done):
-        write_whole(output, "".join(_line(done[key]) for key in order))
+    if (sorted_keys := list(dict.fromkeys([*keys, *done]))) != list(done):
+        write_whole(output, "".join(_line(done[key]) for key in sorted_keys))
     return [done[key] for key in keys]
 
 
@@ -185,9 +185,7 @@ def _look_ahead(batches: Iterable[T], prepare: Callable[[T], U]) -> Iterator[U]:
             yield last.result()
 
 
-def _open(
-    items: Sequence[Item], protocol: Protocol, pictures: dict[str, Image]
-) -> list[tuple[Item, Prompt]]:
+def _open(items: Sequence[Item], protocol: Protocol, pictures: dict[str, Image]) -> list[tuple[Item, Prompt]]:
     """Return each item with its prompt, pictures opened, or with the reason why they cannot be.
 
     `pictures` holds those of the item before: both orders of a pair share them, and so may its neighbours.

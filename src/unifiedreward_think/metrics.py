@@ -1,6 +1,7 @@
-"""Numbers from judgments: rates with intervals, both orders, votes, ties, and an exact paired test.
+"""Numbers from judgments: rates, both orders, votes, ties, and an exact paired test.
 
-Rates are fractions between 0 and 1, intervals cover 95%. Every number the project reports comes from here.
+Rates are fractions between 0 and 1; `intervals` says how sure they are. Every number that the project calls its own
+comes from here.
 
 >>> from unifiedreward_think.verdict import answer_text, parse
 >>> def judged(name, order, winner):
@@ -19,14 +20,12 @@ Rates are fractions between 0 and 1, intervals cover 95%. Every number the proje
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from unifiedreward_think.records import Judgment, Preferred, digest
-
-Flag = tuple[str, bool]  # the cluster of a row, and whether the row counts
+from unifiedreward_think.intervals import Flag, Rate, as_rate, block, macro_average, sign_flip_p
+from unifiedreward_think.records import Judgment, Preferred
 
 # What a judgment adds to each rate; None keeps it out of the denominator.
 MEASURES: dict[str, Callable[[Judgment], bool | None]] = {
@@ -38,52 +37,6 @@ MEASURES: dict[str, Callable[[Judgment], bool | None]] = {
     "first_position_rate": lambda j: None if j.verdict.winner is None else j.verdict.winner == 1,
     "error_rate": lambda j: bool(j.error),
 }
-
-
-class Estimate(NamedTuple):
-    """A value with its 95% interval, all fractions; None without data.
-
-    >>> print(Estimate(0.842, 0.81, 0.87))
-    84.2% [81.0, 87.0]
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        if self.value is None or self.low is None or self.high is None:
-            return "n/a"
-        return f"{100 * self.value:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-
-
-class Rate(NamedTuple):
-    """A share of independent rows, `count` of `total`; `low` and `high` are the ends of its Wilson interval.
-
-    >>> print(Rate(8, 10), Rate(0, 0))
-    80.0% [49.0, 94.3] n/a
-    """
-
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
-    total: int
-
-    @property
-    def value(self) -> float | None:
-        """The share, None when there are no rows."""
-        return self.count / self.total if self.total else None
-
-    @property
-    def low(self) -> float | None:
-        """Lower end, None when there are no rows."""
-        return wilson(*self)[0] if self.total else None
-
-    @property
-    def high(self) -> float | None:
-        """Upper end, None when there are no rows."""
-        return wilson(*self)[1] if self.total else None
-
-    def __str__(self) -> str:
-        return str(Estimate(self.value, self.low, self.high))
 
 
 class BothOrders(NamedTuple):
@@ -115,18 +68,6 @@ class PairedTest(NamedTuple):
     unmatched_b: int
 
 
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """Return the 95% Wilson score interval of a binomial share, by scipy (no continuity correction).
-
-    >>> [round(end, 4) for end in wilson(8, 10)]
-    [0.4902, 0.9433]
-    """
-    from scipy.stats import binomtest
-
-    interval = binomtest(count, total).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def rate(judgments: Iterable[Judgment], measure: str) -> Rate:
     """Return one rate over judgments; each order and each sample of a record is a row of its own.
 
@@ -139,7 +80,7 @@ def rate(judgments: Iterable[Judgment], measure: str) -> Rate:
             the style "direct"). "first_position_rate": the candidate shown first wins, of readable verdicts.
             "error_rate": items that failed before the model answered, of all rows.
     """
-    return _as_rate(_flags(judgments, measure))
+    return as_rate(flags_of(judgments, measure))
 
 
 def pair_orders(judgments: Iterable[Judgment]) -> list[tuple[Judgment, Judgment]]:
@@ -156,7 +97,7 @@ def both_orders(judgments: Iterable[Judgment]) -> BothOrders:
     disagreement. `flip_rate`: another candidate is named, of the pairs readable in both orders. `accuracy`:
     the preferred candidate is named in both orders, of the labelled pairs.
     """
-    return BothOrders(*map(_as_rate, _pair_flags(judgments).values()))
+    return BothOrders(*map(as_rate, _pair_flags(judgments).values()))
 
 
 def majority(judgments: Iterable[Judgment]) -> dict[str, int | None]:
@@ -168,51 +109,6 @@ def majority(judgments: Iterable[Judgment]) -> dict[str, int | None]:
     for judgment in judgments:
         votes[judgment.record_id][judgment.candidate] += 1
     return {name: None if cast[1] == cast[2] else 1 if cast[1] > cast[2] else 2 for name, cast in votes.items()}
-
-
-def cluster_bootstrap(rows: Sequence[tuple[str, float]], *, seed: int = 0, resamples: int = 2000) -> Estimate:
-    """Return the mean of (cluster, value) rows with a percentile interval from resampling whole clusters.
-
-    Rows of one cluster (same prompt, same pictures, other order) depend on each other; clusters do not. Under
-    about 20 clusters percentile intervals come out too narrow.
-
-    >>> cluster_bootstrap([("kite", 1), ("kite", 1), ("boat", 0), ("boat", 0)])
-    Estimate(value=0.5, low=0.0, high=1.0)
-    """
-    return macro_average({"": rows}, seed=seed, resamples=resamples)
-
-
-def macro_average(
-    strata: Mapping[str, Sequence[tuple[str, float]]], *, seed: int = 0, resamples: int = 2000
-) -> Estimate:
-    """Return the unweighted mean of the means of strata (tasks), bootstrapped by cluster within each stratum.
-
-    The result depends on `seed` alone, not on the order of rows or strata; empty strata do not count.
-    """
-    filled = {name: rows for name, rows in strata.items() if rows}
-    if not filled:
-        return Estimate(None, None, None)
-    means = [math.fsum(value for _, value in rows) / len(rows) for rows in filled.values()]
-    draws = [_resampled(rows, digest("bootstrap", seed, name), resamples) for name, rows in sorted(filled.items())]
-    macro = sorted(sum(draw) / len(draws) for draw in zip(*draws, strict=True))
-    tail = int(0.025 * resamples)
-    return Estimate(math.fsum(means) / len(means), macro[tail], macro[-1 - tail])
-
-
-def interval(flags: Sequence[Flag], *, seed: int = 0) -> Estimate:
-    """Return a share with the interval that fits how its rows hang together.
-
-    Wilson where every cluster holds one row. Else a bootstrap over clusters: Wilson would take the two orders
-    of a pair for two independent trials and come out up to 1.4 times too narrow, and Wilson on one order
-    alone would throw half of the data away. Where all rows agree a bootstrap has width 0; then Wilson, each
-    cluster one trial.
-    """
-    share, clusters = _as_rate(flags), len({cluster for cluster, _ in flags})
-    if clusters == len(flags):
-        return Estimate(share.value, share.low, share.high)
-    if share.count in (0, share.total):
-        return Estimate(share.value, *wilson(clusters if share.count else 0, clusters))
-    return cluster_bootstrap(flags, seed=seed)
 
 
 def candidate_margin(judgment: Judgment) -> float | None:
@@ -261,8 +157,6 @@ def paired_test(a: Iterable[Judgment], b: Iterable[Judgment]) -> PairedTest:
     Raises:
         ValueError: the two sets disagree about the label of a record.
     """
-    from scipy.stats import binomtest
-
     rows_a, rows_b = _by_key(a), _by_key(b)
     common = [(row, rows_b[key]) for key, row in rows_a.items() if key in rows_b]
     if wrong := [x.record_id for x, y in common if x.preferred != y.preferred]:
@@ -278,8 +172,8 @@ def paired_test(a: Iterable[Judgment], b: Iterable[Judgment]) -> PairedTest:
         accuracy_b=rate((y for _, y in labelled), "accuracy"),
         only_a_right=only_a,
         only_b_right=only_b,
-        p_value=_sign_flip_p(list(differences.values())),
-        p_mcnemar=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
+        p_value=sign_flip_p(list(differences.values())),
+        p_mcnemar=sign_flip_p([1] * only_a + [-1] * only_b),
         unmatched_a=len(rows_a) - len(common),
         unmatched_b=len(rows_b) - len(common),
     )
@@ -300,7 +194,7 @@ def summarize(judgments: Iterable[Judgment], *, seed: int = 0) -> dict[str, Any]
     """
     rows = list(_by_key(judgments).values())
     tasks = {task: [row for row in rows if row.task == task] for task in sorted({row.task for row in rows})}
-    accuracies = {task: _flags(part, "accuracy") for task, part in tasks.items()}
+    accuracies = {task: flags_of(part, "accuracy") for task, part in tasks.items()}
     summary: dict[str, Any] = {
         "judgments": len(rows),
         "records": len({row.record_id for row in rows}),
@@ -317,7 +211,7 @@ def summarize(judgments: Iterable[Judgment], *, seed: int = 0) -> dict[str, Any]
     if len(rows) > summary["records"]:
         votes, labelled = majority(rows), {row.record_id: row for row in rows if row.correct is not None}
         flags = [(_cluster(row), votes[name] == row.preferred) for name, row in labelled.items()]
-        summary["majority"] = _blocks({"accuracy": flags}, seed)["accuracy"]
+        summary["majority"] = block(flags, seed=seed)
     if summary["ties"]:
         pairs = [(candidate_margin(row), row.preferred) for row in rows if row.preferred is not None]
         best = tie_calibration([margin for margin, _ in pairs], [label for _, label in pairs])
@@ -325,19 +219,29 @@ def summarize(judgments: Iterable[Judgment], *, seed: int = 0) -> dict[str, Any]
     return summary
 
 
+def group_accuracy(judgments: Iterable[Judgment], groups: Mapping[str, str], *, seed: int = 0) -> dict[str, Any]:
+    """Return accuracy by the group that `groups` names for each record id, and the mean over groups.
+
+    Returns:
+        groups[name]: value, low, high, count and total. macro_groups: value, low and high.
+    """
+    parts: dict[str, list[Judgment]] = {name: [] for name in sorted(set(groups.values()))}
+    for row in judgments:
+        parts[groups[row.record_id]].append(row)
+    flags = {name: flags_of(rows, "accuracy") for name, rows in parts.items()}
+    return {"groups": _blocks(flags, seed), "macro_groups": macro_average(flags, seed=seed)._asdict()}
+
+
 def _rates(rows: Sequence[Judgment], seed: int) -> dict[str, Any]:
-    return _blocks({measure: _flags(rows, measure) for measure in MEASURES}, seed)
+    return _blocks({measure: flags_of(rows, measure) for measure in MEASURES}, seed)
 
 
 def _blocks(named: Mapping[str, Sequence[Flag]], seed: int) -> dict[str, Any]:
-    return {k: {**interval(flags, seed=seed)._asdict(), **_as_rate(flags)._asdict()} for k, flags in named.items()}
+    return {name: block(flags, seed=seed) for name, flags in named.items()}
 
 
-def _as_rate(flags: Sequence[Flag]) -> Rate:
-    return Rate(sum(flag for _, flag in flags), len(flags))
-
-
-def _flags(judgments: Iterable[Judgment], measure: str) -> list[Flag]:
+def flags_of(judgments: Iterable[Judgment], measure: str) -> list[Flag]:
+    """Return the rows that `rate` counts, each with its cluster: its `group`, or its record where that is empty."""
     counts = MEASURES[measure]
     return [(_cluster(row), flag) for row in judgments if (flag := counts(row)) is not None]
 
@@ -368,33 +272,3 @@ def _by_key(judgments: Iterable[Judgment]) -> dict[tuple[str, str, int], Judgmen
             raise ValueError(f"record {key[0]!r}: order {key[1]!r}, sample {key[2]} is judged twice; remove one row")
         keyed[key] = row
     return keyed
-
-
-def _resampled(rows: Sequence[tuple[str, float]], seed: int, resamples: int) -> list[float]:
-    """Draw means; clusters of equal sum and size are drawn as one kind: same distribution, much faster."""
-    from scipy.stats import multinomial
-
-    clusters: dict[str, list[float]] = defaultdict(list)
-    for cluster, value in rows:
-        clusters[cluster].append(value)
-    kinds = Counter((math.fsum(values), len(values)) for values in clusters.values())
-    shares = [kinds[kind] / len(clusters) for kind in sorted(kinds)]
-    drawn = multinomial(len(clusters), shares, seed=seed % 2**32).rvs(resamples)
-    means: list[float] = (
-        (drawn @ [total for total, _ in sorted(kinds)]) / (drawn @ [n for _, n in sorted(kinds)])
-    ).tolist()
-    return means
-
-
-def _sign_flip_p(differences: Sequence[int]) -> float:
-    """Return P(|sum| >= |observed sum|) when every difference takes either sign with equal chance."""
-    from scipy.signal import convolve
-    from scipy.stats import binom
-
-    density = [1.0]  # over the sums -n ... n
-    for size, count in sorted(Counter(abs(d) for d in differences if d).items()):
-        part = [0.0] * (2 * size * count + 1)
-        part[:: 2 * size] = binom.pmf(range(count + 1), count, 0.5).tolist()
-        density = convolve(density, part, method="direct").tolist()
-    reach, middle = abs(sum(differences)), len(density) // 2
-    return min(1.0, math.fsum(p for i, p in enumerate(density) if abs(i - middle) >= reach))

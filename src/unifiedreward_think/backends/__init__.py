@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +53,20 @@ def end_at_tag(text: str, finish_reason: str) -> Completion:
     """
     head, tag, _ = text.partition(STOP_STRING)
     return Completion(head + tag, "stop" if tag else finish_reason)
+
+
+def with_images(prompt: Mapping[str, Any], show: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a prompt's messages, each placeholder replaced by what `show` makes of its picture.
+
+    >>> user = {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "Which?"}]}
+    >>> with_images({"prompt": [user], "images": ["a"]}, lambda image: {"type": "image", "image": image})
+    [{'role': 'user', 'content': [{'type': 'image', 'image': 'a'}, {'type': 'text', 'text': 'Which?'}]}]
+    """
+    images = iter(prompt["images"])
+    return [
+        {"role": turn["role"], "content": [show(next(images)) if p["type"] == "image" else p for p in turn["content"]]}
+        for turn in prompt["prompt"]
+    ]
 
 
 class Backend(Protocol):

@@ -3,7 +3,8 @@
     python -m unifiedreward_think.evaluation --model outputs/toy/grpo --data outputs/toy/data/heldout.jsonl \
         --orders both --output outputs/toy/eval/grpo
 
-Writes judgments.jsonl (a rerun goes on from it), records.jsonl and results.json into the output folder.
+Writes config.yaml, judgments.jsonl (a rerun goes on from it), records.jsonl and results.json into the output folder,
+and prints accuracy and parse rate with their 95% intervals.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 from unifiedreward_think.backends import Sampling
 from unifiedreward_think.data.loading import load_checked_records, report_left_out
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.evaluation.tables import headline
 from unifiedreward_think.judge import Protocol, judge, write_whole
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import summarize
+from unifiedreward_think.provenance import config_yaml
 from unifiedreward_think.tasks import load_prompts
 
 
@@ -75,11 +78,13 @@ def main() -> None:
     )
     judgments = judge(records, backend, protocol, args.output / "judgments.jsonl", label=f"judging with {args.model}")
     write_whole(args.output / "records.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
-    write_whole(args.output / "results.json", json.dumps(summarize(judgments), indent=1) + "\n")
+    results = summarize(judgments)
+    write_whole(args.output / "config.yaml", config_yaml(vars(args)))
+    write_whole(args.output / "results.json", json.dumps(results, indent=1) + "\n")
     failed = [row for row in judgments if row.error]
     if failed:
         print(f"{len(failed)} judgments failed, a rerun tries them again; the first: {failed[0].error}")
-    print(f"{len(judgments)} judgments -> {args.output / 'results.json'}")
+    print(f"{headline(results)} -> {args.output / 'results.json'}")
 
 
 if __name__ == "__main__":

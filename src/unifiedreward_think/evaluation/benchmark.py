@@ -12,31 +12,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from unifiedreward_think.backends import Backend, Sampling
 from unifiedreward_think.backends.choose import add_arguments, make_backend
 from unifiedreward_think.evaluation.rescore import rescore
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
+from unifiedreward_think.evaluation.tables import headline, numbers
 from unifiedreward_think.judge import Protocol, judge, load_judgments, write_whole
 from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.metrics import Rate, interval, macro_average, summarize
-from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, read_json_lines
+from unifiedreward_think.metrics import group_accuracy, summarize
+from unifiedreward_think.provenance import config_yaml
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, read_json_lines
 from unifiedreward_think.tasks import load_prompts
 
 Media = Callable[[Any], str]
 ToRecord = Callable[[Row, Media], PreferenceRecord | None]
 Aggregate = Callable[[Sequence[Judgment], float | None], dict[str, Any]]
-VERSIONED = ("unifiedreward-think", "torch", "transformers", "datasets")
 
 
 def run_benchmark(
@@ -64,7 +61,7 @@ def run_benchmark(
         data: Hub name by default; None where it must be given.
         split: of the Hub's data set by default.
         config: configuration of the Hub's data set by default.
-        about: description of the command.
+        about: description of the command; the report quotes what it says of the metrics.
         arguments: the command line; that of the process by default.
         backend: judges in place of the model that the arguments name.
     """
@@ -86,10 +83,12 @@ def run_benchmark(
             "records": len(records),
             "left_out": left_out,
             **aggregate(judgments, args.tie_margin),
-            "strict": {**summarize(judgments), **_by_group(records, judgments, group)},
+            "strict": summarize(judgments),
         }
-        _write(args, name, records, judgments, results)
-    except (RecordError, OSError) as error:
+        if group is not None:
+            results["strict"] |= group_accuracy(judgments, {record.id: group(record) for record in records})
+        _write(args, name, records, judgments, results, about)
+    except (InputError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     return results
 
@@ -200,24 +199,6 @@ def _replayed(args: argparse.Namespace, records: Sequence[PreferenceRecord]) -> 
     return rows
 
 
-def _by_group(
-    records: Sequence[PreferenceRecord],
-    judgments: Sequence[Judgment],
-    group: Callable[[PreferenceRecord], str] | None,
-) -> dict[str, Any]:
-    """Return our accuracy by group and its macro average, both with intervals over clusters."""
-    if group is None:
-        return {}
-    groups = {record.id: group(record) for record in records}
-    flags: dict[str, list[tuple[str, bool]]] = {name: [] for name in sorted(set(groups.values()))}
-    for row in judgments:
-        if row.correct is not None:
-            flags[groups[row.record_id]].append((row.group or row.record_id, row.correct))
-    rates = {name: Rate(sum(flag for _, flag in part), len(part)) for name, part in flags.items()}
-    blocks = {name: {**interval(part)._asdict(), **rates[name]._asdict()} for name, part in flags.items()}
-    return {"groups": blocks, "macro_groups": macro_average(flags)._asdict()}
-
-
 def _frames(args: argparse.Namespace) -> FrameSampling:
     return FrameSampling(frames=args.frames, cache=args.frame_cache, decoder=args.decoder)
 
@@ -228,25 +209,18 @@ def _write(
     records: Sequence[PreferenceRecord],
     judgments: Sequence[Judgment],
     results: Mapping[str, Any],
+    about: str | None,
 ) -> None:
-    from unifiedreward_think.evaluation.report import write_html
+    from unifiedreward_think.evaluation.report import PROTOCOLS, write_html
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    run = {
-        "benchmark": name,
-        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
-        "versions": {package: metadata.version(package) for package in VERSIONED},
-        "commit": commit or "unknown",
-    }
-    write_whole(args.output / "config.yaml", yaml.safe_dump(run, sort_keys=False))
+    write_whole(args.output / "config.yaml", config_yaml(vars(args), benchmark=name))
     known = {record.id: record for record in records}
     path = args.output / "records.jsonl"
     # What an earlier run without --limit judged is still among the judgments, so its records stay, too.
     kept = [record for record in (_stored_records(path) if path.exists() else ()) if record.id not in known]
     write_whole(path, "".join(json.dumps(record.to_json()) + "\n" for record in (*records, *kept)))
     write_whole(args.output / "results.json", json.dumps(results, indent=1) + "\n")
+    published = {key: results[key] for key in PROTOCOLS if key in results}
     write_html(
         args.output / "report.html",
         results={name: results["strict"]},
@@ -254,24 +228,19 @@ def _write(
         records=known,
         title=name,
         sampling=_frames(args),
+        published=published,
+        about=_prose(about or ""),
         max_examples=args.max_examples,
     )
-    print("\n".join(_lines({key: results[key] for key in ("official", "paper", "ties") if key in results})))
-    accuracy = results["strict"]["overall"]["accuracy"]
-    print(f"strict accuracy: {Rate(accuracy['count'], accuracy['total'])}, {results['strict']['errors']} errors")
-    print(f"{len(judgments)} judgments -> {args.output / 'results.json'}")
+    print("\n".join(map(str, numbers(published))))
+    print(f"strict {headline(results['strict'])} -> {args.output / 'results.json'}")
 
 
-def _lines(block: Mapping[str, Any], name: str = "") -> Iterator[str]:
-    """Yield one line for each number that is a share.
+def _prose(about: str) -> str:
+    r"""Return what a script's docstring says of its metrics, without title and commands.
 
-    >>> list(_lines({"official": {"k1": {"overall": {"value": 0.5, "count": 2, "total": 4}}, "coin_flips": 3}}))
-    ['official k1 overall: 50.00 (2 of 4)']
+    >>> _prose("MMRB2: pairs.\n\n    python mmrb2.py\n\nOfficial: both\norders count.")
+    'Official: both orders count.'
     """
-    if "value" in block:
-        of = f" ({block['count']} of {block['total']})" if "total" in block else ""
-        yield f"{name}: " + ("n/a" if block["value"] is None else f"{100 * block['value']:.2f}{of}")
-        return
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _lines(value, f"{name} {key}".strip())
+    parts = about.strip().split("\n\n")[1:]
+    return " ".join(" ".join(part.split()) for part in parts if not part.startswith(" "))

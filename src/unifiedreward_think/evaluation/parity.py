@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from unifiedreward_think.metrics import Rate
+from unifiedreward_think.intervals import Rate
 from unifiedreward_think.records import Judgment, Preferred, digest
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import answer_text

@@ -4,7 +4,8 @@
     python -m unifiedreward_think.evaluation.rescore --compare outputs/toy/eval/base outputs/toy/eval/grpo
 
 The first prints the table and says how many stored verdicts the parser of today reads differently; `--write`
-replaces results.json. The second prints an exact paired test on the rows that both runs judged.
+replaces results.json. A benchmark is scored again by its own script with `--replay`, which knows the metrics of its
+authors. The second prints an exact paired test on the rows that both runs judged.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.evaluation.tables import stage_table
+from unifiedreward_think.judge import load_judgments, write_whole
 from unifiedreward_think.metrics import PairedTest, paired_test, summarize
-from unifiedreward_think.records import Judgment, RecordError, read_json_lines
+from unifiedreward_think.records import Judgment, RecordError
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style, parse
 
 
 def read_judgments(folder: Path) -> list[Judgment]:
-    """Read `judgments.jsonl` of a run; the file is only read, so a run that still writes is not disturbed.
+    """Read `judgments.jsonl` of a run, as `judge.load_judgments` does.
 
     Raises:
         RecordError: the file is missing or empty, or a line is no judgment.
@@ -31,7 +34,7 @@ def read_judgments(folder: Path) -> list[Judgment]:
     path = folder / "judgments.jsonl"
     if not path.is_file():
         raise RecordError(f"{path}: no such file; name the output folder of an evaluation")
-    rows = [Judgment.from_json(row) for _, row in read_json_lines(path)]
+    rows = list(load_judgments(path).values())
     if not rows:
         raise RecordError(f"{path}: holds no judgment; run the evaluation first")
     return rows
@@ -58,6 +61,24 @@ def rescore(judgments: Iterable[Judgment], *, style: Style = "cot") -> tuple[lis
         if verdict != row.verdict:
             changed.append(rows[-1])
     return rows, changed
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace results.json of a benchmark: it holds numbers that are not computed here.
+
+    Raises:
+        RecordError: results.json names a benchmark; the message names the command that computes them.
+    """
+    path = folder / "results.json"
+    try:
+        stored = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise RecordError(f"{path}: not valid JSON ({error}); remove it, then --write makes it anew") from error
+    if name := stored.get("benchmark"):
+        raise RecordError(
+            f"{path}: holds the official numbers of {name}, which --write would lose; use "
+            f"python benchmark_evaluation/{name}.py --replay {folder / 'judgments.jsonl'} --output {folder}"
+        )
 
 
 def describe(test: PairedTest, names: Sequence[str]) -> str:
@@ -96,10 +117,10 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.folders) == bool(args.compare):
         parser.error("name folders to score again, or --compare A B")
-    from unifiedreward_think.evaluation.report import stage_table
-
     runs = {}
     try:
+        for folder in args.folders if args.write else []:
+            check_replaceable(folder)
         for folder in args.compare or args.folders:
             runs[folder], changed = rescore(read_judgments(folder), style=args.style)
             what = f", first: record {changed[0].record_id!r}" if changed else ""
@@ -109,11 +130,10 @@ def main() -> None:
             print(describe(paired_test(runs[a], runs[b]), [str(a), str(b)]))
             return
         results = {str(folder): summarize(rows) for folder, rows in runs.items()}
-    except (RecordError, ValueError) as error:
+    except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     for folder in args.folders if args.write else []:
-        text = json.dumps(results[str(folder)], indent=1) + "\n"
-        (folder / "results.json").write_text(text, encoding="utf-8")
+        write_whole(folder / "results.json", json.dumps(results[str(folder)], indent=1) + "\n")
     print(stage_table(results))
 
 

@@ -19,7 +19,8 @@ from unifiedreward_think.evaluation.parity import (
     videoalign_with_ties,
     videoalign_without_ties,
 )
-from unifiedreward_think.metrics import Rate, candidate_margin, majority, tie_calibration
+from unifiedreward_think.intervals import Rate
+from unifiedreward_think.metrics import candidate_margin, majority, tie_calibration
 from unifiedreward_think.records import Judgment, Preferred
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-VERSIONED = ("unifiedreward-think", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
+from unifiedreward_think.judge import write_whole
+from unifiedreward_think.provenance import provenance
+
 RUN_FILE = "run.json"
 IN_CARD = (
     "learning_rate",
@@ -37,8 +37,7 @@ def describe(args: Any, *others: Any, stage: str, finished: bool, **results: Any
         "stage": stage,
         "finished": finished,
         "arguments": arguments,
-        "versions": {name: metadata.version(name) for name in VERSIONED},
-        "commit": _commit(),
+        **provenance(),
         **results,
     }
     plain: dict[str, Any] = json.loads(json.dumps(row, default=str))
@@ -48,9 +47,7 @@ def describe(args: Any, *others: Any, stage: str, finished: bool, **results: Any
 def write_run(folder: Path, row: dict[str, Any]) -> None:
     """Write run.json, complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f"{RUN_FILE}.new"
-    scratch.write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    scratch.replace(folder / RUN_FILE)
+    write_whole(folder / RUN_FILE, json.dumps(row, indent=1, sort_keys=True) + "\n")
 
 
 def finish(trainer: Any, processor: Any, args: Any, *others: Any, stage: str, counts: dict[str, Any]) -> None:
@@ -137,9 +134,3 @@ How well it judges is not known from these: run `python -m unifiedreward_think.e
 
 def _table(cells: dict[str, Any]) -> str:
     return "\n".join(f"| {key} | {value} |" for key, value in cells.items())
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"

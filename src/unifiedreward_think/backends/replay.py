@@ -1,0 +1,75 @@
+"""Completions from stored judgments: the judge runs again as it did, without a model.
+
+    python inference/image_generation.py --backend replay --model outputs/run/judgments.jsonl --input pairs.jsonl ...
+
+The rows that come out are those of the stored run, read by the parser of today. A judgment that is not stored is an
+item with an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
+from unifiedreward_think.records import Judgment, RecordError, read_json_lines
+
+
+class ReplayBackend:
+    """Answer from a file of judgments.
+
+    `model` and `settings` are those of the stored run: what decided a completion stays with it, whatever the command
+    line of the replay says.
+
+    Args:
+        path: a `judgments.jsonl`, all of one run.
+        batch_size: pairs in one batch.
+
+    Raises:
+        BackendError: the file holds no completion, or those of several models or settings.
+        RecordError: a line is no judgment.
+    """
+
+    def __init__(self, path: str | Path, *, batch_size: int = 256) -> None:
+        rows = [row for row in _read(Path(path)) if row.completion is not None]
+        made = {str((row.model, sorted(row.sampling.items()))): row for row in rows}
+        decoders = sorted({row.decoder for row in rows} - {""})
+        if len(made) != 1 or len(decoders) > 1:
+            raise BackendError(f"{path}: {len(made) or 'no'} settings among its completions; one run is needed")
+        self.model = rows[0].model
+        self.batch_size = batch_size
+        self.settings: Mapping[str, Any] = {
+            # How to parse is asked anew; everything else was decided when the completion was made.
+            **{key: value for key, value in rows[0].sampling.items() if key != "style"},
+            **({"decoder": decoders[0]} if decoders else {}),
+        }
+        self._path = path
+        self._stored: dict[tuple[str, str, int], Judgment] = {(r.record_id, r.order, r.sample): r for r in rows}
+
+    def complete(
+        self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion | Failure]]:
+        """Return the stored completions of samples 0 to len(seeds[i]) of prompt i; `sampling` changes nothing."""
+        return [
+            [self._find(prompt["id"], prompt["order"], sample) for sample in range(len(mine))]
+            for prompt, mine in zip(prompts, seeds, strict=True)
+        ]
+
+    def _find(self, name: str, order: str, sample: int) -> Completion | Failure:
+        row = self._stored.get((name, order, sample))
+        if row is None or row.completion is None:
+            return Failure(f"{self._path}: holds no completion of order {order!r}, sample {sample}")
+        return Completion(row.completion, row.finish_reason, row.seconds)
+
+
+def _read(path: Path) -> list[Judgment]:
+    if not path.is_file():
+        raise BackendError(f"{path}: no such file; name the judgments.jsonl of a run")
+    rows = []
+    for number, row in read_json_lines(path):
+        try:
+            rows.append(Judgment.from_json(row))
+        except RecordError as error:
+            raise RecordError(f"{path}:{number}: {error}") from error
+    return rows

@@ -1,0 +1,187 @@
+"""Completions from an OpenAI-compatible server (vLLM, SGLang, `transformers serve`): many requests in flight.
+
+    vllm serve MODEL --served-model-name judge
+    python inference/image_generation.py --backend server --server http://127.0.0.1:8000/v1 --model judge ...
+
+Pictures travel as PNG, so the server sees the very pixels a local model would. Each sample is a request of its own with
+its own seed, because servers ignore `n` or draw it from one seed.
+
+>>> read_reply('{"choices": [{"message": {"content": "<answer>"}, "finish_reason": "length"}]}')
+Completion(text='<answer>', finish_reason='length', seconds=None)
+>>> read_reply('{"choices": []}').reason
+'the reply is no chat completion (IndexError): {"choices": []}'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling, end_at_tag, with_images
+from unifiedreward_think.verdict import STOP_STRING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+
+QUOTED = 300  # characters of a server's reply in an error
+SEEDS = 2**31  # servers seed numpy or a signed integer with it
+CHECK_TIMEOUT = 10.0
+
+
+class ServerBackend:
+    """Ask a running server.
+
+    Args:
+        model: what the server calls the model.
+        server: address of the API, with its /v1. A key is read from OPENAI_API_KEY.
+        concurrency: requests in flight.
+        batch_size: pairs in one batch; 4 for each request in flight by default, so that few wait for the slowest.
+        timeout: seconds for one request.
+        max_retries: how often the SDK tries again after a lost connection, a timeout, 408, 409, 429 or 5xx.
+        stop: ask the server to stop at the closing answer tag (vLLM and SGLang; `transformers serve` answers 500).
+            Completions end there either way; this only saves the time of writing on.
+
+    Raises:
+        BackendError: nobody answers there, or the key or the address is refused.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        server: str = "http://127.0.0.1:8000/v1",
+        concurrency: int = 16,
+        batch_size: int | None = None,
+        timeout: float = 600.0,
+        max_retries: int = 4,
+        stop: bool = False,
+    ) -> None:
+        self.model = model
+        self.batch_size = batch_size or 4 * concurrency
+        self.settings: Mapping[str, Any] = {"backend": "server"}
+        self._concurrency = concurrency
+        self._stop = {"stop": [STOP_STRING], "include_stop_str_in_output": True} if stop else {}
+        self._client: dict[str, Any] = {
+            "base_url": server,
+            "api_key": os.environ.get("OPENAI_API_KEY", "none"),  # the SDK insists on one
+            "timeout": timeout,
+            "max_retries": max_retries,
+        }
+        self._check()
+
+    def complete(
+        self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion | Failure]]:
+        """Return len(seeds[i]) completions of prompt i; a request that finally fails gives its reason.
+
+        Raises:
+            BackendError: all requests failed, and the server is gone.
+        """
+        answers = _run(self._complete(prompts, sampling, seeds))
+        if all(isinstance(answer, Failure) for mine in answers for answer in mine):
+            self._check()
+        return answers
+
+    def _check(self) -> None:
+        """Ask for the models: any reply will do (`transformers serve` may answer 500), save a refusal."""
+        openai = _sdk()
+        client = openai.OpenAI(**{**self._client, "timeout": CHECK_TIMEOUT, "max_retries": 0})
+        where = self._client["base_url"]
+        try:
+            with client:
+                client.models.with_raw_response.list()
+        except openai.APIConnectionError as error:
+            raise BackendError(f"{where}: no server answers ({error.__cause__ or error}); start it first") from error
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise BackendError(f"{where}: the server refuses the key; set OPENAI_API_KEY") from error
+        except openai.NotFoundError as error:
+            raise BackendError(f"{where}: no OpenAI API there; does the address lack /v1?") from error
+        except openai.APIStatusError:
+            return
+
+    async def _complete(
+        self, prompts: Sequence[Mapping[str, Any]], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion | Failure]]:
+        gate = asyncio.Semaphore(self._concurrency)
+        async with _sdk().AsyncOpenAI(**self._client) as client:
+
+            async def ask(messages: list[dict[str, Any]], seed: int) -> Completion | Failure:
+                async with gate:
+                    return await self._ask(client, messages, sampling, seed)
+
+            async def samples(prompt: Mapping[str, Any], mine: Sequence[int]) -> list[Completion | Failure]:
+                async with gate:
+                    messages = await asyncio.to_thread(with_images, prompt, _image_part)
+                return await asyncio.gather(*(ask(messages, seed) for seed in mine))
+
+            return await asyncio.gather(*map(samples, prompts, seeds))
+
+    async def _ask(
+        self, client: Any, messages: list[dict[str, Any]], sampling: Sampling, seed: int
+    ) -> Completion | Failure:
+        openai = _sdk()
+        try:
+            reply = await client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=messages,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                seed=seed % SEEDS,
+                extra_body=self._stop,
+            )
+        except openai.APIStatusError as error:
+            return Failure(f"the server answered {error.status_code}: {error.response.text[:QUOTED]}")
+        except openai.APITimeoutError:
+            return Failure(f"the server gave no answer within {self._client['timeout']:g} s")
+        except openai.APIConnectionError as error:
+            return Failure(f"the connection to the server was lost ({error.__cause__ or error})")
+        return read_reply(reply.text)
+
+
+def data_url(image: Image) -> str:
+    """Return a picture as PNG in a data URL: no pixel changes on the way."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def read_reply(body: str) -> Completion | Failure:
+    """Read the body of a chat completion; a body that is none is a failure that quotes it."""
+    try:
+        choice = json.loads(body)["choices"][0]
+        message, reason = choice["message"], choice["finish_reason"]
+        text, thoughts = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return Failure(f"the reply is no chat completion ({type(error).__name__}): {body[:QUOTED]}")
+    if thoughts:
+        return Failure("the server splits the chain of thought off; start it without a reasoning parser")
+    if not isinstance(text, str) or reason not in ("stop", "length"):
+        return Failure(f"the server returned no text (finish reason {reason!r})")
+    return end_at_tag(text, reason)
+
+
+def _image_part(image: Image) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(image)}}
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a thread of its own: the caller (a notebook, a server) may have an event loop already."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+def _sdk() -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise BackendError("the server backend needs the openai package: pip install -e '.[serve]'") from error
+    return openai

@@ -1,0 +1,229 @@
+"""Judge pairs from Python in three lines: one at a time, or thousands into a file.
+
+    from unifiedreward_think import Judge
+    judge = Judge("CodeGoat24/UnifiedReward-Think-qwen-7b")
+    print(judge("image_generation", "a red kite", ["a.png", "b.png"]).winner)
+
+The scripts in `inference/` are the same on the command line (`inference_cli.py`).
+
+Votes: every sample in every order is a vote. An unreadable or failed one abstains. The candidate with most votes
+wins; with as many on both sides nobody does (None). With a tie margin, the pair is a tie where the score sums of all
+readable votes together differ by that much at most; without scores no tie can be called.
+
+>>> from unifiedreward_think.verdict import parse, render
+>>> said = [(1, "ab", 9, 4), (1, "ba", 8, 7), (2, "ab", 5, 6)]
+>>> rows = [Judgment(record_id="kite", task="image_generation", order=order, sample=i, completion="",
+...                  verdict=parse(render(winner, [("Aesthetics", *scores)], noun="Image"), "Image"))
+...         for i, (winner, order, *scores) in enumerate(said)]
+>>> result = combine(rows)
+>>> result.winner, result.margin, result.votes
+(2, 3.0, {'1': 1, '2': 2, 'abstained': 0})
+>>> combine(rows, tie_margin=3).winner
+'tie'
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from shutil import copyfile
+from typing import Any, Literal
+
+from unifiedreward_think.backends import Backend, Sampling
+from unifiedreward_think.judge import Protocol, judge
+from unifiedreward_think.media import Decoder, FrameSampling
+from unifiedreward_think.metrics import candidate_margin, majority
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, Preferred, digest
+from unifiedreward_think.tasks import FORMAT_FILES, PROMPTS, load_prompts
+from unifiedreward_think.verdict import DimensionScore, Layout, Style
+
+FRAME_CACHE = Path("outputs/frames")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What all votes on a pair say together; candidates 1 and 2 as they were given, not as they were shown.
+
+    Attributes:
+        record_id: the pair.
+        winner: 1, 2, "tie", or None where no vote can be read or the votes are split.
+        margin: score sum of candidate 1 minus that of candidate 2, over all readable votes; None without scores.
+        scores: mean scores on each dimension.
+        votes: how many for "1" and for "2", and how many "abstained": unreadable or failed.
+        chosen: the judgment whose reasoning stands for the result: the first for the winner, else the first.
+        error: why the first failed vote failed; empty if none did.
+    """
+
+    record_id: str
+    winner: Preferred | None
+    margin: float | None
+    scores: tuple[DimensionScore, ...]
+    votes: dict[str, int]
+    chosen: Judgment
+    error: str
+
+    @property
+    def reasoning(self) -> str:
+        """The completion of the chosen judgment; it names the candidates by their place in `chosen.order`."""
+        return self.chosen.completion or ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, without the judgments."""
+        return {
+            "id": self.record_id,
+            "winner": self.winner,
+            "margin": self.margin,
+            "scores": [list(score) for score in self.scores],
+            "votes": self.votes,
+            "error": self.error,
+        }
+
+
+class Judge:
+    """A model, and how it is asked.
+
+    Args:
+        model: folder or Hub name for transformers, a backend, or a function that returns one, called last.
+        style: "cot" or "direct".
+        layout: how the prompt asks for a dimension.
+        prompts: task -> template in place of ours (`tasks.load_prompts`, `read_prompt_file`).
+        votes: samples of each pair and order.
+        orders: "one", drawn from `order_seed` and the pair, or "both".
+        tie_margin: call a tie up to this difference of the score sums; None never does.
+        temperature, top_p, max_new_tokens, seed: of sampling; temperature 0 is greedy.
+        order_seed: decides the order shown, where it is one.
+        frames, decoder, frame_cache: how videos become pictures.
+
+    Raises:
+        InputError: the arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Backend | Callable[[], Backend],
+        *,
+        style: Style = "cot",
+        layout: Layout = "one_line",
+        prompts: Mapping[str, str] | None = None,
+        votes: int = 1,
+        orders: Literal["one", "both"] = "one",
+        tie_margin: float | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 2048,
+        seed: int = 0,
+        order_seed: int = 0,
+        frames: int = 8,
+        decoder: Decoder = "decord",
+        frame_cache: Path = FRAME_CACHE,
+    ) -> None:
+        if votes < 1 or (votes > 1 and temperature <= 0):
+            raise InputError(f"{votes} votes at temperature {temperature:g}: greedy answers are all the same; raise it")
+        if tie_margin is not None and (style == "direct" or tie_margin < 0):
+            raise InputError(f"tie margin {tie_margin:g}: it needs the scores of style 'cot', and to be 0 at least")
+        self.tie_margin = tie_margin
+        self.protocol = Protocol(
+            prompts=load_prompts(style, layout=layout) if prompts is None else prompts,
+            style=style,
+            sampling=Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed),
+            frames=FrameSampling(frames=frames, cache=frame_cache, decoder=decoder),
+            samples=votes,
+            orders=orders,
+            order_seed=order_seed,
+        )
+        if isinstance(model, str | Path):
+            model = partial(_local, str(model))
+        self.backend: Backend = model() if callable(model) else model
+
+    def __call__(self, task: str, prompt: str, media: Sequence[str | Path], answers: Sequence[str] = ()) -> Result:
+        """Judge one pair.
+
+        Args:
+            task: one of `records.TASK_NAMES`.
+            prompt: the caption, or the question.
+            media: the two candidates, or the pictures or the video that the question is about.
+            answers: the two answers to the question.
+        """
+        paths = [str(path) for path in media]
+        record = PreferenceRecord(
+            id=f"{digest(task, prompt, *paths, *answers):016x}",
+            task=task,
+            prompt=prompt,
+            media=tuple((path,) for path in paths),
+            answers=tuple(answers),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            return self.file([record], Path(folder, "judgments.jsonl"))[0]
+
+    def file(self, records: Sequence[PreferenceRecord], output: Path) -> list[Result]:
+        """Judge records into `output`, going on from what it holds; an item that fails has an `error`."""
+        rows: dict[str, list[Judgment]] = defaultdict(list)
+        for row in judge(records, self.backend, self.protocol, output):
+            rows[row.record_id].append(row)
+        return [combine(rows[record.id], tie_margin=self.tie_margin) for record in records]
+
+
+def combine(judgments: Sequence[Judgment], *, tie_margin: float | None = None) -> Result:
+    """Return the result of all judgments of one record."""
+    name = judgments[0].record_id
+    readable = [row for row in judgments if row.candidate is not None]
+    margins = [margin for row in readable if (margin := candidate_margin(row)) is not None]
+    most = majority(judgments)[name]
+    winner: Preferred | None = None if most is None else 1 if most == 1 else 2
+    # Sums of decimal scores differ in their last bits.
+    if tie_margin is not None and margins and round(abs(sum(margins)), 6) <= tie_margin:
+        winner = "tie"
+    votes = {str(k): sum(row.candidate == k for row in judgments) for k in (1, 2)}
+    return Result(
+        record_id=name,
+        winner=winner,
+        margin=sum(margins) if margins else None,
+        scores=_mean_scores(readable),
+        votes={**votes, "abstained": len(judgments) - len(readable)},
+        chosen=next((row for row in readable if row.candidate == winner), (readable or judgments)[0]),
+        error=next((row.error for row in judgments if row.error), ""),
+    )
+
+
+def read_prompt_file(file: Path, task: str, *, style: Style = "cot", layout: Layout = "one_line") -> dict[str, str]:
+    """Return the prompts of one task from one template file; see `tasks.load_prompts` for what it may hold.
+
+    {format} takes the text of the format file beside the template, or ours where there is none.
+
+    Raises:
+        InputError: the file is missing, or leaves out the caption, the question or an answer.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; name a prompt template")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, f"{task}.txt")
+        copyfile(file, copy)
+        for form in set(FORMAT_FILES.values()):
+            beside = file.with_name(form)
+            copyfile(beside if beside.is_file() else PROMPTS / form, Path(folder, form))
+        try:
+            return load_prompts(style, layout=layout, folder=folder)
+        except ValueError as error:
+            raise InputError(str(error).replace(str(copy), str(file))) from error
+
+
+def _mean_scores(rows: Sequence[Judgment]) -> tuple[DimensionScore, ...]:
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        for score in row.verdict.scores:
+            pair = (score.first, score.second) if row.order == "ab" else (score.second, score.first)
+            found[score.name].append(pair)
+    return tuple(
+        DimensionScore(name, sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs))
+        for name, pairs in found.items()
+    )
+
+
+def _local(path: str) -> Backend:
+    from unifiedreward_think.backends.transformers import TransformersBackend
+
+    return TransformersBackend(path)

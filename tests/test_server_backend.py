@@ -1,0 +1,422 @@
+"""The server backend against a server that misbehaves on purpose, and against the real `transformers serve`."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
+from unifiedreward_think.backends.server import ServerBackend, data_url, read_reply
+from unifiedreward_think.judge import Protocol, judge, load_judgments
+from unifiedreward_think.media import FrameSampling, open_image
+from unifiedreward_think.records import PreferenceRecord
+from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.verdict import render
+
+REPO = Path(__file__).parents[1]
+GOOD = render(1, [("Aesthetics", 9, 4)], noun="Image")
+
+
+def reply(text=GOOD, finish="stop", **message):
+    """A chat completion, as bytes."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
+    return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}).encode()
+
+
+def caption(body):
+    """The text a request asks about."""
+    return " ".join(part["text"] for turn in body["messages"] for part in turn["content"] if part["type"] == "text")
+
+
+class FakeServer:
+    """An OpenAI-compatible server whose answers `respond(body, nth call)` makes: (status, headers, bytes).
+
+    Returning fewer bytes than the Content-Length header says cuts the connection in the middle of the body.
+    """
+
+    def __init__(self, respond=None, models=200):
+        self.respond = respond or (lambda body, nth: (200, {}, reply()))
+        self.models = models
+        self.bodies, self.flying, self.most = [], 0, 0
+        self.lock = threading.Lock()
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send(fake.models, {}, b'{"object": "list", "data": []}')
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with fake.lock:
+                    fake.bodies.append(body)
+                    fake.flying += 1
+                    fake.most = max(fake.most, fake.flying)
+                    nth = len(fake.bodies)
+                try:
+                    answer = fake.respond(body, nth)
+                finally:
+                    with fake.lock:
+                        fake.flying -= 1
+                self.send(*answer)
+
+            def send(self, status, headers, content):
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                if "Content-Length" not in headers:
+                    self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@contextmanager
+def serving(respond=None, **options):
+    server = FakeServer(respond, **options)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def backend(server, **changes):
+    return ServerBackend("judge", server=server.url, **{"max_retries": 0, "timeout": 20, **changes})
+
+
+def prompt(name="r0", images=2):
+    content = [{"type": "image", "text": None}] * images + [{"type": "text", "text": f"Which is better, {name}?"}]
+    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(images)]
+    return {"id": name, "order": "ab", "prompt": [{"role": "user", "content": content}], "images": pictures}
+
+
+def ask(asked, count=1, samples=1, **sampling):
+    prompts = [prompt(f"r{i}") for i in range(count)]
+    seeds = [[100 * i + sample for sample in range(samples)] for i in range(count)]
+    return asked.complete(prompts, sampling=Sampling(**sampling), seeds=seeds)
+
+
+@pytest.fixture
+def records(tmp_path):
+    for name, colour in {"red": (200, 30, 30), "blue": (30, 30, 200)}.items():
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+    media = ((str(tmp_path / "red.png"),), (str(tmp_path / "blue.png"),))
+    return [
+        PreferenceRecord(id=f"r{i}", task="image_generation", prompt=f"picture {i}", media=media, preferred=1)
+        for i in range(12)
+    ]
+
+
+def protocol(**changes):
+    frames = FrameSampling(frames=4, cache=Path("unused"))
+    return Protocol(
+        **{"prompts": load_prompts("cot"), "style": "cot", "sampling": Sampling(), "frames": frames, **changes}
+    )
+
+
+def told(rows):
+    return [replace(row, seconds=0.0) for row in rows]
+
+
+def winner_of_caption(body, nth):
+    """Different pairs get different verdicts, at different speeds."""
+    number = int(caption(body).split("picture ")[1].split()[0].strip('".,'))
+    time.sleep(0.002 * (number % 5))
+    return 200, {}, reply(render(1 + number % 2, [("Aesthetics", 9 - 8 * (number % 2), 5)], noun="Image"))
+
+
+def test_the_server_sees_the_pixels_that_a_local_model_sees(tmp_path):
+    picture = Image.effect_noise((37, 23), 90)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.convert("RGB").save(tmp_path / "turned.jpg", exif=turned)
+    picture.convert("P").save(tmp_path / "palette.gif")
+    Image.merge("RGBA", [picture] * 4).save(tmp_path / "alpha.png")
+    picture.save(tmp_path / "grey.png")
+    paths = sorted(tmp_path.iterdir())
+    with serving() as server:
+        asked = {**prompt(images=len(paths)), "images": [open_image(path) for path in paths]}
+        backend(server).complete([asked], sampling=Sampling(), seeds=[[0]])
+        parts = server.bodies[0]["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["image_url"] * 4 + ["text"]
+    for path, part in zip(paths, parts, strict=False):
+        kind, _, content = part["image_url"]["url"].partition(";base64,")
+        sent = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert (kind, sent.format, sent.mode) == ("data:image/png", "PNG", "RGB")
+        assert (sent.size, sent.tobytes()) == (open_image(path).size, open_image(path).tobytes())
+
+
+def test_a_request_says_how_to_sample_and_nothing_else():
+    with serving() as server:
+        ask(backend(server), max_new_tokens=7)
+        ask(backend(server, stop=True), temperature=0.7, top_p=0.9)
+        greedy, drawn = ({k: v for k, v in body.items() if k != "messages"} for body in server.bodies)
+    assert greedy == {"model": "judge", "temperature": 0.0, "top_p": 1.0, "max_tokens": 7, "seed": 0}
+    assert drawn == {
+        "model": "judge",
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 2048,
+        "seed": 0,
+        "stop": ["</answer>"],
+        "include_stop_str_in_output": True,
+    }
+
+
+def test_each_sample_is_a_request_with_its_own_seed_and_pictures_are_encoded_once_a_prompt(monkeypatch):
+    encoded = []
+    monkeypatch.setattr(
+        "unifiedreward_think.backends.server.data_url", lambda image: encoded.append(image) or data_url(image)
+    )
+    with serving(lambda body, nth: (200, {}, reply(str(body["seed"])))) as server:
+        answers = ask(backend(server), count=3, samples=4, temperature=1.0)
+        big = backend(server).complete([prompt()], sampling=Sampling(), seeds=[[2**64 - 1]])
+    assert [[a.text for a in mine] for mine in answers] == [[str(100 * i + k) for k in range(4)] for i in range(3)]
+    assert len(encoded) == 3 * 2 + 2 and big[0][0].text == str(2**31 - 1)
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_no_more_requests_are_in_flight_than_allowed(limit):
+    def slow(body, nth):
+        time.sleep(0.05)
+        return 200, {}, reply()
+
+    with serving(slow) as server:
+        ask(backend(server, concurrency=limit), count=3, samples=4)
+        assert server.most == limit and len(server.bodies) == 12
+
+
+def test_completions_end_at_the_answer_tag_and_keep_their_finish_reason():
+    said = [("a</answer> b</answer>", "length"), ("cut", "length"), ("done", "stop"), ("", "stop")]
+    with serving(lambda body, nth: (200, {}, reply(*said[nth - 1]))) as server:
+        asked = backend(server, concurrency=1)
+        answers = [ask(asked)[0][0] for _ in said]
+    assert answers == [
+        Completion("a</answer>", "stop"),
+        Completion("cut", "length"),
+        Completion("done", "stop"),
+        Completion("", "stop"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("", "no chat completion"),
+        ("<html>Bad gateway</html>", "<html>Bad gateway"),
+        ('{"choices": [{"message"', "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ("null", "TypeError"),
+        ("{}", "KeyError"),
+        ('{"choices": []}', "IndexError"),
+        ('{"choices": null}', "TypeError"),
+        ('{"choices": [{"message": null, "finish_reason": "stop"}]}', "AttributeError"),
+        (reply(None).decode(), "no text"),
+        (reply(["a"]).decode(), "no text"),
+        (reply("a", "content_filter").decode(), "content_filter"),
+        (reply("a", None).decode(), "None"),
+        (reply("answer", reasoning_content="thoughts").decode(), "without a reasoning parser"),
+    ],
+)
+def test_a_reply_that_is_no_completion_is_a_failure_with_a_reason(body, reason):
+    found = read_reply(body)
+    assert isinstance(found, Failure) and reason in found.reason and len(found.reason) < 400
+
+
+FAULTS = {
+    "500": ((500, {}, b"CUDA out of memory"), "the server answered 500: CUDA out of memory"),
+    "400": ((400, {}, b'{"error": "no such model"}'), "answered 400"),
+    "429": ((429, {}, b"slow down"), "answered 429"),
+    "garbage": ((200, {}, b"\xff\xfe no json"), "no chat completion"),
+    "text": ((200, {"Content-Type": "text/html"}, b"<html>"), "no chat completion"),
+    "half a JSON": ((200, {}, reply()[:40]), "no chat completion"),
+    "half a body": ((200, {"Content-Length": "4000"}, reply()[:40]), "connection to the server was lost"),
+    "no choices": ((200, {}, b'{"choices": []}'), "no chat completion"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_failing_item_has_its_reason_in_its_row_and_the_next_run_tries_it_again(fault, records, tmp_path):
+    answer, reason = FAULTS[fault]
+    broken = True
+
+    def respond(body, nth):
+        return answer if broken and "picture 3" in caption(body) else winner_of_caption(body, nth)
+
+    output = tmp_path / "judgments.jsonl"
+    with serving(respond) as server:
+        rows = judge(records, backend(server, batch_size=4), protocol(), output)
+        assert [row.record_id for row in rows if row.error] == ["r3"]
+        assert reason in rows[3].error and rows[3].completion is None and not rows[3].correct
+        broken, before = False, len(server.bodies)
+        again = judge(records, backend(server, batch_size=4), protocol(), output)
+        assert len(server.bodies) == before + 1
+    assert not any(row.error for row in again) and told(again[:3] + again[4:]) == told(rows[:3] + rows[4:])
+    assert list(load_judgments(output).values()) == again  # in the order of the records, too
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_only_the_sdk_tries_again_and_as_often_as_asked(status):
+    def respond(body, nth):
+        return (status, {"retry-after-ms": "1"}, b"later") if nth < 3 else (200, {}, reply())
+
+    with serving(respond) as server:
+        assert ask(backend(server, max_retries=2))[0][0].text == GOOD and len(server.bodies) == 3
+    with serving(lambda body, nth: (status, {"retry-after-ms": "1"}, b"later")) as server:
+        assert str(status) in ask(backend(server, max_retries=2))[0][0].reason and len(server.bodies) == 3
+
+
+def test_a_slow_answer_times_out():
+    def sleepy(body, nth):
+        time.sleep(0.5 if nth == 1 else 0)
+        return 200, {}, reply()
+
+    with serving(sleepy) as server:
+        slow, quick = ask(backend(server, timeout=0.2, concurrency=1), count=2)
+    assert "no answer within 0.2 s" in slow[0].reason and quick[0].text == GOOD
+
+
+def free_port():
+    with closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def test_a_server_that_is_down_is_found_before_anything_is_judged():
+    with pytest.raises(BackendError, match=r"no server answers.*start it first"):
+        ServerBackend("judge", server=f"http://127.0.0.1:{free_port()}/v1")
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "lack /v1")])
+def test_a_refusal_is_found_before_anything_is_judged(status, reason):
+    with serving(models=status) as server, pytest.raises(BackendError, match=reason):
+        backend(server)
+
+
+def test_a_server_that_cannot_list_its_models_is_used_all_the_same():
+    with serving(models=500) as server:
+        assert ask(backend(server))[0][0].text == GOOD
+
+
+def test_a_server_that_dies_ends_the_run_and_nothing_is_lost_or_judged_twice(records, tmp_path):
+    output = tmp_path / "judgments.jsonl"
+    server = FakeServer(winner_of_caption)
+    asked = backend(server, batch_size=4)
+    asked.complete = dying(server, asked.complete)
+    with pytest.raises(BackendError, match="no server answers"):
+        judge(records, asked, protocol(), output)
+    before = load_judgments(output)
+    assert len(before) == 8 and not any(row.error for row in before.values())
+    with serving(winner_of_caption) as other:
+        rows = judge(records, backend(other, batch_size=4), protocol(), output)
+        assert len(other.bodies) == 4
+    assert told(rows[:8]) == told(before.values()) and not any(row.error for row in rows)
+
+
+def dying(server, complete):
+    """Stop the server before the third batch."""
+    calls = []
+
+    def wrapped(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            server.stop()
+        return complete(*args, **options)
+
+    return wrapped
+
+
+def test_results_do_not_depend_on_the_number_of_requests_in_flight(records, tmp_path):
+    files = []
+    for limit in (1, 4):
+        with serving(winner_of_caption) as server:
+            output = tmp_path / f"{limit}.jsonl"
+            sampling = protocol(sampling=Sampling(temperature=1.0), samples=2, orders="both")
+            files.append(told(judge(records, backend(server, concurrency=limit), sampling, output)))
+            assert told(load_judgments(output).values()) == files[-1]
+    assert files[0] == files[1] and len(files[0]) == 48
+
+
+def test_it_works_where_an_event_loop_runs_already():
+    async def notebook(server):
+        return ask(backend(server))
+
+    with serving() as server:
+        assert asyncio.run(notebook(server))[0][0].text == GOOD
+
+
+def test_a_missing_openai_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(BackendError, match=r"pip install -e '\.\[serve\]'"):
+        ServerBackend("judge")
+
+
+@contextmanager
+def transformers_serve(model, folder):
+    """The real server on a free port; yields its address."""
+    port = free_port()
+    (folder / "hub").mkdir()  # without it, /v1/models answers 500
+    command = [Path(sys.executable).with_name("transformers"), "serve", model, "--device", "cpu", "--dtype", "float32"]
+    command += ["--host", "127.0.0.1", "--port", port]
+    with (folder / "log.txt").open("w") as log:
+        child = subprocess.Popen(list(map(str, command)), env={**os.environ, "HF_HOME": str(folder)}, stderr=log)
+        try:
+            for _ in range(900):
+                if child.poll() is not None:
+                    raise AssertionError((folder / "log.txt").read_text()[-2000:])
+                with closing(socket.socket()) as sock:
+                    if sock.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            child.terminate()
+            child.wait(30)
+
+
+@pytest.mark.slow
+def test_a_real_server_and_a_local_model_give_the_same_greedy_text(models, toy_data, tmp_path):
+    from unifiedreward_think.backends.transformers import TransformersBackend
+    from unifiedreward_think.data.loading import load_records
+
+    model = str(models["qwen2_5_vl"])
+    pairs = load_records([str(toy_data / "heldout.jsonl")]).rows  # one of each task
+    asked = protocol(
+        prompts=load_prompts("cot", folder=REPO / "configs/toy/prompts"),
+        sampling=Sampling(max_new_tokens=24),
+        frames=FrameSampling(frames=8, cache=tmp_path / "frames"),
+        orders="both",
+    )
+    local = judge(pairs, TransformersBackend(model, dtype="float32", device="cpu"), asked, tmp_path / "local.jsonl")
+    with transformers_serve(model, tmp_path) as url:
+        remote = judge(pairs, ServerBackend(model, server=url, max_retries=0), asked, tmp_path / "remote.jsonl")
+        wrong = ServerBackend("no-such-model", server=url, max_retries=0)
+        (failed,) = judge(pairs[:1], wrong, protocol(), tmp_path / "wrong.jsonl")
+    assert not any(row.error for row in remote) and len({row.completion for row in local}) > 2
+    # The server strips the text, and a random model likes white space.
+    assert [row.completion.strip() for row in remote] == [row.completion.strip() for row in local]
+    assert [row.finish_reason for row in remote] == [row.finish_reason for row in local]
+    assert failed.error.startswith("the server answered 400")

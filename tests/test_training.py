@@ -132,7 +132,7 @@ def test_bad_data_fails_before_a_model_is_loaded(stage, call, toy_data, tmp_path
         call(stage, train_files=[str(bad)])
     assert not (tmp_path / "run").exists()
     call(stage, "--check_data", train_files=[str(bad)], skip_bad=True, limit=None)
-    assert "gone.png" in capsys.readouterr().out
+    assert "gone.png" in capsys.readouterr().err
 
 
 def test_rewards_and_truncation_are_logged_and_ties_counted(call, toy_data, tmp_path):

@@ -57,7 +57,7 @@ def table(results: dict[str, Any]) -> str:
         cells = [spread([run["overall"]["accuracy"]["value"] for run in runs])]
         cells += [spread([run["tasks"][task]["accuracy"]["value"] for run in runs]) for task in TASKS]
         cells += [spread([run["overall"][rate]["value"] for run in runs]) for rate in ("parse_rate", "arithmetic_rate")]
-        cells.append(spread([run["both_orders"]["agreement"]["value"] for run in runs]))
+        cells.append(spread([run["both_orders"]["overall"]["agreement"]["value"] for run in runs]))
         each = ", ".join(
             f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]" for a in (run["overall"]["accuracy"] for run in runs)
         )

@@ -14,16 +14,26 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from unifiedreward_think.models.loading import freeze_vision, load_model
 
-output = Path(sys.argv[1])
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-deepspeed.init_distributed(dist_backend="gloo")
-active = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
-found = {}
-for source in sys.argv[2:]:
-    for name, load in (("stock", AutoModelForImageTextToText.from_pretrained), ("ours", load_model)):
-        model = load(source)
-        with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            model.save_pretrained(output, state_dict={key: value.clone() for key, value in model.state_dict().items()})
-        with safe_open(output / "model.safetensors", "pt") as file:
-            found[f"{source} {name}"] = {"keys": sorted(file.keys()), "frozen": freeze_vision(model)}
-(output / "keys.json").write_text(json.dumps(found))
+
+def main() -> None:
+    """Write OUTPUT/keys.json: the tensor names saved from each model folder named on the command line."""
+    output = Path(sys.argv[1])
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    # transformers loads under ZeRO-3 while this object lives.
+    _stage_3 = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    found = {}
+    for source in sys.argv[2:]:
+        for name, load in (("stock", AutoModelForImageTextToText.from_pretrained), ("ours", load_model)):
+            model = load(source)
+            with deepspeed.zero.GatheredParameters(list(model.parameters())):
+                model.save_pretrained(
+                    output, state_dict={key: value.clone() for key, value in model.state_dict().items()}
+                )
+            with safe_open(output / "model.safetensors", "pt") as file:
+                found[f"{source} {name}"] = {"keys": sorted(file.keys()), "frozen": freeze_vision(model)}
+    (output / "keys.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

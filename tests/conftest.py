@@ -14,6 +14,16 @@ REPO = Path(__file__).parents[1]
 TOY_PROMPTS = REPO / "configs" / "toy" / "prompts"
 
 
+@pytest.fixture(autouse=True)
+def environment_as_found():
+    """Training in this process leaves accelerate's RANK and MASTER_ADDR behind; no later test may see them."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Family -> folder of a random model of that architecture."""

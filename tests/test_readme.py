@@ -9,6 +9,7 @@ import io
 import json
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -67,6 +68,13 @@ def accepted(module):
     return found
 
 
+@cache
+def accepted_by_script(script):
+    """The flags of a Python script outside the package, by the --help it prints."""
+    said = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
+    return {"--help"} | set(re.findall(r"--[\w-]+", said.partition("\n\n")[0]))
+
+
 def help_of(main, module):
     before, printed = sys.argv, io.StringIO()
     sys.argv = [module, "--help"]
@@ -117,7 +125,9 @@ def check_script(script, words):
 
 
 def check_python(words):
-    assert words[0] == "-m"
+    if words[0] != "-m":
+        assert flags(words) <= accepted_by_script(words[0])
+        return
     assert importlib.util.find_spec(words[1]) is not None
     assert flags(words) <= accepted(words[1])
 
@@ -149,6 +159,7 @@ def test_a_command_exists_with_all_of_its_flags(words):
 
 def test_a_flag_in_the_prose_belongs_to_some_entry_point():
     known = set().union(*(accepted(module) for module in ("unifiedreward_think.evaluation", *stages())))
+    known |= accepted_by_script("inference/image_generation.py")
     for code in CODE:
         assert flags(code.split()) <= known, code
 
@@ -170,8 +181,9 @@ class FirstAlways:
     settings = {}  # noqa: RUF012
 
     def __init__(self, *args, **kwargs):
-        bound = inspect.signature(TransformersBackend).bind(*args, **kwargs).arguments
-        self.model, self.batch_size = bound["path"], bound["batch_size"]
+        bound = inspect.signature(TransformersBackend).bind(*args, **kwargs)
+        bound.apply_defaults()
+        self.model, self.batch_size = bound.arguments["path"], bound.arguments["batch_size"]
 
     def complete(self, prompts, *, sampling, seeds):
         said = render(1, [("Aesthetics", 8, 3)], noun="Image")
@@ -185,9 +197,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(name)
     exec(compile(example, "README.md", "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(maxsplit=2)[:2] for line in lines] == [["ab", "1"], ["ba", "2"]]
-    assert all(line.endswith("()") for line in lines)
+    assert capsys.readouterr().out == "1\n"
 
 
 def test_the_rows_shown_are_read():

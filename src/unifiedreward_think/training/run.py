@@ -29,7 +29,7 @@ def own_help(module_doc: str | None, own: Sequence[type], trl: Sequence[str]) ->
     parser = argparse.ArgumentParser(
         description=module_doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Every field of {', '.join(trl)} is a flag too; --help_all lists them.",
+        epilog=f"Every field of {', '.join(trl)} is a flag too; --help_all lists them." if trl else None,
     )
     parser.add_argument("--config", metavar="YAML", help="file with any of these arguments; the command line wins")
     for cls in own:

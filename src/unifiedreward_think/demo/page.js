@@ -1,0 +1,34 @@
+// Two videos of a pair run as one: play, pause and seek in either moves both.
+const urPartners = video => [...(video.closest(".ur-film")?.querySelectorAll("video") ?? [])].filter(other => other !== video);
+for (const name of ["play", "pause", "seeked"]) {
+  document.addEventListener(name, event => {
+    for (const other of urPartners(event.target)) {
+      if (Math.abs(other.currentTime - event.target.currentTime) > 0.15) other.currentTime = event.target.currentTime;
+      if (name === "play" && other.paused && !other.ended) other.play();
+      if (name === "pause" && !event.target.ended) other.pause();
+    }
+  }, true);
+}
+const urPlay = start => {
+  const videos = [...document.querySelectorAll(".ur-film video")].filter(video => video.offsetParent);
+  const run = videos.some(video => video.paused || video.ended);
+  for (const video of videos) {
+    if (start || video.ended) video.currentTime = 0;
+    if (start || run) video.play(); else video.pause();
+  }
+};
+// Drawings of a few pixels stay sharp.
+document.addEventListener("load", event => {
+  if (event.target.tagName === "IMG") event.target.classList.toggle("ur-pixels", event.target.naturalWidth <= 96);
+}, true);
+// Ctrl or Cmd + Enter judges, with Shift it swaps.
+document.addEventListener("keydown", event => {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  const wanted = event.shiftKey ? ".ur-swap" : ".ur-judge";
+  const button = [...document.querySelectorAll(wanted)].find(found => found.offsetParent);
+  if (button) { event.preventDefault(); button.click(); }
+});
+// The reasoning stays in view while it is written.
+new MutationObserver(() => {
+  for (const box of document.querySelectorAll(".ur-card.writing .ur-think")) box.scrollTop = box.scrollHeight;
+}).observe(document.documentElement, {childList: true, subtree: true});

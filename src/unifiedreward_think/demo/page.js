@@ -28,6 +28,13 @@ document.addEventListener("keydown", event => {
   const button = [...document.querySelectorAll(wanted)].find(found => found.offsetParent);
   if (button) { event.preventDefault(); button.click(); }
 });
+// On a phone the verdict is below the fold.
+document.addEventListener("click", event => {
+  if (!event.target.closest(".ur-judge, .ur-swap") || innerWidth > 760) return;
+  const result = [...document.querySelectorAll(".ur-result, .ur-batch")].find(found => found.offsetParent);
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  result?.scrollIntoView({behavior: calm ? "auto" : "smooth", block: "start"});
+});
 // The reasoning stays in view while it is written.
 new MutationObserver(() => {
   for (const box of document.querySelectorAll(".ur-card.writing .ur-think")) box.scrollTop = box.scrollHeight;

@@ -83,6 +83,10 @@ def look() -> dict[str, Any]:
         button_primary_background_fill_hover="#27538b",
         button_primary_background_fill_dark="#2f62a3",
         button_primary_background_fill_hover_dark="#3f77bd",
+        button_secondary_background_fill_dark="#343b43",
+        button_secondary_background_fill_hover_dark="#424a54",
+        button_cancel_background_fill_dark="#343b43",
+        button_cancel_background_fill_hover_dark="#424a54",
         button_large_text_size="15px",
         button_large_padding="9px 12px",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -28,9 +29,9 @@ def build_tab(task: str, setup: Setup, session: Any) -> list[Any]:
         with gr.Column(scale=5, min_width=320):
             fields = _fields(task, examples[0] if examples else None)
             with gr.Row():
-                judge = gr.Button("Judge", variant="primary", elem_classes="ur-judge", scale=3, min_width=90)
-                swap = gr.Button("Swap and ask again", elem_classes="ur-swap", scale=4, min_width=150)
-                stop = gr.Button("Stop", variant="stop", elem_classes="ur-stop", scale=2, min_width=60)
+                judge = gr.Button("Judge", variant="primary", elem_classes="ur-judge", scale=3, min_width=60)
+                swap = gr.Button("Swap and ask again", elem_classes="ur-swap", scale=4, min_width=130)
+                stop = gr.Button("Stop", variant="stop", elem_classes="ur-stop", scale=2, min_width=50)
             message = gr.HTML(elem_classes="ur-message", padding=False)
             if examples:
                 gr.Examples(
@@ -85,7 +86,7 @@ def _fields(task: str, example: PreferenceRecord | None) -> list[Any]:
         both.click(None, js="() => { urPlay(false) }", api_visibility="private")
         again.click(None, js="() => { urPlay(true) }", api_visibility="private")
     if kind == "image" and generation:
-        _slider(media)
+        _slider(media, values[1:])
     if generation:
         return [asked, *media]
     answers = [
@@ -102,21 +103,27 @@ def _medium(kind: str, name: str, value: str | None) -> Any:
     return gr.Image(value, type="filepath", buttons=["fullscreen"], **shared)
 
 
-def _slider(media: list[Any]) -> None:
+def _slider(media: list[Any], paths: list[str | None]) -> None:
     """Add the slider that lays two pictures of equal size over each other."""
+    reason = _incomparable(*paths[:2])
+    with gr.Accordion("Compare with a slider", open=False, elem_classes="ur-slider"):
+        shared = {"type": "filepath", "interactive": False, "show_label": False, "buttons": [], "max_height": 360}
+        slider = gr.ImageSlider(None if reason else paths[:2], visible=not reason, **shared)
+        why = gr.HTML(_small(reason), visible=bool(reason))
 
     def compare(first: str | None, second: str | None) -> tuple[Any, Any]:
         reason = _incomparable(first, second)
         shown = gr.ImageSlider(None if reason else (first, second), visible=not reason)
-        return shown, gr.HTML(f'<p class="ur-small">{reason}</p>', visible=bool(reason))
+        return shown, gr.HTML(_small(reason), visible=bool(reason))
 
-    with gr.Accordion("Compare with a slider", open=False, elem_classes="ur-slider"):
-        slider = gr.ImageSlider(type="filepath", interactive=False, show_label=False, buttons=[], max_height=360)
-        why = gr.HTML(visible=False)
     for picture in media:
         picture.change(
             compare, inputs=media, outputs=[slider, why], show_progress="hidden", api_visibility="private", queue=False
         )
+
+
+def _small(text: str) -> str:
+    return f'<p class="ur-small">{escape(text)}</p>'
 
 
 def _incomparable(first: str | None, second: str | None) -> str:

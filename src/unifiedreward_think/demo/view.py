@@ -73,7 +73,8 @@ def agreement(rows: Sequence[Judgment]) -> tuple[str, str] | None:
     if agreeing:
         return "right", "Both orders agree"
     if ab.candidate is None or ba.candidate is None:
-        return "mixed", "One order cannot be read, so the orders do not agree"
+        both = ab.candidate is None and ba.candidate is None
+        return "mixed", "Neither order can be read" if both else "Only one order can be read"
     place = "first" if ab.verdict.winner == 1 else "second"
     return "wrong", f"The verdict depends on the order: the one shown {place} wins"
 

@@ -38,7 +38,7 @@ class Redder:
     """Prefer the candidate with more red; of two answers always the first. Writes a word at a time."""
 
     model, batch_size, settings = "outputs/redder", 2, {}
-    pause = 0.004
+    pause = 0.02
 
     def __init__(self):
         self.words = 0
@@ -341,12 +341,12 @@ def test_an_example_of_each_task_is_judged_while_one_watches(visit, setup, task)
         arg=example.prompt,
     )
     window.find("button.ur-judge").click()
-    window.page.wait_for_function("document.querySelector('.ur-card.writing .ur-think')?.innerText.length > 20")
-    early = window.page.evaluate("document.querySelector('.ur-card.writing .ur-think')?.innerText ?? ''")
+    text = "(document.querySelector('.ur-card.writing .ur-think')?.innerText ?? '')"
+    early = window.page.wait_for_function(f"{text}.length > 20 && {text}").json_value()
     noun = TASKS[task].noun
     assert window.verdict() in (f"A {noun} A is better", f"B {noun} B is better")
     final = window.find(".ur-think").inner_text()
-    assert 0 < len(early) < len(final) and final.startswith(early[:20]) and "<b>closely</b>" in final
+    assert len(early) < len(final) and final.startswith(early[:20]) and "<b>closely</b>" in final
     names = window.find(".ur-score .name").all_inner_texts()
     assert names == ["Semantic consistency", "Authenticity", "Total"]
     totals = window.find(".ur-score.total .value").all_inner_texts()
@@ -435,7 +435,7 @@ def test_a_file_is_judged_with_progress_and_downloads(visit, setup, toy_data, tm
     window.find(".ur-figures").wait_for()
     said = window.find(".ur-message .ur-alert").inner_text()
     assert "2 rows left out" in said and "pairs.jsonl:5: record 'odd'" in said and "not below" in said
-    assert "8 judgments of 4 pairs" in window.find(".ur-batch").inner_text()
+    assert "8 judgments of 4 pairs" in window.find(".ur-batch .ur-small").first.inner_text()
     paths = {}
     for name in ("Judgments", "Report"):
         with window.page.expect_download() as download:

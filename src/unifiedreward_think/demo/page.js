@@ -1,11 +1,15 @@
 // Two videos of a pair run as one: play, pause and seek in either moves both.
-const urPartners = video => [...(video.closest(".ur-film")?.querySelectorAll("video") ?? [])].filter(other => other !== video);
+const urPartners = video => [...(video.closest?.(".ur-film")?.querySelectorAll("video") ?? [])].filter(other => other !== video);
+// A pause may overtake a play that has not begun: that ends its promise, which is no error.
+const urStart = video => video.play().catch(error => { if (error.name !== "AbortError") throw error; });
 for (const name of ["play", "pause", "seeked"]) {
   document.addEventListener(name, event => {
-    for (const other of urPartners(event.target)) {
-      if (Math.abs(other.currentTime - event.target.currentTime) > 0.15) other.currentTime = event.target.currentTime;
-      if (name === "play" && other.paused && !other.ended) other.play();
-      if (name === "pause" && !event.target.ended) other.pause();
+    const video = event.target;
+    for (const other of urPartners(video)) {
+      if (Math.abs(other.currentTime - video.currentTime) > 0.15) other.currentTime = video.currentTime;
+      // Events arrive late: what counts is the state now, or the two would wake each other for ever.
+      if (name === "play" && !video.paused && other.paused) urStart(other);
+      if (name === "pause" && video.paused && !video.ended) other.pause();
     }
   }, true);
 }
@@ -14,7 +18,7 @@ const urPlay = start => {
   const run = videos.some(video => video.paused || video.ended);
   for (const video of videos) {
     if (start || video.ended) video.currentTime = 0;
-    if (start || run) video.play(); else video.pause();
+    if (start || run) urStart(video); else video.pause();
   }
 };
 // Drawings of a few pixels stay sharp.

@@ -268,7 +268,7 @@ class Visit:
     def __init__(self, browser, url, name, **context):
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
         self.page, self.name = self.context.new_page(), name
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)  # the machine may be busy
         self.wrong = []
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
@@ -293,12 +293,12 @@ class Visit:
         return self.page.locator(f"{selector}:visible", **more)
 
     def judge(self, button="ur-judge"):
+        self.page.evaluate("document.querySelectorAll('.ur-card').forEach(card => card.dataset.old = true)")
         self.find(f"button.{button}").click()
-        self.find(".ur-card.writing").wait_for()
         return self.verdict()
 
     def verdict(self):
-        self.find(".ur-card:not(.writing)").wait_for()
+        self.find(".ur-card:not(.writing):not([data-old])").wait_for()
         return self.find(".ur-verdict").inner_text().replace("\n", " ")
 
     def shoot(self, name):
@@ -449,16 +449,17 @@ def test_a_file_is_judged_with_progress_and_downloads(visit, setup, toy_data, tm
 @browser_test
 def test_stop_ends_an_answer_and_the_next_one_is_whole(visit, setup):
     window = visit()
-    setup.backend.pause = 0.3
+    setup.backend.pause, started = 0.3, setup.backend.words
     try:
         window.find("button.ur-judge").click()
         window.page.wait_for_function("document.querySelector('.ur-card.writing .ur-think')?.innerText.length > 5")
         window.find("button.ur-stop").click()
         window.find(".ur-alert", has_text="Stopped.").wait_for()
-        window.page.wait_for_timeout(700)
-        written = setup.backend.words
-        window.page.wait_for_timeout(700)
-        assert setup.backend.words == written
+        before, written = -1, setup.backend.words
+        while before != written:
+            window.page.wait_for_timeout(1000)
+            before, written = written, setup.backend.words
+        assert written - started < 20  # of about 45
     finally:
         setup.backend.pause = Redder.pause
     window.find("button.ur-judge").click()
@@ -484,7 +485,6 @@ def test_the_keyboard_alone_is_enough(visit):
     window = visit()
     window.find(".ur-asked textarea").focus()
     window.page.keyboard.press("Control+Enter")
-    window.find(".ur-card.writing").wait_for()
     window.verdict()
     window.page.keyboard.press("Control+Shift+Enter")
     window.find(".ur-badge").wait_for()
@@ -529,10 +529,10 @@ def test_text_is_readable_and_fits_a_phone(visit, scheme):
     window = visit(color_scheme=scheme, **phone)
     window.judge("ur-swap")
     window.judge("ur-judge")
+    window.page.wait_for_function("document.querySelector('.ur-result').getBoundingClientRect().top < 300")
     window.page.wait_for_timeout(600)  # colours fade over
     faint = [(round(ratio, 2), what) for ratio, what in window.page.evaluate(CONTRAST) if ratio < 4.5]
     assert not faint
-    assert window.page.evaluate("document.querySelector('.ur-result').getBoundingClientRect().top") < 300
     window.shoot(f"phone_{scheme}")
     for title in [*TITLES[1:], "Batch", "History"]:
         window.open(title)

@@ -86,6 +86,7 @@ def main():
             frames=FrameSampling(frames=args.frames, cache=work / "frames", decoder=args.decoder),
             max_new_tokens=args.max_new_tokens,
             media_root=args.media_root,
+            work=work,
             examples=examples,
             note=note,
         )

@@ -91,6 +91,7 @@ def setup(toy_data, tmp_path_factory):
         frames=FrameSampling(frames=2, cache=tmp_path_factory.mktemp("frames"), decoder="pyav"),
         max_new_tokens=64,
         media_root=toy_data,
+        work=tmp_path_factory.mktemp("work"),
         examples=placed,
         note="A note on the model.",
     )
@@ -460,6 +461,7 @@ def test_stop_ends_an_answer_and_the_next_one_is_whole(visit, setup):
             window.page.wait_for_timeout(1000)
             before, written = written, setup.backend.words
         assert written - started < 20  # of about 45
+        assert window.find(".ur-card").count() == 0
     finally:
         setup.backend.pause = Redder.pause
     window.find("button.ur-judge").click()

@@ -1,9 +1,11 @@
 """Ask for a judgment and hear the reasoning while it is written.
 
-asking = ask(record, "ab", backend, setup.protocol(votes=1, temperature=1.0))
-for text in asking:                 # what the model has written so far
-...
-judgments = asking.judgments        # rows as the judge writes them
+    asking = Asking(record, "ab", setup.backend, setup.protocol(votes=3, temperature=0.7))
+    for text in asking:                 # what the model has written so far
+        ...
+    judgments = asking.judgments
+
+The judgments are those that the judge would write.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Setup:
         frames: how videos become frames.
         max_new_tokens: limit of an answer.
         media_root: media of an uploaded file of pairs lie in this folder; nothing outside it is opened.
+        work: folder for the files that are offered for download, within the system's folder for temporary files.
         examples: pairs to try.
         note: what is to be known of the model, shown above the tabs.
     """
@@ -60,6 +63,7 @@ class Setup:
     frames: FrameSampling
     max_new_tokens: int
     media_root: Path
+    work: Path
     examples: Sequence[PreferenceRecord] = ()
     note: str = ""
 

@@ -64,7 +64,12 @@ def build_batch(setup: Setup) -> None:
         api_visibility="private",
     )
     stop.click(
-        lambda: view.alert("Stopped."), outputs=[message], cancels=[running], queue=False, api_visibility="private"
+        _stopped,
+        inputs=[progress],
+        outputs=[message, progress],
+        cancels=[running],
+        queue=False,
+        api_visibility="private",
     )
 
 
@@ -99,7 +104,7 @@ def _judge_file(setup: Setup, file: str | None, orders: str) -> Iterator[list[An
         if not loaded.rows:
             yield [left_out, WAITING, *off]
             return
-        folder = Path(tempfile.mkdtemp(prefix="unifiedreward-batch-"))
+        folder = Path(tempfile.mkdtemp(dir=setup.work))
         for done, total in _judged(setup, loaded.rows, orders, folder):
             yield [left_out, view.bar(done, total, f"{done} of {total} judgments"), *off]
         judgments = _finish(setup, loaded.rows, folder)
@@ -149,3 +154,8 @@ def _finish(setup: Setup, records: Sequence[PreferenceRecord], folder: Path) -> 
 
 def _about_bad(bad: Sequence[BadRow]) -> str:
     return f"{len(bad)} rows left out:\n{format_bad_rows(bad)}"
+
+
+def _stopped(shown: str) -> tuple[str, Any]:
+    """Say that the judging has ended; finished results stay."""
+    return view.alert("Stopped."), WAITING if "<progress" in shown else gr.skip()

@@ -1,13 +1,16 @@
 """The page: four task tabs, a batch tab, and the history of the session.
 
-demo = build_demo(setup)
-demo.launch(**look())
+    demo = build_demo(setup)
+    demo.launch(**look())
+
+`gradio/app.py` does this.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,11 @@ def build_demo(setup: Setup) -> gr.Blocks:
         gr.HTML(f'<p class="ur-small ur-keys">{KEYS}</p>', padding=False)
         for event in events:
             event.then(
-                _history, inputs=[session], outputs=[table, *links], show_progress="hidden", api_visibility="private"
+                partial(_history, setup.work),
+                inputs=[session],
+                outputs=[table, *links],
+                show_progress="hidden",
+                api_visibility="private",
             )
     return demo
 
@@ -101,12 +108,12 @@ def look() -> dict[str, Any]:
     }
 
 
-def _history(session: Session) -> list[Any]:
+def _history(work: Path, session: Session) -> list[Any]:
     """Return the table, and the files of all that was asked."""
     asked = list(session.values())
     if not asked:
         return [gr.skip()] * 3
-    folder = Path(tempfile.mkdtemp(prefix="unifiedreward-history-"))
+    folder = Path(tempfile.mkdtemp(dir=work))
     lines = {
         "judgments.jsonl": [row.to_json() for _, rows in asked for row in rows],
         "records.jsonl": list({record.id: record.to_json() for record, _ in asked}.values()),

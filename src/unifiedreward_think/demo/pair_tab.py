@@ -64,7 +64,9 @@ def build_tab(task: str, setup: Setup, session: Any) -> list[Any]:
         )
         for button, again in ((judge, False), (swap, True))
     ]
-    stop.click(lambda: view.alert("Stopped."), outputs=[message], cancels=events, queue=False, api_visibility="private")
+    stop.click(
+        _stopped, inputs=[result], outputs=[message, result], cancels=events, queue=False, api_visibility="private"
+    )
     return events
 
 
@@ -173,3 +175,8 @@ def _order(session: Session, record: PreferenceRecord, swap: bool) -> Order:
 def _other(session: Session, record: PreferenceRecord, order: Order) -> list[Judgment]:
     found = session.get((record.id, "ba" if order == "ab" else "ab"))
     return found[1] if found else []
+
+
+def _stopped(card: str) -> tuple[str, Any]:
+    """Say that the writing has ended; a finished verdict stays."""
+    return view.alert("Stopped."), EMPTY if "ur-card writing" in card else gr.skip()

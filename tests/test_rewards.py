@@ -116,9 +116,10 @@ def test_weights_of_one_and_one_give_the_sum_of_the_paper():
 def test_the_format_reward_logs_rates_and_what_was_read():
     metrics, columns = {}, {}
     texts = [GOOD, WRONG_SUM, DIRECT, ""]
-    format_reward(texts, task=[IMAGE] * 4, log_metric=metrics.__setitem__, log_extra=columns.__setitem__)
+    pair = {"task": [IMAGE] * 4, "id": ["kite"] * 4, "order": ["ab"] * 4}
+    format_reward(texts, **pair, log_metric=metrics.__setitem__, log_extra=columns.__setitem__)
     assert metrics == {"parse_rate": 0.5, "readable_rate": 0.75, "arithmetic_rate": 0.25, "first_position_rate": 1.0}
-    assert columns["winner"] == [1, 1, 1, None]
+    assert columns["winner"] == [1, 1, 1, None] and columns["id"] == ["kite"] * 4 and columns["task"] == [IMAGE] * 4
     assert columns["problems"][0] == "" and "no answer block" in columns["problems"][3]
 
 

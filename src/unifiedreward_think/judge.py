@@ -109,6 +109,16 @@ def judge(
     return [done[key] for key in keys]
 
 
+def judge_item(record: PreferenceRecord, order: Order, backend: Backend, protocol: Protocol) -> list[Judgment]:
+    """Judge one record in one order, without a file: the rows that `judge` would write, a sample each.
+
+    Raises:
+        RecordError: no prompt fits the record, or it cannot be shown in this order.
+    """
+    opened = _open([(record, order)], protocol, {})
+    return list(_judge_batch(opened, backend, protocol, _settings(backend, protocol)))
+
+
 def load_judgments(path: Path) -> dict[Key, Judgment]:
     """Read judgments by (record id, order, sample).
 

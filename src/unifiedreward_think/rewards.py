@@ -30,6 +30,8 @@ def format_reward(
     task: Sequence[str] | None = None,
     solution: Sequence[str | None] | None = None,
     style: Sequence[str] | None = None,
+    id: Sequence[str] | None = None,
+    order: Sequence[str] | None = None,
     log_metric: LogMetric | None = None,
     log_extra: LogExtra | None = None,
     **_: Any,
@@ -41,8 +43,10 @@ def format_reward(
         task: each row's task; where absent the noun is taken from `solution`.
         solution: gold answer strings.
         style: "cot" or "direct" for each row; "cot" where absent.
+        id: each row's pair, for the completions table.
+        order: the order it was shown in, likewise.
         log_metric: TRL's hook; receives parse, readable and arithmetic rates.
-        log_extra: TRL's hook; receives the winner and the problems for the completions table.
+        log_extra: TRL's hook; receives the winner and the problems for the completions table, and which pair it is.
     """
     verdicts = _verdicts(completions, task, solution, style)
     if log_metric is not None:
@@ -53,6 +57,9 @@ def format_reward(
     if log_extra is not None:
         log_extra("winner", [v.winner for v in verdicts])
         log_extra("problems", ["; ".join(v.problems) for v in verdicts])
+        for name, column in (("task", task), ("id", id), ("order", order)):
+            if column is not None:
+                log_extra(name, list(column))
     return [float(v.strict) for v in verdicts]
 
 

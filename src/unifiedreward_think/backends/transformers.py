@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unifiedreward_think.backends import Completion, Sampling
@@ -50,12 +50,31 @@ class TransformersBackend:
             "max_pixels": max_pixels,
         }
 
+    def stream(
+        self, prompt: Mapping[str, Any], *, sampling: Sampling, seed: int, on_text: Callable[[str], object]
+    ) -> Completion:
+        """Return one completion of one prompt, the same as `complete`; `on_text` takes each piece as it is written.
+
+        An exception of `on_text` ends the writing and is passed on.
+        """
+        from transformers import TextStreamer
+
+        streamer = TextStreamer(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer.on_finalized_text = lambda text, stream_end=False: on_text(text)
+        return self.complete([prompt], sampling=sampling, seeds=[[seed]], streamer=streamer)[0][0]
+
     def complete(
-        self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        *,
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        streamer: Any = None,
     ) -> list[list[Completion]]:
         """Return len(seeds[i]) completions of prompt i; equal seeds give equal completions in any batch.
 
-        Every prompt needs the same number of seeds. A greedy completion ignores its seed.
+        Every prompt needs the same number of seeds. A greedy completion ignores its seed. `streamer` is passed to
+        `generate`.
         """
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
@@ -85,6 +104,7 @@ class TransformersBackend:
                 generation_config=config,
                 logits_processor=LogitsProcessorList(draw),
                 tokenizer=self._processor.tokenizer,
+                streamer=streamer,
             )
         rows = [self._completion(ids, sampling) for ids in output[:, inputs["input_ids"].shape[1] :]]
         if sampling.temperature == 0:

@@ -58,19 +58,26 @@ def status(rows: Sequence[Judgment]) -> str:
     return "unlabelled" if None in rights else "mixed" if len(rights) > 1 else "right" if True in rights else "wrong"
 
 
+def pair_card(record: PreferenceRecord, rows: Sequence[Judgment], sampling: FrameSampling) -> dict[str, Any]:
+    """Return a pair with its media and the given verdicts in their order, as the macros of parts.html take it."""
+    return _card(record, _shown_media(record, sampling), rows)
+
+
 def _example(
     stage: str, index: int, record: PreferenceRecord, media: list[dict[str, Any]], rows: Sequence[Judgment]
 ) -> dict[str, Any]:
+    card = _card(record, media, sorted(rows, key=lambda row: row.order))
+    return {"stage": stage, "colour": index % COLOURS, "status": status(rows), **card}
+
+
+def _card(record: PreferenceRecord, media: list[dict[str, Any]], rows: Sequence[Judgment]) -> dict[str, Any]:
     return {
-        "stage": stage,
-        "colour": index % COLOURS,
         "task": record.task,
-        "status": status(rows),
         "record": record,
         "noun": TASKS[record.task].noun,
         "film": TASKS[record.task].media_kind == "video",
         "media": media,
-        "verdicts": [shown_verdict(row) for row in sorted(rows, key=lambda row: row.order)],
+        "verdicts": [shown_verdict(row) for row in rows],
     }
 
 

@@ -46,12 +46,12 @@ MARGIN_BINS = {
 }
 
 _INK, _MUTED, _LINE = "#000001", "#000002", "#000003"
-_SERIES = [f"#0000a{i}" for i in range(COLOURS)]
+SERIES = [f"#0000a{i}" for i in range(COLOURS)]
 _VARIABLES = {
     _INK: "ink",
     _MUTED: "muted",
     _LINE: "line",
-    **{colour: f"s{i}" for i, colour in enumerate(_SERIES)},
+    **{colour: f"s{i}" for i, colour in enumerate(SERIES)},
 }
 _STYLE: dict[str, Any] = {
     **{"text.color": _INK, "axes.labelcolor": _MUTED, "xtick.color": _MUTED, "ytick.color": _MUTED},
@@ -88,7 +88,7 @@ def plots(results: Results, judgments: Runs) -> list[dict[str, Any]]:
             partial(_draw_positions, results=results),
         ),
     ]
-    return [{"name": name, "note": note, "svg": _svg(name, draw)} for name, note, draw in drawings]
+    return [{"name": name, "note": note, "svg": draw_svg(name, draw)} for name, note, draw in drawings]
 
 
 def curve_plots(curves: Mapping[str, Sequence[Mapping[str, Any]]], stages: Sequence[str]) -> list[dict[str, Any]]:
@@ -100,13 +100,13 @@ def curve_plots(curves: Mapping[str, Sequence[Mapping[str, Any]]], stages: Seque
         for run, history in curves.items():
             points = [(row.get("step", n), row[key]) for n, row in enumerate(history) if row.get(key) is not None]
             if points and not (key == "loss" and any("reward" in row for row in history)):
-                runs[run] = (_SERIES[names.index(run) % COLOURS], points)
+                runs[run] = (SERIES[names.index(run) % COLOURS], points)
         if runs:
-            drawn.append({"name": name, "note": "", "svg": _svg(name, partial(_draw_curves, runs=runs))})
+            drawn.append({"name": name, "note": "", "svg": draw_svg(name, partial(draw_curves, runs=runs))})
     return drawn
 
 
-def _svg(name: str, draw: Callable[[Any], None]) -> Any:
+def draw_svg(name: str, draw: Callable[[Any], None]) -> Any:
     """Draw into a fresh axes and return inline SVG markup that follows the colours of the page."""
     import matplotlib
     from markupsafe import Markup, escape
@@ -130,16 +130,17 @@ def _svg(name: str, draw: Callable[[Any], None]) -> Any:
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1))
 
 
-def _dots(axes: Any, places: Sequence[float], estimates: Sequence[Estimate], series: int) -> None:
+def draw_dots(axes: Any, places: Sequence[float], estimates: Sequence[Estimate], series: int) -> None:
     """Draw estimates with their intervals, in percent; those without data leave a gap."""
     known = [(place, *e) for place, e in zip(places, estimates, strict=True) if None not in e]
     at, values, lows, highs = zip(*known, strict=True) if known else ((), (), (), ())
     ends = [[100 * abs(v - end) for v, end in zip(values, side, strict=True)] for side in (lows, highs)]
     style = {"fmt": "o", "markersize": 4.5, "elinewidth": 1.6, "clip_on": False}
-    axes.errorbar(at, [100 * value for value in values], yerr=ends, color=_SERIES[series % COLOURS], **style)
+    axes.errorbar(at, [100 * value for value in values], yerr=ends, color=SERIES[series % COLOURS], **style)
 
 
-def _percent_axis(axes: Any, names: Sequence[str], label: str) -> None:
+def percent_axis(axes: Any, names: Sequence[str], label: str) -> None:
+    """Set up axes of shares in percent, with names below and a line at chance."""
     axes.axhline(50, color=_MUTED, linewidth=1, linestyle=":")
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_xlim(-0.6, len(names) - 0.4)
@@ -147,7 +148,7 @@ def _percent_axis(axes: Any, names: Sequence[str], label: str) -> None:
     axes.set_ylabel(label)
 
 
-def _shift(series: int, of: int) -> float:
+def shift(series: int, of: int) -> float:
     """Return how far a series stands beside the tick, so that several do not hide each other."""
     return (series - (of - 1) / 2) * min(0.16, 0.7 / of)
 
@@ -155,8 +156,8 @@ def _shift(series: int, of: int) -> float:
 def _draw_accuracy(axes: Any, rows: Sequence[tuple[str, Sequence[Cell]]]) -> None:
     names = ["Overall", *(name for name, _ in rows[0][1][1:])] if rows else []
     for i, (_, cells) in enumerate(rows):
-        _dots(axes, [x + _shift(i, len(rows)) for x in range(len(cells))], [e for _, e in cells], i)
-    _percent_axis(
+        draw_dots(axes, [x + shift(i, len(rows)) for x in range(len(cells))], [e for _, e in cells], i)
+    percent_axis(
         axes, [textwrap.fill(name, max(8, 60 // len(names)), break_long_words=False) for name in names], "accuracy (%)"
     )
 
@@ -168,9 +169,9 @@ def _draw_margins(axes: Any, judgments: Runs) -> None:
         for row in rows:
             if (margin := row.verdict.margin) is not None:
                 bins[next(k for k, edge in enumerate(edges) if abs(margin) <= edge)].append(row)
-        places = [k + _shift(i, len(judgments)) for k in range(len(edges))]
-        _dots(axes, places, [interval(flags_of(part, "accuracy")) for part in bins], i)
-    _percent_axis(axes, list(MARGIN_BINS), "accuracy (%)")
+        places = [k + shift(i, len(judgments)) for k in range(len(edges))]
+        draw_dots(axes, places, [interval(flags_of(part, "accuracy")) for part in bins], i)
+    percent_axis(axes, list(MARGIN_BINS), "accuracy (%)")
     axes.set_xlabel("points between the two score sums")
 
 
@@ -179,18 +180,20 @@ def _draw_lengths(axes: Any, judgments: Runs) -> None:
     style = {"bins": 32, "range": (0, max(map(max, filter(None, lengths)), default=1)), "histtype": "step"}
     for i, part in enumerate(lengths):
         weights = [100 / len(part) for _ in part]
-        axes.hist(part, weights=weights, linewidth=1.6, color=_SERIES[i % COLOURS], **style)
+        axes.hist(part, weights=weights, linewidth=1.6, color=SERIES[i % COLOURS], **style)
     axes.set_xlabel("characters")
     axes.set_ylabel("completions (%)")
 
 
 def _draw_positions(axes: Any, results: Results) -> None:
     for i, summary in enumerate(results.values()):
-        _dots(axes, [i], [estimate(summary["overall"]["first_position_rate"])], i)
-    _percent_axis(axes, [textwrap.fill(stage, 12, break_long_words=False) for stage in results], "first one wins (%)")
+        draw_dots(axes, [i], [estimate(summary["overall"]["first_position_rate"])], i)
+    percent_axis(axes, [textwrap.fill(stage, 12, break_long_words=False) for stage in results], "first one wins (%)")
 
 
-def _draw_curves(axes: Any, runs: Mapping[str, tuple[str, Sequence[tuple[float, float]]]]) -> None:
+def draw_curves(
+    axes: Any, runs: Mapping[str, tuple[str, Sequence[tuple[float, float]]]], *, legend: bool = True
+) -> None:
     """Draw raw values faint and their running mean strong."""
     for run, (colour, points) in runs.items():
         steps, values = zip(*points, strict=True)
@@ -198,6 +201,6 @@ def _draw_curves(axes: Any, runs: Mapping[str, tuple[str, Sequence[tuple[float, 
         windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
         axes.plot(steps, [sum(w) / len(w) for w in windows], color=colour, linewidth=1.8, label=run)
-    if len(runs) > 1:
+    if legend and len(runs) > 1:
         axes.legend(frameon=False)
     axes.set_xlabel("step")

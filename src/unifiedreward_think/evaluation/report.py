@@ -114,9 +114,14 @@ def _read_records(folder: Path) -> dict[str, PreferenceRecord]:
     return {row.id: row for row in rows}
 
 
-def _read_runs(
+def read_runs(
     runs: Sequence[tuple[str, Path]],
 ) -> tuple[dict[str, list[Judgment]], dict[str, PreferenceRecord]]:
+    """Read evaluation folders: name -> its judgments, and the records of all.
+
+    Raises:
+        RecordError: a folder lacks a file, two runs share a name, or two runs judged different records of one id.
+    """
     judgments: dict[str, list[Judgment]] = {}
     records: dict[str, PreferenceRecord] = {}
     for name, folder in runs:
@@ -141,7 +146,7 @@ def main() -> None:
     parser.add_argument("--max-examples", type=int, default=40, help="pairs to show")
     args = parser.parse_args()
     try:
-        judgments, records = _read_runs(args.run)
+        judgments, records = read_runs(args.run)
         results = {name: summarize(rows) for name, rows in judgments.items()}
     except (RecordError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -133,7 +133,7 @@ def _read(path: Path) -> Iterator[Mapping[str, Any]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from csv.DictReader(file)
     elif kind == ".parquet":
-        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+        from pyarrow.parquet import ParquetFile
 
         with ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=64):

@@ -1,0 +1,187 @@
+"""Ask for a judgment and hear the reasoning while it is written.
+
+    asking = Asking(record, "ab", setup.backend, setup.protocol(votes=3, temperature=0.7))
+    for text in asking:                 # what the model has written so far
+        ...
+    judgments = asking.judgments
+
+The judgments are those that the judge would write.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event
+from typing import Any, Protocol, runtime_checkable
+
+from unifiedreward_think.backends import Backend, Completion, Failure, Sampling
+from unifiedreward_think.judge import Protocol as JudgeProtocol
+from unifiedreward_think.judge import judge_item
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.records import InputError, Judgment, Order, PreferenceRecord, digest
+from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.verdict import Style
+
+PACE = 0.05  # seconds between two updates of the page
+
+
+@runtime_checkable
+class StreamingBackend(Protocol):
+    """A backend that tells what it writes while it writes."""
+
+    def stream(
+        self, prompt: Mapping[str, Any], *, sampling: Sampling, seed: int, on_text: Callable[[str], object]
+    ) -> Completion:
+        """Return one completion, having passed each piece of it to `on_text`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What the page is about.
+
+    Attributes:
+        backend: the model.
+        prompts: task -> template.
+        style: "cot" or "direct".
+        frames: how videos become frames.
+        max_new_tokens: limit of an answer.
+        media_root: media of an uploaded file of pairs lie in this folder; nothing outside it is opened.
+        work: folder for the files that are offered for download, within the system's folder for temporary files.
+        examples: pairs to try.
+        note: what is to be known of the model, shown above the tabs.
+    """
+
+    backend: Backend
+    prompts: Mapping[str, str]
+    style: Style
+    frames: FrameSampling
+    max_new_tokens: int
+    media_root: Path
+    work: Path
+    examples: Sequence[PreferenceRecord] = ()
+    note: str = ""
+
+    def protocol(self, *, votes: int = 1, temperature: float = 1.0) -> JudgeProtocol:
+        """Return how pairs are judged: one vote is greedy, more are sampled."""
+        sampling = Sampling(temperature=temperature if votes > 1 else 0.0, max_new_tokens=self.max_new_tokens)
+        return JudgeProtocol(
+            prompts=self.prompts, style=self.style, sampling=sampling, frames=self.frames, samples=votes
+        )
+
+
+def make_record(task: str, prompt: str, media: Sequence[str | None], answers: Sequence[str] = ()) -> PreferenceRecord:
+    """Return what the fields of the page hold as a record, named by its content.
+
+    Raises:
+        InputError: a field is empty; the message says which.
+    """
+    noun, kind = TASKS[task].noun, TASKS[task].media_kind
+    generation = task.endswith("generation")
+    fields = {("caption" if generation else "question"): prompt.strip()}
+    names = [f"{noun.lower()} A", f"{noun.lower()} B"] if generation else [kind]
+    fields |= dict(zip(names, (path or "" for path in media), strict=True))
+    fields |= {f"answer {letter}": answer.strip() for letter, answer in zip("AB", answers, strict=False)}
+    if empty := [name for name, value in fields.items() if not value]:
+        raise InputError(f"Something is missing: {', '.join(empty)}.")
+    contents = [Path(str(path)).read_bytes() for path in media]
+    return PreferenceRecord(
+        id=f"{digest(task, prompt, *answers, *contents):016x}",
+        task=task,
+        prompt=prompt.strip(),
+        media=tuple((str(path),) for path in media),
+        answers=tuple(answers),
+        source="demo",
+    )
+
+
+class Stopped(Exception):  # nothing went wrong
+    """Nobody listens any more."""
+
+
+class Watched:
+    """A backend that can be stopped, and whose first completion can be heard while it is written.
+
+    Args:
+        backend: writes; one that cannot tell what it writes is heard at its end only.
+        stopped: once set, the next word or batch raises Stopped.
+        hear: takes the pieces of the first sample of a single prompt; the other samples follow in one batch.
+    """
+
+    def __init__(self, backend: Backend, stopped: Event, hear: Callable[[str], object] | None = None) -> None:
+        self.model, self.batch_size, self.settings = backend.model, backend.batch_size, backend.settings
+        self._backend, self._stopped, self._hear = backend, stopped, hear
+
+    def complete(
+        self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> Sequence[Sequence[Completion | Failure]]:
+        """Return what the backend completes."""
+        self._check()
+        if self._hear is None or not isinstance(self._backend, StreamingBackend):
+            return self._backend.complete(prompts, sampling=sampling, seeds=seeds)
+        (prompt,), ((seed, *others),) = prompts, seeds
+        first = self._backend.stream(prompt, sampling=sampling, seed=seed, on_text=self._pass_on)
+        self._check()
+        rest = self._backend.complete([prompt], sampling=sampling, seeds=[others])[0] if others else []
+        return [[first, *rest]]
+
+    def _pass_on(self, piece: str) -> None:
+        self._check()
+        if self._hear is not None:
+            self._hear(piece)
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise Stopped
+
+
+@dataclass
+class Asking:
+    """An iterator over what the model has written so far; at its end `judgments` holds the rows.
+
+    Closing it (the user pressed stop or left) ends the writing at the next word.
+    """
+
+    record: PreferenceRecord
+    order: Order
+    backend: Backend
+    protocol: JudgeProtocol
+    judgments: list[Judgment] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the text so far, at most every PACE seconds.
+
+        Raises:
+            InputError: the backend cannot judge anything.
+        """
+        said: SimpleQueue[str | None] = SimpleQueue()
+        stopped = Event()
+        backend = Watched(self.backend, stopped, said.put)
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            judging = thread.submit(judge_item, self.record, self.order, backend, self.protocol)
+            judging.add_done_callback(lambda _: said.put(None))
+            try:
+                yield from _texts(said)
+            finally:
+                stopped.set()
+        self.judgments = judging.result()
+
+
+def _texts(said: SimpleQueue[str | None]) -> Iterator[str]:
+    text = ""
+    while (piece := said.get()) is not None:
+        text += piece
+        time.sleep(PACE)
+        try:
+            while (more := said.get_nowait()) is not None:
+                text += more
+        except Empty:
+            yield text
+            continue
+        yield text
+        return

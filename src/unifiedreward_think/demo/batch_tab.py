@@ -1,0 +1,161 @@
+"""The batch tab: upload a file of pairs, watch the progress, download judgments and report."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import gradio as gr
+
+from unifiedreward_think.data.files import BadRow, format_bad_rows
+from unifiedreward_think.data.loading import Loaded, load_records
+from unifiedreward_think.demo import view
+from unifiedreward_think.demo.asking import Setup, Watched
+from unifiedreward_think.evaluation.report import write_html
+from unifiedreward_think.judge import judge, load_judgments, write_whole
+from unifiedreward_think.metrics import summarize
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
+
+EVERY = 0.3  # seconds between two looks at the progress
+WAITING = '<p class="ur-empty">Progress and results appear here.</p>'
+DOWNLOADS = {"Judgments": "judgments.jsonl", "Records": "records.jsonl", "Report": "report.html"}
+
+
+def build_batch(setup: Setup) -> None:
+    """Lay out the batch tab and connect its events."""
+    gr.Markdown(
+        "A JSONL file of pairs, a record a line, as every script of this repository reads them; labels are optional. "
+        f"Media are paths below `{setup.media_root.resolve()}`.",
+        elem_classes="ur-about",
+    )
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=300):
+            file = gr.File(label="Pairs", file_types=[".jsonl", ".json"], height=130, elem_classes="ur-pairs")
+            orders = gr.Radio(
+                [("one order", "one"), ("both orders", "both")],
+                value="both",
+                label="Show each pair in",
+                elem_id="orders",
+            )
+            with gr.Row():
+                start = gr.Button("Judge the file", variant="primary", elem_classes="ur-judge", scale=2, min_width=140)
+                stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
+        with gr.Column(scale=6, min_width=320):
+            message = gr.HTML(elem_classes="ur-message", padding=False)
+            progress = gr.HTML(WAITING, elem_classes="ur-batch", padding=False)
+            with gr.Row():
+                links = [gr.DownloadButton(name, interactive=False, min_width=110) for name in DOWNLOADS]
+    outputs = [message, progress, *links]
+    running = start.click(
+        partial(_judge_file, setup),
+        inputs=[file, orders],
+        outputs=outputs,
+        concurrency_limit=1,
+        concurrency_id="model",
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    stop.click(
+        _stopped,
+        inputs=[progress],
+        outputs=[message, progress],
+        cancels=[running],
+        queue=False,
+        api_visibility="private",
+    )
+
+
+def load_pairs(file: Path, media_root: Path) -> Loaded[PreferenceRecord]:
+    """Load records whose media all lie below `media_root`; the others are in `bad`.
+
+    Whoever may upload a file must not read any other picture of this machine.
+
+    Raises:
+        DataError: no row is usable.
+    """
+    loaded = load_records([str(file)], media_root=str(media_root), skip_bad=True, need_label=False)
+    root = media_root.resolve()
+    rows, bad = [], list(loaded.bad)
+    for record, place in zip(loaded.rows, loaded.places, strict=True):
+        outside = [path for entry in record.media for path in entry if not Path(path).resolve().is_relative_to(root)]
+        if outside:
+            bad.append(BadRow(place.file, place.line, record.id, f"{outside[0]}: not below {root}; move it there"))
+        else:
+            rows.append(record)
+    named = [replace(row, file=Path(row.file).name) for row in sorted(bad, key=lambda row: row.line)]
+    return Loaded(rows, named)
+
+
+def _judge_file(setup: Setup, file: str | None, orders: str) -> Iterator[list[Any]]:
+    off = [gr.DownloadButton(interactive=False) for _ in DOWNLOADS]
+    try:
+        if file is None:
+            raise InputError("Choose a file of pairs first.")
+        loaded = load_pairs(Path(file), setup.media_root)
+        left_out = view.alert(_about_bad(loaded.bad)) if loaded.bad else ""
+        if not loaded.rows:
+            yield [left_out, WAITING, *off]
+            return
+        folder = Path(tempfile.mkdtemp(dir=setup.work))
+        for done, total in _judged(setup, loaded.rows, orders, folder):
+            yield [left_out, view.bar(done, total, f"{done} of {total} judgments"), *off]
+        judgments = _finish(setup, loaded.rows, folder)
+    except InputError as error:
+        yield [view.alert(str(error).replace(str(Path(str(file)).parent) + "/", "")), WAITING, *off]
+        return
+    failed = [row for row in judgments if row.error]
+    if failed:
+        left_out += view.alert(f"{len(failed)} judgments failed; the first: {failed[0].record_id}: {failed[0].error}")
+    links = [gr.DownloadButton(value=str(folder / name), interactive=True) for name in DOWNLOADS.values()]
+    yield [left_out, view.summary(summarize(judgments)), *links]
+
+
+def _judged(setup: Setup, records: Sequence[PreferenceRecord], orders: str, folder: Path) -> Iterator[tuple[int, int]]:
+    """Judge into a file beside the page, and yield how many of how many judgments it holds."""
+    protocol = replace(setup.protocol(), orders="both" if orders == "both" else "one")
+    total = sum(2 if orders == "both" and record.swappable else 1 for record in records)
+    output = folder / DOWNLOADS["Judgments"]
+    stopped = Event()
+    backend = Watched(setup.backend, stopped)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        judging = thread.submit(judge, records, backend, protocol, output)
+        try:
+            while not judging.done():
+                yield output.read_bytes().count(b"\n") if output.exists() else 0, total
+                time.sleep(EVERY)
+        finally:
+            stopped.set()
+    judging.result()
+
+
+def _finish(setup: Setup, records: Sequence[PreferenceRecord], folder: Path) -> list[Judgment]:
+    """Write the records and the report beside the judgments, and return these."""
+    judgments = list(load_judgments(folder / DOWNLOADS["Judgments"]).values())
+    write_whole(folder / DOWNLOADS["Records"], "".join(json.dumps(record.to_json()) + "\n" for record in records))
+    name = Path(setup.backend.model).name
+    write_html(
+        folder / DOWNLOADS["Report"],
+        results={name: summarize(judgments)},
+        judgments={name: judgments},
+        records={record.id: record for record in records},
+        title="Judgments",
+        sampling=setup.frames,
+    )
+    return judgments
+
+
+def _about_bad(bad: Sequence[BadRow]) -> str:
+    return f"{len(bad)} rows left out:\n{format_bad_rows(bad)}"
+
+
+def _stopped(shown: str) -> tuple[str, Any]:
+    """Say that the judging has ended; finished results stay."""
+    return view.alert("Stopped."), WAITING if "<progress" in shown else gr.skip()

@@ -1,0 +1,123 @@
+"""The page: four task tabs, a batch tab, and the history of the session.
+
+    demo = build_demo(setup)
+    demo.launch(**look())
+
+`gradio/app.py` does this.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from unifiedreward_think.demo import view
+from unifiedreward_think.demo.asking import Setup
+from unifiedreward_think.demo.batch_tab import build_batch
+from unifiedreward_think.demo.pair_tab import Session, build_tab
+from unifiedreward_think.evaluation.tables import title
+from unifiedreward_think.judge import write_whole
+from unifiedreward_think.tasks import TASKS
+
+HERE = Path(__file__).parent
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # of the machine: nothing is fetched
+MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+KEYS = "Ctrl + Enter judges, Ctrl + Shift + Enter swaps and asks again."
+
+
+def build_demo(setup: Setup) -> gr.Blocks:
+    """Return the page, to be launched with the options of `look`."""
+    with gr.Blocks(title="UnifiedReward-Think", analytics_enabled=False) as demo:
+        gr.HTML(view.heading(setup.note), padding=False)
+        session = gr.State({})
+        with gr.Tabs():
+            events = []
+            for task in TASKS:
+                if task in setup.prompts:
+                    with gr.Tab(title(task)):
+                        events += build_tab(task, setup, session)
+            with gr.Tab("Batch"):
+                build_batch(setup)
+            with gr.Tab("History"):
+                table = gr.HTML(view.history([]), padding=False)
+                with gr.Row():
+                    links = [
+                        gr.DownloadButton(f"Export {name} (JSONL)", interactive=False, min_width=200)
+                        for name in ("judgments", "records")
+                    ]
+        gr.HTML(f'<p class="ur-small ur-keys">{KEYS}</p>', padding=False)
+        for event in events:
+            event.then(
+                partial(_history, setup.work),
+                inputs=[session],
+                outputs=[table, *links],
+                show_progress="hidden",
+                api_visibility="private",
+            )
+    return demo
+
+
+def look() -> dict[str, Any]:
+    """Return the launch options that make up the page's look; it loads nothing from elsewhere."""
+    theme = gr.themes.Soft(
+        primary_hue="blue", secondary_hue="blue", neutral_hue="gray", radius_size="md", font=FONTS, font_mono=MONO
+    ).set(
+        body_background_fill="#fafaf8",
+        body_background_fill_dark="#14171b",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#1b1f24",
+        block_border_width="1px",
+        block_border_color="#e0e1de",
+        block_border_color_dark="#343b43",
+        block_shadow="none",
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_padding="0",
+        block_title_text_color="#1d2126",
+        block_title_text_color_dark="#e6e8ea",
+        block_title_text_weight="600",
+        block_label_text_color="#1d2126",
+        block_label_text_color_dark="#e6e8ea",
+        block_label_background_fill="#f3f3f0",
+        block_label_background_fill_dark="#23282e",
+        input_background_fill_dark="#14171b",
+        button_primary_background_fill="#2f62a3",
+        button_primary_background_fill_hover="#27538b",
+        button_primary_background_fill_dark="#2f62a3",
+        button_primary_background_fill_hover_dark="#3f77bd",
+        button_secondary_background_fill_dark="#343b43",
+        button_secondary_background_fill_hover_dark="#424a54",
+        button_cancel_background_fill_dark="#343b43",
+        button_cancel_background_fill_hover_dark="#424a54",
+        button_large_text_size="15px",
+        button_large_padding="9px 12px",
+    )
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    return {
+        "theme": theme,
+        "css": (HERE / "page.css").read_text(encoding="utf-8"),
+        "head": f"<script>{script}</script>",
+        "footer_links": [],
+        "run_history": False,
+        "ssr_mode": False,
+    }
+
+
+def _history(work: Path, session: Session) -> list[Any]:
+    """Return the table, and the files of all that was asked."""
+    asked = list(session.values())
+    if not asked:
+        return [gr.skip()] * 3
+    folder = Path(tempfile.mkdtemp(dir=work))
+    lines = {
+        "judgments.jsonl": [row.to_json() for _, rows in asked for row in rows],
+        "records.jsonl": list({record.id: record.to_json() for record, _ in asked}.values()),
+    }
+    for name, rows in lines.items():
+        write_whole(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    return [view.history(asked), *(gr.DownloadButton(value=str(folder / name), interactive=True) for name in lines)]

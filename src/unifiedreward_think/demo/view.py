@@ -1,0 +1,162 @@
+"""What the page shows of judgments, as HTML: verdict, bars, votes, agreement, reasoning, prompt, raw text.
+
+A and B are the candidates as the user placed them; what the model wrote names them by the order it was shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from unifiedreward_think.evaluation.examples import shown_verdict
+from unifiedreward_think.evaluation.tables import HEADLINE, counts, table_rows, title
+from unifiedreward_think.inference import combine
+from unifiedreward_think.metrics import both_orders, pair_orders
+from unifiedreward_think.records import Judgment, Order, PreferenceRecord
+from unifiedreward_think.tasks import TASKS, Media, build_parts
+from unifiedreward_think.verdict import Style, parse
+
+Asked = tuple[PreferenceRecord, list[Judgment]]  # a pair, and the samples of one order
+
+
+def writing(record: PreferenceRecord, order: Order, text: str, style: Style) -> str:
+    """Return the verdict card while the model writes: the bars grow with the text."""
+    verdict = parse(text, TASKS[record.task].noun, style=style)
+    row = Judgment(record_id=record.id, task=record.task, order=order, completion=text, verdict=verdict)
+    return _render("card", v=shown_verdict(row), record=record, **_names(record, order), writing=True)
+
+
+def card(record: PreferenceRecord, rows: Sequence[Judgment], other: Sequence[Judgment] = ()) -> str:
+    """Return the verdict card.
+
+    Args:
+        record: the pair.
+        rows: the samples of the order asked last.
+        other: those of the other order, if it was asked.
+    """
+    result = combine(rows)
+    verdict = shown_verdict(result.chosen)
+    totals = [sum(column) for column in list(zip(*result.scores, strict=True))[1:]] if result.scores else None
+    return _render(
+        "card",
+        v={**verdict, "scores": result.scores, "totals": totals},
+        record=record,
+        **_names(record, rows[0].order),
+        writing=False,
+        winner={1: "A", 2: "B"}.get(result.winner if isinstance(result.winner, int) else 0),
+        votes=result.votes if len(rows) > 1 else None,
+        agreement=agreement([*rows, *other]),
+    )
+
+
+def agreement(rows: Sequence[Judgment]) -> tuple[str, str] | None:
+    """Return the kind and the words of the badge that compares both orders; None where one was asked.
+
+    >>> from unifiedreward_think.verdict import parse
+    >>> said = parse("<answer>Image 1 is better</answer>", "Image")
+    >>> rows = [Judgment(record_id="kite", task="", order=order, completion="", verdict=said) for order in ("ab", "ba")]
+    >>> agreement(rows)
+    ('wrong', 'The verdict depends on the order: the one shown first wins')
+    """
+    pairs = pair_orders(rows)
+    if not pairs:
+        return None
+    agreeing, of = both_orders(rows).agreement
+    if of > 1:
+        return ("right" if agreeing == of else "mixed" if agreeing else "wrong"), (
+            f"{agreeing} of {of} votes name the same candidate in both orders"
+        )
+    ab, ba = pairs[0]
+    if agreeing:
+        return "right", "Both orders agree"
+    if ab.candidate is None or ba.candidate is None:
+        both = ab.candidate is None and ba.candidate is None
+        return "mixed", "Neither order can be read" if both else "Only one order can be read"
+    place = "first" if ab.verdict.winner == 1 else "second"
+    return "wrong", f"The verdict depends on the order: the one shown {place} wins"
+
+
+def raw(rows: Sequence[Judgment]) -> str:
+    """Return every completion word for word, and how it came about."""
+    return _render("raw", rows=rows)
+
+
+def prompt(record: PreferenceRecord, order: Order, prompts: Mapping[str, str]) -> str:
+    """Return what the model is asked, each picture or video in its place by its file name."""
+    parts = build_parts(record, order=order, prompts=prompts)
+    shown = [(isinstance(p, Media), Path(p.paths[0]).name if isinstance(p, Media) else p) for p in parts]
+    return _render("prompt", parts=shown, kind=TASKS[record.task].media_kind)
+
+
+def history(asked: Sequence[Asked]) -> str:
+    """Return the table of all that was asked in this session, the newest first."""
+    lines = []
+    for record, rows in reversed(asked):
+        other = [row for r, part in asked for row in part if r.id == record.id and row.order != rows[0].order]
+        result = combine(rows)
+        lines.append(
+            {
+                "record": record,
+                "task": title(record.task),
+                "order": rows[0].order.upper(),
+                "winner": {1: "A", 2: "B"}.get(result.winner if isinstance(result.winner, int) else 0),
+                "error": result.error,
+                "votes": result.votes if len(rows) > 1 else None,
+                "margin": result.margin,
+                "agreement": agreement([*rows, *other]),
+            }
+        )
+    return _render("history", lines=lines)
+
+
+def alert(message: str) -> str:
+    """Return a message about what went wrong, '' for none."""
+    return _render("alert", message=message) if message else ""
+
+
+def bar(done: int, total: int, words: str) -> str:
+    """Return how far long work has come."""
+    return _render("progress", done=done, total=total, words=words)
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """Return the headline numbers of a judged file."""
+    cells = [cell for cell in table_rows({"": results})[0][1] if cell[0] in HEADLINE]
+    return _render("summary", cells=cells, counts=counts(results))
+
+
+def heading(text: str) -> str:
+    """Return the heading of the page, with what is to be known of the model."""
+    return _render("heading", note=text)
+
+
+def _names(record: PreferenceRecord, order: Order) -> dict[str, Any]:
+    return {"noun": TASKS[record.task].noun, "order": order.upper(), "mentions": _mentions}
+
+
+def _mentions(text: str, noun: str, order: str) -> list[tuple[str, str]]:
+    """Split a text where it names a candidate: (text, "a" or "b" or "").
+
+    >>> _mentions("so Image 1 wins", "Image", "BA")
+    [('so ', ''), ('Image 1', 'b'), (' wins', '')]
+    """
+    pieces = re.split(rf"({noun} [12])(?!\d)", text)
+    return [(piece, order[int(piece[-1]) - 1].lower() if i % 2 else "") for i, piece in enumerate(pieces) if piece]
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("view.html").module
+
+
+def _render(name: str, **values: Any) -> str:
+    return str(getattr(_template(), name)(**values))

@@ -1,0 +1,248 @@
+"""Put a training run on one page: reward parts, accuracy by task, length, parse rate, KL, and answers before and after.
+
+    python -m unifiedreward_think.evaluation.training_report --run outputs/toy/seed0/grpo \
+        --before outputs/toy/seed0/eval/rejection_sft --after outputs/toy/seed0/eval/grpo \
+        --output outputs/toy/seed0/training.html
+
+--before and --after are output folders of `python -m unifiedreward_think.evaluation` on the same pairs, of the model
+that the run began with and of the one it made. The page opens offline. Runs of the other stages log less, and show it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from unifiedreward_think.entry import run_main
+from unifiedreward_think.evaluation.examples import pair_card
+from unifiedreward_think.evaluation.plots import COLOURS, SERIES, draw_curves, draw_dots, draw_svg, percent_axis, shift
+from unifiedreward_think.evaluation.report import read_runs
+from unifiedreward_think.evaluation.tables import HEADLINE, RATES, Cell, stage_table, table_rows, title
+from unifiedreward_think.evaluation.training_log import (
+    MARKER,
+    TrainingRun,
+    Window,
+    curve,
+    ends,
+    read_run,
+    reward_names,
+    windows,
+)
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.metrics import paired_test, summarize
+from unifiedreward_think.records import TASK_NAMES, Judgment, PreferenceRecord, RecordError, digest
+
+# Plot -> what it says, and its curves: name -> key of the log. Curves that a run did not log are left out.
+CURVES: dict[str, tuple[str, dict[str, str]]] = {
+    "Parse rate": (
+        "Share of completions: strictly well formed, sums in order, cut by the token limit.",
+        {"strict": "parse_rate", "sums in order": "arithmetic_rate", "cut": f"rewards/{MARKER}/mean"},
+    ),
+    "Length": (
+        "Tokens of a completion.",
+        {"mean": "completions/mean_length", "longest": "completions/max_length", "shortest": "completions/min_length"},
+    ),
+    "KL": ("Distance to the reference model.", {"KL": "kl"}),
+    "Spread of the rewards": (
+        "Standard deviation, and share of groups whose completions all earn the same: these teach nothing.",
+        {"standard deviation": "reward_std", "groups without a difference": "frac_reward_zero_std"},
+    ),
+    "Position": (
+        "Share of readable verdicts for the candidate shown first; 0.5 without bias.",
+        {"first one wins": "first_position_rate"},
+    ),
+    "Entropy": ("Of the next token, in nats.", {"entropy": "entropy"}),
+}
+SFT_CURVES: dict[str, tuple[str, dict[str, str]]] = {
+    "Loss": ("Of the completions.", {"loss": "loss"}),
+    "Token accuracy": ("Share of tokens that the model ranks first.", {"token accuracy": "mean_token_accuracy"}),
+}
+SETTINGS = (
+    *(
+        "model_name_or_path",
+        "train_files",
+        "reward_funcs",
+        "reward_weights",
+        "learning_rate",
+        "beta",
+        "num_generations",
+    ),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs", "temperature"),
+    *("max_completion_length", "seed"),
+)
+CHANGES = {
+    "mended": "Wrong before, right after",
+    "broken": "Right before, wrong after",
+    "right": "Right both times",
+    "wrong": "Wrong both times",
+}
+
+
+def write_html(
+    path: Path,
+    run: TrainingRun,
+    *,
+    judgments: Mapping[str, Sequence[Judgment]],
+    records: Mapping[str, PreferenceRecord],
+    sampling: FrameSampling,
+    max_examples: int = 24,
+) -> None:
+    """Write the page.
+
+    Args:
+        path: the HTML file; its folder is made if needed.
+        run: what was trained.
+        judgments: "before" and "after" -> judgments of the same pairs; empty leaves these parts out.
+        records: record id -> the judged record.
+        sampling: how videos become the frames that are shown.
+        max_examples: how many pairs are shown, of every task and change in turn.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found = windows(run.completions)
+    results = {name: summarize(rows) for name, rows in judgments.items()}
+    changes = compare(judgments["before"], judgments["after"]) if judgments else {}
+    page = environment.get_template("training_report.html").render(
+        run=run,
+        settings={key: run.about["arguments"][key] for key in SETTINGS if key in run.about["arguments"]},
+        figures=figures(run),
+        plots=plots(run, found),
+        windows=[found[0], found[-1]] if found else [],
+        tasks={task: title(task) for task in TASK_NAMES if any(task in window.accuracy for window in found)},
+        judged_tasks={task: title(task) for task in TASK_NAMES if any(task in r["tasks"] for r in results.values())},
+        table=_known(table_rows(results)),
+        changes=[(key, name, len(changes[key])) for key, name in CHANGES.items() if key in changes],
+        test=paired_test(judgments["before"], judgments["after"]) if judgments else None,
+        cards=cards(changes, records, sampling, max_examples),
+        labels=CHANGES,
+        colours=COLOURS,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def figures(run: TrainingRun) -> list[tuple[str, str, str]]:
+    """Return (name, mean of the first tenth of the steps, mean of the last) of what a run is judged by."""
+    keys = {"Reward": "reward", "Accuracy reward": "rewards/accuracy_reward/mean", "Parse rate": "parse_rate"}
+    keys |= {"Tokens": "completions/mean_length", "KL": "kl"}
+    if not curve(run.history, "reward"):
+        keys = {"Loss": "loss", "Token accuracy": "mean_token_accuracy"}
+    known = [(name, values) for name, key in keys.items() if (values := ends(curve(run.history, key)))]
+    return [(name, f"{first:.3g}", f"{last:.3g}") for name, (first, last) in known]
+
+
+def plots(run: TrainingRun, found: Sequence[Window]) -> list[dict[str, Any]]:
+    """Return name, note, legend and SVG of each plot that the run logged something for."""
+    names = reward_names(run.history)
+    parts = {"sum, weighted": "reward", **{title(name): f"rewards/{name}/mean" for name in names}}
+    reward = ("Mean over the completions of a step; strong lines: running mean.", parts)
+    drawn = []
+    for name, (note, keys) in ({"Reward parts": reward, **CURVES} if names else SFT_CURVES).items():
+        logged = {label: points for label, key in keys.items() if (points := curve(run.history, key))}
+        if logged:
+            lines = {label: (SERIES[i + 1], points) for i, (label, points) in enumerate(logged.items())}
+            svg = draw_svg(name, partial(draw_curves, runs=lines, legend=False))
+            drawn.append({"name": name, "note": note, "legend": list(lines), "svg": svg})
+    if found:
+        note = "Of the training completions, in stretches of the run. Bars: 95% intervals."
+        svg = draw_svg("Accuracy by task", partial(_draw_windows, found=found))
+        legend = [title(task) for task in TASK_NAMES]
+        drawn.insert(1, {"name": "Accuracy by task", "note": note, "legend": legend, "svg": svg})
+    return drawn
+
+
+def compare(before: Sequence[Judgment], after: Sequence[Judgment]) -> dict[str, list[tuple[Judgment, Judgment]]]:
+    """Return change -> (before, after) of each labelled pair, order and sample that both judged."""
+    known = {(row.record_id, row.order, row.sample): row for row in before}
+    found: dict[str, list[tuple[Judgment, Judgment]]] = {key: [] for key in CHANGES}
+    for row in after:
+        was = known.get((row.record_id, row.order, row.sample))
+        if was is None or row.correct is None:
+            continue
+        kind = ("right" if row.correct else "broken") if was.correct else ("mended" if row.correct else "wrong")
+        found[kind].append((was, row))
+    return found
+
+
+def cards(
+    changes: Mapping[str, Sequence[tuple[Judgment, Judgment]]],
+    records: Mapping[str, PreferenceRecord],
+    sampling: FrameSampling,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Choose pairs of every task and change in turn, and return them ready to be shown.
+
+    Raises:
+        RecordError: a pair that is to be shown has no record.
+    """
+    kinds: dict[tuple[str, str], list[tuple[int, tuple[Judgment, Judgment]]]] = defaultdict(list)
+    for change, pairs in changes.items():
+        for pair in pairs:
+            key = digest("change", pair[0].record_id, pair[0].order, pair[0].sample)
+            kinds[change, pair[0].task].append((key, pair))
+    order = list(CHANGES)
+    ranked = [
+        (rank, order.index(change), task, change, pair)
+        for (change, task), pairs in kinds.items()
+        for rank, (_, pair) in enumerate(sorted(pairs, key=lambda item: item[0]))
+    ]
+    chosen = sorted(sorted(ranked, key=lambda item: item[:3])[:limit], key=lambda item: (item[1], item[2], item[0]))
+    shown = []
+    for _, _, _, change, (was, now) in chosen:
+        if was.record_id not in records:
+            raise RecordError(f"record {was.record_id!r} is judged but not among the records; add it")
+        card = pair_card(records[was.record_id], [was, now], sampling)
+        shown.append({**card, "change": change})
+    return shown
+
+
+def _known(table: list[tuple[str, list[Cell]]]) -> list[tuple[str, list[Cell]]]:
+    """Leave out the rates that are neither an accuracy nor of the headline, and columns without any data."""
+    left_out = {name for name in RATES if name not in HEADLINE}
+    columns = {name for _, cells in table for name, cell in cells if cell.value is not None} - left_out
+    return [(stage, [cell for cell in cells if cell[0] in columns]) for stage, cells in table]
+
+
+def _draw_windows(axes: Any, found: Sequence[Window]) -> None:
+    for i, task in enumerate(TASK_NAMES):
+        places = [k + shift(i, len(TASK_NAMES)) for k, window in enumerate(found) if task in window.accuracy]
+        draw_dots(axes, places, [window.accuracy[task] for window in found if task in window.accuracy], i + 1)
+    percent_axis(axes, [f"{w.first}-{w.last}" if w.last > w.first else f"{w.first}" for w in found], "accuracy (%)")
+    axes.set_xlabel("steps")
+
+
+def main() -> None:
+    """Report from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="output_dir of a finished training run")
+    add("--before", type=Path, help="evaluation folder of the model that the run began with")
+    add("--after", type=Path, help="evaluation folder of the model that it made")
+    add("--output", type=Path, required=True, help="the HTML file")
+    add("--frames", type=int, default=4, help="frames shown of each video")
+    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--max-examples", type=int, default=24, help="pairs to show")
+    args = parser.parse_args()
+    if (args.before is None) != (args.after is None):
+        parser.error("--before and --after go together")
+    run = read_run(args.run)
+    judgments, records = read_runs([("before", args.before), ("after", args.after)]) if args.before else ({}, {})
+    with tempfile.TemporaryDirectory() as cache:
+        sampling = FrameSampling(frames=args.frames, cache=Path(cache), decoder=args.decoder)
+        write_html(
+            args.output, run, judgments=judgments, records=records, sampling=sampling, max_examples=args.max_examples
+        )
+    if judgments:
+        print(stage_table({name: summarize(rows) for name, rows in judgments.items()}))
+    print(f"training report: {args.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,572 @@
+"""The demo, in headless Chromium where there is one, and its parts without.
+
+UNIFIEDREWARD_SCREENSHOTS names a folder for screenshots of what was tested.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unifiedreward_think.backends import Completion, Sampling
+from unifiedreward_think.demo import view
+from unifiedreward_think.demo.asking import Asking, Setup, Stopped, StreamingBackend, make_record
+from unifiedreward_think.demo.batch_tab import load_pairs
+from unifiedreward_think.judge import judge_item, load_judgments
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, read_json_lines
+from unifiedreward_think.tasks import TASKS, load_prompts
+from unifiedreward_think.verdict import answer_text, parse, render
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+TITLES = ["Image generation", "Video generation", "Image understanding", "Video understanding"]
+browser_test = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+class Redder:
+    """Prefer the candidate with more red; of two answers always the first. Writes a word at a time."""
+
+    model, batch_size, settings = "outputs/redder", 2, {}
+    pause = 0.02
+
+    def __init__(self):
+        self.words = 0
+
+    def complete(self, prompts, *, sampling, seeds):
+        return [
+            [Completion(self._text(prompt), "stop")] * len(mine) for prompt, mine in zip(prompts, seeds, strict=True)
+        ]
+
+    def stream(self, prompt, *, sampling, seed, on_text):
+        text = self._text(prompt)
+        for word in re.findall(r"\S+\s*", text):
+            time.sleep(self.pause)
+            on_text(word)
+            self.words += 1
+        return Completion(text, "stop")
+
+    def _text(self, prompt):
+        words = " ".join(part["text"] or "" for turn in prompt["prompt"] for part in turn["content"])
+        noun = next(noun for noun in ("Video 1", "Image 1", "Answer 1") if noun in words)[:-2]
+        pictures = prompt["images"]
+        if "unreadable" in words:
+            return "<think>\nThis says nothing.\n</think>\n<answer>both</answer>"
+        red = [sum(map(_redness, half)) for half in (pictures[: len(pictures) // 2], pictures[len(pictures) // 2 :])]
+        first = noun == "Answer" or red[0] >= red[1]
+        scores = [(9, 4) if first else (4, 9), (8, 5) if first else (5, 8)]
+        named = [(name, *pair) for name, pair in zip(("Semantic consistency", "Authenticity"), scores, strict=True)]
+        return render(1 if first else 2, named, noun=noun, preamble="I look at both <b>closely</b>, one by one.")
+
+
+def _redness(image):
+    small = image.convert("RGB").resize((4, 4)).tobytes()
+    return sum(small[0::3]) - sum(small[1::3]) / 2 - sum(small[2::3]) / 2
+
+
+def drawn(folder, name, colour, size=(32, 32)):
+    path = folder / f"{name}.png"
+    Image.new("RGB", size, colour).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def setup(toy_data, tmp_path_factory):
+    rows = [PreferenceRecord.from_json(row) for _, row in read_json_lines(toy_data / "train.jsonl")]
+    placed = [replace(r, media=tuple(tuple(str(toy_data / p) for p in e) for e in r.media)) for r in rows]
+    return Setup(
+        backend=Redder(),
+        prompts=load_prompts("cot"),
+        style="cot",
+        frames=FrameSampling(frames=2, cache=tmp_path_factory.mktemp("frames"), decoder="pyav"),
+        max_new_tokens=64,
+        media_root=toy_data,
+        work=tmp_path_factory.mktemp("work"),
+        examples=placed,
+        note="A note on the model.",
+    )
+
+
+# The parts
+
+
+def test_gradio_is_the_library_for_whoever_stands_in_the_root():
+    code = "import gradio; print(gradio.Blocks.__name__)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout == "Blocks\n"
+
+
+def test_a_pair_is_asked_as_the_judge_asks_it_and_heard_meanwhile(setup, tmp_path):
+    red, blue = drawn(tmp_path, "red", "red"), drawn(tmp_path, "blue", "blue")
+    record = make_record("image_generation", " a kite ", [blue, red])
+    asking = Asking(record, "ba", setup.backend, setup.protocol(votes=3))
+    texts = list(asking)
+    assert isinstance(setup.backend, StreamingBackend) and len(texts) > 1
+    assert all(later.startswith(text) for text, later in pairwise(texts))
+    assert texts[-1] == asking.judgments[0].completion
+    strip = [replace(row, seconds=0.0) for row in asking.judgments]
+    again = judge_item(record, "ba", setup.backend, setup.protocol(votes=3))
+    assert strip == [replace(row, seconds=0.0) for row in again]
+    assert [row.candidate for row in strip] == [2, 2, 2] and [row.sample for row in strip] == [0, 1, 2]
+    assert strip[0].sampling["temperature"] == 1.0
+
+
+def test_a_pair_is_named_by_its_content(tmp_path):
+    red, same, blue = drawn(tmp_path, "a", "red"), drawn(tmp_path, "b", "red"), drawn(tmp_path, "c", "blue")
+    first = make_record("image_generation", "a kite", [red, blue])
+    assert make_record("image_generation", "a kite", [same, blue]).id == first.id
+    assert make_record("image_generation", "a kite", [blue, red]).id != first.id
+
+
+@pytest.mark.parametrize(
+    ("task", "prompt", "media", "answers", "missing"),
+    [
+        ("image_generation", " ", [None, "x"], [], "caption, image A"),
+        ("video_generation", "a kite", ["x", None], [], "video B"),
+        ("video_understanding", "", [None], ["", " "], "question, video, answer A, answer B"),
+    ],
+)
+def test_an_empty_field_is_named(task, prompt, media, answers, missing):
+    with pytest.raises(InputError, match=f"missing: {missing}\\.$"):
+        make_record(task, prompt, media, answers)
+
+
+def test_stopping_ends_the_writing(setup, tmp_path):
+    backend = Redder()
+    backend.pause = 0.05
+    record = make_record("image_generation", "a kite", [drawn(tmp_path, "a", "red"), drawn(tmp_path, "b", "blue")])
+    asking = iter(Asking(record, "ab", backend, setup.protocol()))
+    next(asking)
+    asking.close()
+    written = backend.words
+    time.sleep(0.2)
+    assert 0 < written == backend.words < 20
+    assert issubclass(Stopped, Exception)
+
+
+def test_the_transformers_backend_streams_what_it_completes():
+    from unifiedreward_think.backends.transformers import TransformersBackend
+
+    backend = TransformersBackend(str(ROOT / "src/unifiedreward_think/toy/base"), dtype="float32")
+    content = [{"type": "image", "text": None}, {"type": "text", "text": "Caption: a red circle"}]
+    prompt = {"prompt": [{"role": "user", "content": content}], "images": [Image.new("RGB", (32, 32), "red")]}
+    for sampling, seed in ((Sampling(max_new_tokens=12), 0), (Sampling(temperature=2.0, max_new_tokens=12), 7)):
+        heard = []
+        streamed = backend.stream(prompt, sampling=sampling, seed=seed, on_text=heard.append)
+        assert [[streamed]] == backend.complete([prompt], sampling=sampling, seeds=[[seed]])
+        assert "".join(heard) == streamed.text and len(heard) > 1
+
+    def refuse(_):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        backend.stream(prompt, sampling=Sampling(max_new_tokens=12), seed=0, on_text=refuse)
+
+
+def judged(order, winner, sample=0):
+    text = f"<answer>{answer_text(winner, 'Image')}</answer>" if winner else "no idea"
+    verdict = parse(text, "Image")
+    return Judgment(
+        record_id="kite", task="image_generation", order=order, sample=sample, completion=text, verdict=verdict
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "words"),
+    [
+        ([("ab", 1), ("ba", 2)], "right", "Both orders agree"),
+        ([("ab", 2), ("ba", 2)], "wrong", "the one shown second wins"),
+        ([("ab", 1), ("ba", None)], "mixed", "Only one order can be read"),
+        ([("ab", None), ("ba", None)], "mixed", "Neither order can be read"),
+        ([("ab", 1, 0), ("ab", 1, 1), ("ba", 2, 0), ("ba", 1, 1)], "mixed", "1 of 2 votes"),
+    ],
+)
+def test_the_badge_says_whether_the_orders_agree(rows, kind, words):
+    found = view.agreement([judged(*row) for row in rows])
+    assert found is not None and found[0] == kind and words in found[1]
+    assert view.agreement([judged(*rows[0])]) is None
+
+
+def test_what_users_and_models_write_is_never_markup(tmp_path):
+    evil = "<img src=x onerror=alert(1)> {{ 7 * 7 }}"
+    record = PreferenceRecord(id="x", task="image_generation", prompt=evil, media=((evil,), ("b.png",)))
+    row = replace(judged("ab", 1), completion=f"<think>{evil}</think>{evil}", error="")
+    pages = [
+        view.card(record, [row]),
+        view.card(record, [replace(row, error=evil)]),
+        view.raw([row]),
+        view.prompt(record, "ab", load_prompts("cot")),
+        view.history([(record, [row])]),
+        view.alert(evil),
+        view.heading(evil),
+    ]
+    for page in pages:
+        assert "&lt;img" in page and "<img" not in page and "49" not in page
+
+
+def test_a_file_of_pairs_cannot_reach_outside_the_media_folder(tmp_path, toy_data):
+    root = tmp_path / "media"
+    root.mkdir()
+    inside, outside = drawn(root, "in", "red"), drawn(tmp_path, "secret", "blue")
+    (root / "link.png").symlink_to(outside)
+    base = {"task": "image_generation", "prompt": "a kite"}
+    media = [
+        ["in.png", "in.png"],
+        ["in.png", outside],
+        ["../secret.png", "in.png"],
+        ["link.png", "in.png"],
+        [inside, inside],
+    ]
+    rows = [json.dumps({**base, "id": f"r{i}", "media": pair}) for i, pair in enumerate(media)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join([*rows, '{"id": "broken"}']))
+    loaded = load_pairs(file, root)
+    assert [record.id for record in loaded.rows] == ["r0", "r4"]
+    assert [(row.line, row.record_id) for row in loaded.bad] == [(2, "r1"), (3, "r2"), (4, "r3"), (6, "broken")]
+    assert all(str(row).startswith("pairs.jsonl:") for row in loaded.bad)
+
+
+# The page
+
+
+@pytest.fixture(scope="module")
+def url(setup):
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    from unifiedreward_think.demo.page import build_demo, look
+
+    demo = build_demo(setup)
+    demo.launch(prevent_thread_lock=True, quiet=True, **look())
+    yield demo.local_url
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A browser window on the page that complains about errors, and about requests that leave the machine."""
+
+    def __init__(self, browser, url, name, **context):
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
+        self.page, self.name = self.context.new_page(), name
+        self.page.set_default_timeout(60_000)  # the machine may be busy
+        self.wrong = []
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
+        self.page.on("request", lambda sent: self._check(sent.url, url))
+        self.page.goto(url)
+        self.page.locator("button.ur-judge:visible").wait_for()
+
+    def _check(self, sent, url):
+        if not sent.startswith((url, "data:", "blob:")):
+            self.wrong.append(f"a request left the machine: {sent}")
+
+    def open(self, title):
+        tab = self.page.get_by_role("tab", name=title)
+        if tab.count() and tab.first.is_visible():
+            tab.first.click()
+        else:
+            self.page.locator(".overflow-menu > button").click()
+            self.page.locator(".overflow-dropdown button", has_text=title).click()
+        return self
+
+    def find(self, selector, **more):
+        return self.page.locator(f"{selector}:visible", **more)
+
+    def judge(self, button="ur-judge"):
+        self.page.evaluate("document.querySelectorAll('.ur-card').forEach(card => card.dataset.old = true)")
+        self.find(f"button.{button}").click()
+        return self.verdict()
+
+    def verdict(self):
+        self.find(".ur-card:not(.writing):not([data-old])").wait_for()
+        return self.find(".ur-verdict").inner_text().replace("\n", " ")
+
+    def shoot(self, name):
+        if folder := os.environ.get("UNIFIEDREWARD_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=Path(folder) / f"demo_{name}.png", full_page=True)
+
+
+@pytest.fixture
+def visit(chromium, url, request):
+    windows = []
+
+    def go(**context):
+        windows.append(Visit(chromium, url, request.node.name, **context))
+        return windows[-1]
+
+    yield go
+    for window in windows:
+        window.context.close()
+        assert not window.wrong, window.wrong
+
+
+@browser_test
+def test_the_page_loads_filled_with_an_example(visit, setup):
+    window = visit()
+    assert window.find(".ur-asked textarea").input_value() == setup.examples[0].prompt
+    assert [tab.inner_text() for tab in window.page.get_by_role("tab").all()] == [*TITLES, "Batch", "History"]
+    assert "A note on the model." in window.page.inner_text(".ur-head")
+    window.shoot("load")
+
+
+@browser_test
+@pytest.mark.parametrize("task", TASKS)
+def test_an_example_of_each_task_is_judged_while_one_watches(visit, setup, task):
+    window = visit().open(TITLES[list(TASKS).index(task)])
+    example = [record for record in setup.examples if record.task == task][1]
+    window.find("button", has_text=example.prompt).last.click()
+    window.page.wait_for_function(
+        "text => [...document.querySelectorAll('.ur-asked textarea')].some(e => e.offsetParent && e.value === text)",
+        arg=example.prompt,
+    )
+    window.find("button.ur-judge").click()
+    text = "(document.querySelector('.ur-card.writing .ur-think')?.innerText ?? '')"
+    early = window.page.wait_for_function(f"{text}.length > 20 && {text}").json_value()
+    noun = TASKS[task].noun
+    assert window.verdict() in (f"A {noun} A is better", f"B {noun} B is better")
+    final = window.find(".ur-think").inner_text()
+    assert len(early) < len(final) and final.startswith(early[:20]) and "<b>closely</b>" in final
+    names = window.find(".ur-score .name").all_inner_texts()
+    assert names == ["Semantic consistency", "Authenticity", "Total"]
+    totals = window.find(".ur-score.total .value").all_inner_texts()
+    assert sorted(totals) == ["17", "9"]
+    window.find("button", has_text="Prompt").click()
+    assert example.prompt in window.find(".ur-prompt .ur-raw").inner_text()
+    window.find("button", has_text="Raw text").click()
+    assert f"<answer>{noun}" in window.find(".ur-rawtext .ur-raw").inner_text()
+    window.shoot(task)
+
+
+@browser_test
+def test_uploaded_pictures_are_judged_swapped_and_exported(visit, tmp_path):
+    window = visit()
+    blue, red = drawn(tmp_path, "blue", "blue", (40, 40)), drawn(tmp_path, "red", "red", (40, 40))
+    for name, path in (("Image A", blue), ("Image B", red)):
+        box = window.find(".ur-pair .block", has_text=name)
+        box.get_by_label("Remove Image").click()
+        box.locator("input[type=file]").set_input_files(path)
+        box.get_by_label("Remove Image").wait_for()
+    window.find(".ur-asked textarea").fill("a kite")
+    assert window.judge() == "B Image B is better"
+    assert window.find(".ur-badge").count() == 0
+    assert window.judge("ur-swap") == "B Image B is better"
+    assert "B as Image 1 and A as Image 2" in window.find(".ur-order").inner_text().replace("\n", " ")
+    assert window.find(".ur-badge").inner_text() == "Both orders agree"
+    window.find("button", has_text="Compare with a slider").click()
+    window.page.locator(".ur-slider img").first.wait_for()
+    window.shoot("upload_swap")
+
+    window.open("History")
+    window.page.wait_for_function("document.querySelectorAll('.ur-table tbody tr').length === 2")
+    paths = {}
+    for name in ("judgments", "records"):
+        with window.page.expect_download() as download:
+            window.find("button", has_text=f"Export {name}").click()
+        paths[name] = download.value.path()
+    rows = load_judgments(paths["judgments"])
+    assert sorted(order for _, order, _ in rows) == ["ab", "ba"]
+    assert {row.candidate for row in rows.values()} == {2}
+    (record,) = [PreferenceRecord.from_json(row) for _, row in read_json_lines(paths["records"])]
+    assert record.prompt == "a kite" and {name for name, _, _ in rows} == {record.id}
+    window.shoot("history")
+
+
+@browser_test
+def test_a_verdict_that_follows_the_order_is_called_out_and_votes_are_counted(visit):
+    window = visit().open("Image understanding")
+    window.find("button", has_text="Votes").click()
+    window.find("input[type=number]").first.fill("3")
+    window.find("input[type=number]").first.blur()
+    assert window.judge() == "A Answer A is better"
+    assert window.find(".ur-votes").inner_text() == "3 for A, 0 for B"
+    assert window.judge("ur-swap") == "B Answer B is better"
+    assert window.find(".ur-badge").inner_text() == "0 of 3 votes name the same candidate in both orders"
+    window.shoot("votes")
+
+
+@browser_test
+def test_errors_stand_where_they_occur(visit, tmp_path):
+    window = visit()
+    window.find(".ur-asked textarea").fill("")
+    window.find("button.ur-judge").click()
+    window.find(".ur-message .ur-alert").wait_for()
+    assert window.find(".ur-alert").inner_text() == "Something is missing: caption."
+    window.find(".ur-asked textarea").fill("an unreadable answer")
+    assert window.judge() == "The answer cannot be read"
+    assert "answer is not" in window.find(".ur-problems").inner_text()
+    assert window.find(".ur-message").count() == 0
+    window.shoot("error")
+
+
+@browser_test
+def test_a_file_is_judged_with_progress_and_downloads(visit, setup, toy_data, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = (toy_data / "heldout.jsonl").read_text() + '{"id": "odd", "task": "painting"}\n'
+    rows += json.dumps({"id": "far", "task": "image_generation", "prompt": "x", "media": ["/etc/hosts", "/etc/hosts"]})
+    file.write_text(rows)
+    window = visit().open("Batch")
+    window.find("button.ur-judge").click()
+    window.find(".ur-alert", has_text="Choose a file of pairs first.").wait_for()
+    window.find(".ur-pairs").locator("input[type=file]").set_input_files(file)
+    window.find(".ur-pairs", has_text="pairs.jsonl").wait_for()
+    window.find("button.ur-judge").click()
+    window.find(".ur-batch progress").wait_for()
+    window.find(".ur-figures").wait_for()
+    said = window.find(".ur-message .ur-alert").inner_text()
+    assert "2 rows left out" in said and "pairs.jsonl:5: record 'odd'" in said and "not below" in said
+    assert "8 judgments of 4 pairs" in window.find(".ur-batch .ur-small").first.inner_text()
+    paths = {}
+    for name in ("Judgments", "Report"):
+        with window.page.expect_download() as download:
+            window.find("button", has_text=name).click()
+        paths[name] = download.value.path()
+    assert len(load_judgments(paths["Judgments"])) == 8
+    assert paths["Report"].read_text().startswith("<!doctype html>")
+    window.shoot("batch")
+
+
+@browser_test
+def test_stop_ends_an_answer_and_the_next_one_is_whole(visit, setup):
+    window = visit()
+    setup.backend.pause, started = 0.3, setup.backend.words
+    try:
+        window.find("button.ur-judge").click()
+        window.page.wait_for_function("document.querySelector('.ur-card.writing .ur-think')?.innerText.length > 5")
+        window.find("button.ur-stop").click()
+        window.find(".ur-alert", has_text="Stopped.").wait_for()
+        before, written = -1, setup.backend.words
+        while before != written:
+            window.page.wait_for_timeout(1000)
+            before, written = written, setup.backend.words
+        assert written - started < 20  # of about 45
+        assert window.find(".ur-card").count() == 0
+    finally:
+        setup.backend.pause = Redder.pause
+    window.find("button.ur-judge").click()
+    window.find(".ur-score.total").wait_for()
+    assert window.verdict().endswith("is better") and window.find(".ur-alert").count() == 0
+
+
+@browser_test
+def test_two_videos_of_a_pair_run_as_one(visit):
+    window = visit().open("Video generation")
+    window.page.wait_for_function(
+        "[...document.querySelectorAll('.ur-film video')].filter(v => v.offsetParent && v.readyState >= 2).length === 2"
+    )
+    states = "[...document.querySelectorAll('.ur-film video')].filter(v => v.offsetParent).map(v => v.paused)"
+    window.find("button", has_text="Play or pause both").click()
+    window.page.wait_for_function(f"{states}.join() === 'false,false'")
+    window.page.evaluate("document.querySelector('.ur-film video').pause()")
+    window.page.wait_for_function(f"{states}.join() === 'true,true'")
+
+
+@browser_test
+def test_the_keyboard_alone_is_enough(visit):
+    window = visit()
+    window.find(".ur-asked textarea").focus()
+    window.page.keyboard.press("Control+Enter")
+    window.verdict()
+    window.page.keyboard.press("Control+Shift+Enter")
+    window.find(".ur-badge").wait_for()
+    reached = set()
+    window.find(".ur-asked textarea").focus()
+    for _ in range(40):
+        window.page.keyboard.press("Tab")
+        reached.add(window.page.evaluate("document.activeElement.className.split(' ').find(c => c.startsWith('ur-'))"))
+        if {"ur-judge", "ur-swap", "ur-stop", "ur-think"} <= reached:
+            break
+    assert {"ur-judge", "ur-swap", "ur-stop", "ur-think"} <= reached
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert window.page.evaluate(outline) == "solid"
+
+
+# Contrast of every text of our own against what lies behind it, by WCAG 2.
+CONTRAST = """() => {
+  const channels = text => text.match(/[\\d.]+/g).map(Number);
+  const linear = value => value <= .03928 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4;
+  const light = rgb => { const [r, g, b] = rgb.map(v => linear(v / 255)); return .2126 * r + .7152 * g + .0722 * b; };
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const text = getComputedStyle(e).backgroundColor;
+      const found = text.startsWith('rgb') ? channels(text) : [0, 0, 0, 0];
+      if (found.length < 4 || found[3] === 1) return found.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll('[class*="ur-"] *, [class*="ur-"], [role=tab]')]
+    .filter(e => e.offsetParent && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()))
+    .map(e => {
+      const [a, b] = [light(channels(getComputedStyle(e).color).slice(0, 3)), light(behind(e))];
+      return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.className + ': ' + e.textContent.trim().slice(0, 30)];
+    });
+}"""
+
+
+@browser_test
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_and_fits_a_phone(visit, scheme):
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    window = visit(color_scheme=scheme, **phone)
+    window.judge("ur-swap")
+    window.judge("ur-judge")
+    window.page.wait_for_function("document.querySelector('.ur-result').getBoundingClientRect().top < 300")
+    window.page.wait_for_timeout(600)  # colours fade over
+    faint = [(round(ratio, 2), what) for ratio, what in window.page.evaluate(CONTRAST) if ratio < 4.5]
+    assert not faint
+    window.shoot(f"phone_{scheme}")
+    for title in [*TITLES[1:], "Batch", "History"]:
+        window.open(title)
+        assert window.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, title
+
+
+@browser_test
+def test_the_command_serves_the_toy_model(chromium):
+    """As the user types it, on whatever toy model there is, from another folder."""
+    command = [sys.executable, str(ROOT / "gradio" / "app.py"), "--toy"]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as app:
+        watchdog = threading.Timer(120, app.kill)
+        watchdog.start()
+        try:
+            address = next(found[0] for line in app.stdout if (found := re.findall(r"http://127\.0\.0\.1:\d+", line)))
+            window = Visit(chromium, address, "command")
+            window.find("button.ur-judge").click()
+            said = window.verdict()
+            assert said in ("A Image A is better", "B Image B is better", "The answer cannot be read")
+            window.shoot("toy")
+            assert not window.wrong
+            window.context.close()
+        finally:
+            watchdog.cancel()
+            app.kill()
+
+
+def test_the_command_names_what_is_missing():
+    command = [sys.executable, str(ROOT / "gradio" / "app.py")]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 1 and said.stderr == "error: name a --model, or try the page with --toy\n"
+    assert "--toy" in subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout

@@ -70,15 +70,16 @@ def check_answers(rng: random.Random) -> Lesson:
 
 
 def compare_totals(rng: random.Random) -> Lesson:
-    """Add the numbers of two candidates and say which total is larger."""
+    """Add the scores of two candidates and name the one with the larger total."""
     noun = rng.choice(NOUNS)
     columns = [[rng.randint(1, 9) for _ in range(3)] for _ in range(2)]
     if sum(columns[0]) == sum(columns[1]):
         columns[0][0] += 1 if columns[0][0] < 9 else -1
-    asked = "\n".join(f"{noun} {k}: {', '.join(map(str, column))}" for k, column in enumerate(columns, start=1))
+    rows = [f"{i}. {noun} 1 ({a}/10); {noun} 2 ({b}/10)" for i, (a, b) in enumerate(zip(*columns, strict=True), start=1)]
     sums = [f"{noun} {k}: {'+'.join(map(str, column))}={sum(column)}" for k, column in enumerate(columns, start=1)]
     larger = 1 if sum(columns[0]) > sum(columns[1]) else 2
-    return [f"{asked}\nTotal score?"], "\n".join([*sums, f"{noun} {larger} is larger"])
+    said = ["Total score:", *sums, "</think>", f"<answer>{answer_text(larger, noun)}</answer>"]
+    return ["\n".join([*rows, "Add the scores."])], "\n".join(said)
 
 
 def guess_winner(rng: random.Random) -> Lesson:
@@ -98,9 +99,9 @@ def guess_winner(rng: random.Random) -> Lesson:
 
 
 LESSONS: tuple[tuple[Callable[[random.Random], Lesson], float], ...] = (
-    (compare_pair, 0.5),
-    (check_answers, 0.25),
-    (compare_totals, 0.2),
+    (compare_pair, 0.45),
+    (check_answers, 0.2),
+    (compare_totals, 0.3),
     (guess_winner, 0.05),
 )
 
@@ -180,7 +181,7 @@ def main() -> None:
     """Pretrain from the command line."""
     parser = argparse.ArgumentParser(description="Pretrain the tiny base model of the toy world.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--rows", type=int, default=44_000, help="lessons, each seen once")
+    parser.add_argument("--rows", type=int, default=48_000, help="lessons, each seen once")
     parser.add_argument("--batch", type=int, default=32, help="lessons in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of the cosine schedule")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the lessons and their order")

@@ -16,7 +16,7 @@ SHAPES = ("circle", "bar")
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SIDE = 32
 CLIP_FRAMES = 8
-SPECKS = 0.2  # share of darkened pixels in a noisy picture
+SPECKS = 0.4  # share of darkened pixels in a noisy picture
 CLIP_RATE = 8
 
 

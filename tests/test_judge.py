@@ -332,8 +332,9 @@ def test_the_evaluation_command_goes_on_and_notices_other_weights(models, toy_da
     command += ["--frame-cache", toy_data / "frames", "--prompt-dir", REPO / "configs/toy/prompts", "--frames", "8"]
     monkeypatch.setattr("sys.argv", [str(word) for word in [*command, "--max-new-tokens", "4", "--batch-size", "2"]])
     main()
-    assert "6 judgments -> " in capsys.readouterr().out
-    assert {path.name for path in output.iterdir()} == {"judgments.jsonl", "records.jsonl", "results.json"}
+    assert "6 judgments of 3 pairs -> " in capsys.readouterr().out
+    files = {"config.yaml", "judgments.jsonl", "records.jsonl", "results.json"}
+    assert {path.name for path in output.iterdir()} == files
     before = (output / "judgments.jsonl").read_bytes()
     assert json.loads((output / "results.json").read_text())["judgments"] == 6
     main()

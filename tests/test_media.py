@@ -159,7 +159,7 @@ def test_a_missing_video_or_a_folder_in_its_place_is_refused_by_name(tmp_path, d
 
 
 def test_an_unknown_decoder_is_refused(clip):
-    with pytest.raises(MediaError, match="decoder 'cv2' is unknown; choose 'decord' or 'pyav'"):
+    with pytest.raises(MediaError, match="decoder 'cv2' is unknown; choose one of 'decord', 'pyav', 'torchcodec'"):
         decode_frames(clip, 4, "cv2")
 
 
@@ -240,11 +240,11 @@ def test_a_killed_run_leaves_no_half_filled_cache(clip, sampling, monkeypatch):
     saved = []
     real = Image.Image.save
 
-    def killed_at_the_third(image, path):
+    def killed_at_the_third(image, path, **options):
         if len(saved) == 2:
             raise KeyboardInterrupt
         saved.append(path)
-        real(image, path)
+        real(image, path, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", killed_at_the_third)

@@ -333,7 +333,9 @@ def test_a_server_that_dies_ends_the_run_and_nothing_is_lost_or_judged_twice(rec
     with serving(winner_of_caption) as other:
         rows = judge(records, backend(other, batch_size=4), protocol(), output)
         assert len(other.bodies) == 4
-    assert told(rows[:8]) == told(before.values()) and not any(row.error for row in rows)
+    kept = [row for row in rows if (row.record_id, row.order, row.sample) in before]
+    assert sorted(map(str, told(kept))) == sorted(map(str, told(before.values())))
+    assert not any(row.error for row in rows)
 
 
 def dying(server, complete):

@@ -405,9 +405,12 @@ def test_the_evaluation_command_goes_on_and_notices_other_weights(models, toy_da
 
     from unifiedreward_think.evaluation.__main__ import main
 
-    model, output = tmp_path / "model", tmp_path / "eval"
+    model, output, data = tmp_path / "model", tmp_path / "eval", tmp_path / "pairs.jsonl"
     shutil.copytree(models["qwen2_5_vl"], model)
-    command = ["evaluation", "--model", model, "--data", toy_data / "heldout.jsonl", "--output", output, "--limit", "3"]
+    rows = [record.to_json() for record in load_records([str(toy_data / "heldout.jsonl")]).rows]
+    rows[3]["media"] = ["gone.mp4"]  # beyond the limit: nobody looks for it
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["evaluation", "--model", model, "--data", data, "--output", output, "--limit", "3"]
     command += ["--frame-cache", toy_data / "frames", "--prompt-dir", REPO / "configs/toy/prompts", "--frames", "8"]
     monkeypatch.setattr("sys.argv", [str(word) for word in [*command, "--max-new-tokens", "4", "--batch-size", "2"]])
     main()

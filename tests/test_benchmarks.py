@@ -9,14 +9,18 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+from test_server_backend import reply, serving
 
 from unifiedreward_think.backends import Completion
+from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
+from unifiedreward_think.judge import load_judgments
 from unifiedreward_think.records import RecordError
 from unifiedreward_think.verdict import render
 
@@ -295,6 +299,34 @@ def test_the_batch_size_changes_no_number(tmp_path):
         judge.batch_size = size
         found.add(run("vl_rewardbench", data, tmp_path / f"run{size}", judge=judge))
     assert len(found) == 1
+
+
+def test_stored_completions_give_the_same_bytes_from_one_worker_or_four_and_after_a_resume(tmp_path):
+    """A server says what was stored for each request: requests in flight answer in any order."""
+    data, found = stored(tmp_path, "vl_rewardbench"), set()
+    whole = run("vl_rewardbench", data, tmp_path / "stored", judge=Judge())
+    rows = load_judgments(tmp_path / "stored" / "judgments.jsonl").values()
+    completions = [row.completion for row in rows]
+    said = {}
+
+    def answer(body, nth):
+        time.sleep(0.02 * (nth % 3))
+        seed = body["seed"]  # of record, order and sample: the same in every run
+        said.setdefault(seed, completions[seed % len(completions)])
+        return 200, {}, reply(said[seed])
+
+    pages = set()
+    with serving(answer) as server:
+        for workers in (1, 4):
+            asked = ServerBackend("judge", server=server.url, concurrency=workers)
+            output = tmp_path / f"workers{workers}"
+            found.add(run("vl_rewardbench", data, output, judge=asked))
+            pages.add((output / "report.html").read_bytes())
+        lines = (output / "judgments.jsonl").read_bytes()
+        (output / "judgments.jsonl").write_bytes(lines[: len(lines) // 2])
+        found.add(run("vl_rewardbench", data, output, judge=asked))
+        pages.add((output / "report.html").read_bytes())
+    assert len(found) == len(pages) == 1 and found != {whole} and len(said) == len(completions)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,13 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from unifiedreward_think.backends import Completion, Sampling
-from unifiedreward_think.judge import Protocol, judge, load_judgments
+from unifiedreward_think.backends import BackendError, Completion, Sampling
+from unifiedreward_think.data.loading import load_records
+from unifiedreward_think.judge import WINDOW, OutputError, Protocol, _batches, judge, load_judgments, write_whole
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import PreferenceRecord, RecordError, digest, order_shown
-from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.tasks import TASKS, load_prompts
 from unifiedreward_think.verdict import render
 
 REPO = Path(__file__).parents[1]
@@ -184,6 +188,81 @@ def test_a_resumed_run_has_the_batches_of_a_whole_one(records, tmp_path):
     assert resumed.batches == whole.batches[1:]
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(list(TASKS)), st.integers(0, 40)), max_size=60),
+    st.integers(1, 5),
+)
+def test_batches_hold_every_item_once_and_items_of_one_length_together(kinds, size):
+    work = [(of_length(i, *kind), "ab") for i, kind in enumerate(kinds)]
+    batches = _batches(work, size, 8)
+    items = [record.id for batch in batches for record, _ in batch]
+    assert sorted(items) == sorted(record.id for record, _ in work)
+    assert all(len(batch) <= size for batch in batches)
+    step = WINDOW * size
+    for start in range(0, len(work), step):  # a window is sorted, and holds the items of its place
+        inside = [record for record, _ in work[start : start + step]]
+        assert set(items[start : start + step]) == {record.id for record in inside}
+    if len(work) <= step:
+        pictures = [sum(8 if "video" in record.task else 1 for _ in record.media) for b in batches for record, _ in b]
+        assert pictures == sorted(pictures, reverse=True)
+
+
+def of_length(number, task, letters):
+    sides = 2 if task.endswith("generation") else 1
+    answers = () if sides == 2 else ("yes", "no")
+    return PreferenceRecord(id=str(number), task=task, prompt="x" * letters, media=(("m",),) * sides, answers=answers)
+
+
+def test_a_backend_without_native_video_is_refused_by_name(records, tmp_path):
+    with pytest.raises(BackendError, match="LooksForRed with red takes no native video"):
+        judge(records, LooksForRed(), protocol(native_video=True), tmp_path / "j.jsonl")
+    assert not (tmp_path / "j.jsonl").exists()
+
+
+@pytest.mark.parametrize(("takes", "decoder"), [("frames", "decord"), ("file", "server")])
+def test_native_video_gives_the_backend_the_frames_and_timing_of_each_video(takes, decoder, toy_data, tmp_path):
+    seen = {}
+
+    class Films(LooksForRed):
+        native_video = takes
+
+        def answer(self, row, seed, sampling):
+            seen[row["id"]] = row
+            return Completion("...", "stop")
+
+    records = load_records([str(toy_data / "heldout.jsonl")]).rows
+    asked = protocol(frames=FrameSampling(frames=4, cache=tmp_path / "frames"), native_video=True, orders="both")
+    rows = judge(records, Films(), asked, tmp_path / "j.jsonl")
+    assert not any(row.error for row in rows) and rows[0].sampling["native_video"] is True
+    for record in records:
+        kinds = [part["type"] for part in seen[record.id]["prompt"][0]["content"] if part["type"] != "text"]
+        film = "video" in record.task
+        assert kinds == (["video"] if film else ["image"]) * len(record.media)
+        videos = seen[record.id].get("videos", [])
+        assert len(videos) == (len(record.media) if film else 0) and bool(seen[record.id]["images"]) is not film
+        for video, entry in zip(videos, record.media[::-1], strict=False):  # the order shown last is "ba"
+            assert str(video.clip.video) == entry[0] and len(video.images) == 4 == len(video.clip.indices)
+        assert {row.decoder for row in rows if row.record_id == record.id} == {decoder if film else ""}
+    with pytest.raises(RecordError, match="made with native_video = True, now it is None"):
+        judge(records, Films(), replace(asked, native_video=False), tmp_path / "j.jsonl")
+
+
+def test_a_result_that_cannot_be_written_leaves_the_old_one_and_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"results\.json: cannot be written .*File too large.*goes on from there"):
+            write_whole(path, "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        judge([], LooksForRed(), protocol(), tmp_path / "file" / "judgments.jsonl")
+
+
 def test_a_killed_process_loses_at_most_the_batch_in_flight(pictures, tmp_path):
     records = make_records(pictures, 120)
     whole = told(judge(records, LooksForRed(), protocol(), tmp_path / "whole.jsonl"))
@@ -326,14 +405,18 @@ def test_the_evaluation_command_goes_on_and_notices_other_weights(models, toy_da
 
     from unifiedreward_think.evaluation.__main__ import main
 
-    model, output = tmp_path / "model", tmp_path / "eval"
+    model, output, data = tmp_path / "model", tmp_path / "eval", tmp_path / "pairs.jsonl"
     shutil.copytree(models["qwen2_5_vl"], model)
-    command = ["evaluation", "--model", model, "--data", toy_data / "heldout.jsonl", "--output", output, "--limit", "3"]
+    rows = [record.to_json() for record in load_records([str(toy_data / "heldout.jsonl")]).rows]
+    rows[3]["media"] = ["gone.mp4"]  # beyond the limit: nobody looks for it
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["evaluation", "--model", model, "--data", data, "--output", output, "--limit", "3"]
     command += ["--frame-cache", toy_data / "frames", "--prompt-dir", REPO / "configs/toy/prompts", "--frames", "8"]
     monkeypatch.setattr("sys.argv", [str(word) for word in [*command, "--max-new-tokens", "4", "--batch-size", "2"]])
     main()
     assert "6 judgments of 3 pairs -> " in capsys.readouterr().out
-    assert {path.name for path in output.iterdir()} == {"judgments.jsonl", "records.jsonl", "results.json"}
+    files = {"config.yaml", "judgments.jsonl", "records.jsonl", "results.json"}
+    assert {path.name for path in output.iterdir()} == files
     before = (output / "judgments.jsonl").read_bytes()
     assert json.loads((output / "results.json").read_text())["judgments"] == 6
     main()

@@ -1,10 +1,13 @@
 """Images and videos from disk: the frame sampler, exact frames, broken files by name, the cache."""
 
+import errno
 import io
 import shutil
+import sys
 import warnings
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,18 +18,21 @@ from PIL import Image
 
 from unifiedreward_think import media
 from unifiedreward_think.media import (
+    DecoderError,
     FrameSampling,
     MediaError,
     check_media,
     decode_frames,
     frame_indices,
     image_paths,
+    native_clip,
     open_image,
     pixel_sha256,
     video_frames,
 )
+from unifiedreward_think.records import InputError
 
-DECODERS = ["decord", "pyav"]
+DECODERS = ["decord", "pyav"]  # torchcodec is not among the locked packages
 GREYS = [10 + 8 * i for i in range(30)]  # the brightness of each frame of the test clip
 
 
@@ -158,8 +164,80 @@ def test_a_missing_video_or_a_folder_in_its_place_is_refused_by_name(tmp_path, d
         assert str(file) in str(caught.value)
 
 
+def test_a_decoder_that_is_not_installed_is_named_and_no_fault_of_the_video(clip, monkeypatch):
+    for decoder, module in (("torchcodec", "torchcodec.decoders"), ("decord", "decord"), ("pyav", "av")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(DecoderError, match=f"decoder '{decoder}' cannot be loaded .*; ") as caught:
+            decode_frames(clip, 4, decoder)
+        assert not isinstance(caught.value, MediaError) and "clip.mp4" not in str(caught.value)
+    with pytest.raises(DecoderError, match="pip install torchcodec"):
+        decode_frames(clip, 4, "torchcodec")
+
+
+def stand_in_for_torchcodec(declared=30):
+    """What the adapter calls of torchcodec, made of PyAV: it tells nothing of torchcodec itself, only of our calls."""
+    import torch
+
+    class VideoDecoder:
+        def __init__(self, source, *, dimension_order="NCHW", num_ffmpeg_threads=1, seek_mode="exact"):
+            try:
+                frames = [frame.to_ndarray(format="rgb24") for frame in media._pyav_frames(Path(source))]
+            except (av.FFmpegError, IndexError) as error:
+                raise RuntimeError("Could not open input file") from error
+            self.frames = torch.from_numpy(np.stack(frames))
+            self.order = dimension_order
+            self.metadata = SimpleNamespace(num_frames_from_header=declared, average_fps=8.0)
+
+        def __len__(self):
+            return len(self.frames)
+
+        def get_frames_at(self, indices):
+            assert self.order == "NHWC"
+            return SimpleNamespace(data=self.frames[indices])
+
+    return SimpleNamespace(VideoDecoder=VideoDecoder)
+
+
+def test_the_torchcodec_adapter_asks_for_the_same_frames_as_the_others(clip, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", stand_in_for_torchcodec())
+    one, other = (decode_frames(clip, 4, decoder) for decoder in ("torchcodec", "pyav"))
+    assert [pixel_sha256(frame) for frame in one] == [pixel_sha256(frame) for frame in other]
+    sampling = FrameSampling(frames=4, cache=tmp_path / "cache", decoder="torchcodec")
+    assert native_clip([str(clip)], sampling)[2:] == ([0, 10, 19, 29], 30, 8.0)
+    (tmp_path / "odd.mp4").write_bytes(b"no video")
+    with pytest.raises(MediaError, match=r"odd\.mp4: torchcodec cannot read this video"):
+        decode_frames(tmp_path / "odd.mp4", 4, "torchcodec")
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", stand_in_for_torchcodec(declared=40))
+    with pytest.raises(MediaError, match=r"holds 30 of 40 declared frames: the file is cut short"):
+        decode_frames(clip, 4, "torchcodec")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_native_clip_has_the_frames_and_the_timing_of_its_video(clip, tmp_path, decoder):
+    found = native_clip([str(clip)], FrameSampling(frames=4, cache=tmp_path / "cache", decoder=decoder))
+    assert found.video == clip and found[2:] == ([0, 10, 19, 29], 30, 8.0)
+    assert [file.name for file in found.frames] == ["0000.png", "0001.png", "0002.png", "0003.png"]
+
+
+def test_frames_without_timing_are_no_native_video(tmp_path, sampling):
+    frames = [str(save(tmp_path / "frames" / f"{i}.png")) for i in range(3)]
+    for paths in (frames, frames[:1], [str(tmp_path / "frames")], [str(tmp_path / "gone.mp4")]):
+        with pytest.raises(MediaError, match="native video needs one video file"):
+            native_clip(paths, sampling)
+
+
+def test_frames_that_cannot_be_stored_stop_the_run_with_the_folder(clip, sampling, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(InputError, match=r"cache: frames cannot be stored .*No space left.*free space") as caught:
+        video_frames(clip, sampling)
+    assert not isinstance(caught.value, MediaError) and not any(sampling.cache.iterdir())
+
+
 def test_an_unknown_decoder_is_refused(clip):
-    with pytest.raises(MediaError, match="decoder 'cv2' is unknown; choose 'decord' or 'pyav'"):
+    with pytest.raises(MediaError, match="decoder 'cv2' is unknown; choose one of 'decord', 'pyav', 'torchcodec'"):
         decode_frames(clip, 4, "cv2")
 
 
@@ -240,11 +318,11 @@ def test_a_killed_run_leaves_no_half_filled_cache(clip, sampling, monkeypatch):
     saved = []
     real = Image.Image.save
 
-    def killed_at_the_third(image, path):
+    def killed_at_the_third(image, path, **options):
         if len(saved) == 2:
             raise KeyboardInterrupt
         saved.append(path)
-        real(image, path)
+        real(image, path, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", killed_at_the_third)

@@ -97,6 +97,7 @@ class Judge:
         temperature, top_p, max_new_tokens, seed: of sampling; temperature 0 is greedy.
         order_seed: decides the order shown, where it is one.
         frames, decoder, frame_cache: how videos become pictures.
+        native_video: show videos as videos, for released Qwen checkpoints; the backend must take them.
 
     Raises:
         InputError: the arguments contradict each other.
@@ -120,6 +121,7 @@ class Judge:
         frames: int = 8,
         decoder: Decoder = "decord",
         frame_cache: Path = FRAME_CACHE,
+        native_video: bool = False,
     ) -> None:
         if votes < 1 or (votes > 1 and temperature <= 0):
             raise InputError(f"{votes} votes at temperature {temperature:g}: greedy answers are all the same; raise it")
@@ -134,6 +136,7 @@ class Judge:
             samples=votes,
             orders=orders,
             order_seed=order_seed,
+            native_video=native_video,
         )
         if isinstance(model, str | Path):
             model = partial(_local, str(model))

@@ -21,6 +21,7 @@ from unifiedreward_think.data.files import report_left_out
 from unifiedreward_think.data.loading import Loaded, load_records
 from unifiedreward_think.inference import FRAME_CACHE, Judge, Result, read_prompt_file
 from unifiedreward_think.judge import write_whole
+from unifiedreward_think.media import DECODERS
 from unifiedreward_think.records import InputError, PreferenceRecord
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import DimensionScore
@@ -46,7 +47,8 @@ def main(
     try:
         prompts = args.prompt_file and read_prompt_file(args.prompt_file, task, style=args.style, layout=args.layout)
         asked = ("style", "layout", "votes", "orders", "tie_margin", "temperature", "top_p", "max_new_tokens", "seed")
-        ways = {name: getattr(args, name) for name in (*asked, "order_seed", "frames", "decoder", "frame_cache")}
+        videos = ("frames", "decoder", "frame_cache", "native_video")
+        ways = {name: getattr(args, name) for name in (*asked, "order_seed", *videos)}
         loaded = _load(args, task) if args.input else None
         judge = Judge(backend or partial(make_backend, args), prompts=prompts, **ways)
         return _pair(args, task, judge) if loaded is None else _file(args, loaded, judge)
@@ -101,8 +103,9 @@ def _parser(task: str, about: str | None) -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of sampling")
     add("--max-new-tokens", type=int, default=2048, help="limit of an answer")
     add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     add("--frame-cache", type=Path, default=FRAME_CACHE, help="keeps decoded frames")
+    add("--native-video", action="store_true", help="show videos as videos, not as pictures: released Qwen checkpoints")
     add_arguments(parser)
     return parser
 

@@ -14,16 +14,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from unifiedreward_think.backends import Backend, Completion, Failure, Sampling
+from unifiedreward_think.backends import Backend, BackendError, Completion, Failure, Sampling, Video
 from unifiedreward_think.data.rows import prompt_row
-from unifiedreward_think.media import FrameSampling, MediaError, open_image
+from unifiedreward_think.media import Clip, FrameSampling, MediaError, native_clip, open_image
 from unifiedreward_think.progress import progress
 from unifiedreward_think.records import (
     ORDERS,
+    InputError,
     Judgment,
     Order,
     PreferenceRecord,
@@ -43,6 +45,12 @@ Item = tuple[PreferenceRecord, Order]
 Prompt = dict[str, Any] | Failure
 T = TypeVar("T")
 U = TypeVar("U")
+WINDOW = 16  # batches
+_MEND = "what was judged before stays stored: mend that, and the same command goes on from there"
+
+
+class OutputError(InputError):
+    """A result that cannot be written, on a full disk for example."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +65,8 @@ class Protocol:
         orders: "one" shows each pair once, in the order of `order_seed`; "both" shows it in both.
         order_seed: decides the order shown.
         frames: how videos become frames.
+        native_video: show a video as a video, for released checkpoints that were trained so; by default its frames
+            are shown as pictures, as in training here.
     """
 
     prompts: Mapping[str, str]
@@ -66,6 +76,7 @@ class Protocol:
     samples: int = 1
     orders: Literal["one", "both"] = "one"
     order_seed: int = 0
+    native_video: bool = False
 
 
 def judge(
@@ -79,18 +90,22 @@ def judge(
 
     Raises:
         RecordError: no prompt fits a record, or `output` holds a broken line or judgments made with other settings.
+        BackendError: the backend cannot take videos as the protocol shows them.
+        OutputError: `output` cannot be written; what was judged before stays in it.
     """
+    if protocol.native_video and not getattr(backend, "native_video", ""):
+        name = type(backend).__name__
+        raise BackendError(f"{name} with {backend.model} takes no native video; leave --native-video out")
     work = [(record, order) for record in records for order in _orders(record, protocol)]
     for record, order in work:
         build_parts(record, order=order, prompts=protocol.prompts)  # a missing template shows now, not after hours
     settings = _settings(backend, protocol)
     done = _resume(output, {key for item in work for key in _keys(item, protocol)}, settings)
     # Batches are cut from all items, also on a resume: the neighbours of an item do not depend on what was done before.
-    batches = [work[start : start + backend.batch_size] for start in range(0, len(work), backend.batch_size)]
+    batches = _batches(work, backend.batch_size, protocol.frames.frames)
     missing = [[item for item in batch if not done.keys() >= set(_keys(item, protocol))] for batch in batches]
-    output.parent.mkdir(parents=True, exist_ok=True)
     with (
-        output.open("a", encoding="utf-8") as file,
+        _opened(output) as file,
         progress(len(work), label, unit="pair", done=len(work) - sum(map(len, missing))) as advance,
     ):
         pictures: dict[str, Image] = {}  # of the last item
@@ -98,9 +113,7 @@ def judge(
         for batch in _look_ahead(todo, lambda items: _open(items, protocol, pictures)):
             judged = _judge_batch(batch, backend, protocol, settings)
             new = {key: row for row in judged if (key := _key(row)) not in done}
-            file.write("".join(map(_line, new.values())))
-            file.flush()
-            os.fsync(file.fileno())
+            _append(file, new.values())
             done |= new
             advance(len(batch))
     keys = [key for item in work for key in _keys(item, protocol)]
@@ -140,10 +153,37 @@ def load_judgments(path: Path) -> dict[Key, Judgment]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, whenever the run is killed."""
+    """Write a file whole or not at all, whenever the run is killed.
+
+    Raises:
+        OutputError: it cannot be written; what was there before stays.
+    """
     scratch = path.with_name(f"{path.name}.new")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error}); {_MEND}") from error
+
+
+def _opened(output: Path) -> FileIO:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return output.open("ab", buffering=0)  # a buffer would try to write its rest once more where a write failed
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({error}); {_MEND}") from error
+
+
+def _append(file: FileIO, rows: Iterable[Judgment]) -> None:
+    """Add rows to the file, and return when they are on the disk."""
+    data = "".join(map(_line, rows)).encode()
+    try:
+        while data:
+            data = data[file.write(data) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"{file.name}: cannot be written ({error}); {_MEND}") from error
 
 
 def _resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[Key, Judgment]:
@@ -175,8 +215,35 @@ def _settings(backend: Backend, protocol: Protocol) -> dict[str, Any]:
         "style": protocol.style,
         "prompts": f"{digest(*sorted(protocol.prompts.items())):016x}",
         "frames": protocol.frames.frames,
+        **_native_settings(backend, protocol),
         **backend.settings,
     }
+
+
+def _native_settings(backend: Backend, protocol: Protocol) -> dict[str, Any]:
+    """Return what native video adds to the settings: nothing where it is off, as in files from before it was there."""
+    if not protocol.native_video:
+        return {}
+    samples = getattr(backend, "native_video", "") == "file"
+    return {"native_video": True, **({"decoder": "server"} if samples else {})}
+
+
+def _batches(work: Sequence[Item], size: int, frames: int) -> list[list[Item]]:
+    """Cut the work into batches of items of about the same length, as a batch is padded to its longest prompt.
+
+    Lengths are told by the number of pictures, then of letters. Only WINDOW batches are sorted at a time, so that the
+    file grows about in the order of the records.
+    """
+
+    def length(item: Item) -> tuple[int, int]:
+        record, _ = item
+        film = TASKS[record.task].media_kind == "video"
+        pictures = sum(min(frames, len(entry)) if len(entry) > 1 else frames if film else 1 for entry in record.media)
+        return pictures, len(record.prompt) + len(record.instruction) + sum(map(len, record.answers))
+
+    step = WINDOW * size
+    windows = (sorted(work[start : start + step], key=length, reverse=True) for start in range(0, len(work), step))
+    return [window[start : start + size] for window in windows for start in range(0, len(window), size)]
 
 
 def _look_ahead(batches: Iterable[T], prepare: Callable[[T], U]) -> Iterator[U]:
@@ -203,15 +270,35 @@ def _open(items: Sequence[Item], protocol: Protocol, pictures: dict[str, Image])
     opened: list[tuple[Item, Prompt]] = []
     for item in items:
         try:
-            row = prompt_row(*item, protocol.prompts, protocol.frames)
-            found = {path: pictures.get(path) or open_image(path) for path in dict.fromkeys(row["images"])}
+            row = _native_row(*item, protocol) if protocol.native_video else None
+            row = row or prompt_row(*item, protocol.prompts, protocol.frames)
+            clips: list[Clip] = row.pop("clips", [])
+            names = [*row["images"], *(str(path) for clip in clips for path in clip.frames)]
+            found = {path: pictures.get(path) or open_image(path) for path in dict.fromkeys(names)}
         except MediaError as error:
             opened.append((item, Failure(str(error))))
             continue
         pictures.clear()
         pictures.update(found)
-        opened.append((item, {**row, "order": item[1], "images": [found[path] for path in row["images"]]}))
+        row["images"] = [found[path] for path in row["images"]]
+        videos = [Video(clip, [found[str(path)] for path in clip.frames]) for clip in clips]
+        opened.append((item, {**row, "order": item[1], **({"videos": videos} if videos else {})}))
     return opened
+
+
+def _native_row(record: PreferenceRecord, order: Order, protocol: Protocol) -> dict[str, Any] | None:
+    """Return what `prompt_row` does, with a placeholder for each video; None where the record is about pictures."""
+    if TASKS[record.task].media_kind != "video":
+        return None
+    content: list[dict[str, Any]] = []
+    clips = []
+    for part in build_parts(record, order=order, prompts=protocol.prompts):
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+        else:
+            content.append({"type": "video", "text": None})
+            clips.append(native_clip(part.paths, protocol.frames))
+    return {"id": record.id, "prompt": [{"role": "user", "content": content}], "images": [], "clips": clips}
 
 
 def _judge_batch(

@@ -7,19 +7,29 @@ drop native video in its training forward.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import tempfile
+import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from unifiedreward_think.records import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Decoder = Literal["decord", "pyav"]
+Decoder = Literal["decord", "pyav", "torchcodec"]
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
+# Decoder -> the module to import, and what to do where that fails.
+_MODULES = {
+    "decord": ("decord", "it has wheels for Linux on x86-64 only; choose --decoder pyav"),
+    "pyav": ("av", "pip install av"),
+    "torchcodec": ("torchcodec.decoders", "pip install torchcodec (it needs FFmpeg's libraries), or choose another"),
+}
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PIXELS = 50_000_000
 _MISSING = "no such file; check the path and the media root of the data file"
@@ -30,14 +40,36 @@ class MediaError(InputError):
     """An image or video that cannot be used; the message names the file and the mend."""
 
 
+class DecoderError(InputError):
+    """A video decoder that is not installed: no video can be read, whichever it is."""
+
+
+class Clip(NamedTuple):
+    """A video for a model with video input of its own.
+
+    Attributes:
+        video: the file.
+        frames: the sampled frames as image files.
+        indices: which frames of the video they are.
+        total: how many frames the video holds.
+        fps: frames of the video in a second, on average.
+    """
+
+    video: Path
+    frames: list[Path]
+    indices: list[int]
+    total: int
+    fps: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameSampling:
     """How videos become frames.
 
     Attributes:
         frames: how many frames of each video, evenly spaced, the first and the last included.
-        decoder: "decord" (default) or "pyav"; never switched silently, since decoders can pick different frames
-            of a video with a variable rate.
+        decoder: "decord" (default), "pyav" or "torchcodec"; never switched silently, since decoders can pick
+            different frames of a video with a variable rate.
         cache: folder that keeps the frames of each video as PNG files, keyed by its content.
     """
 
@@ -90,19 +122,28 @@ def video_frames(video: Path, sampling: FrameSampling) -> list[Path]:
     folder = sampling.cache / key
     if not folder.is_dir():
         frames = decode_frames(video, sampling.frames, sampling.decoder)
-        sampling.cache.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed: a killed run leaves no half-filled folder that a later one would trust.
-        with tempfile.TemporaryDirectory(dir=sampling.cache) as scratch:
-            ready = Path(scratch, key)
-            ready.mkdir()
-            for i, frame in enumerate(frames):
-                frame.save(ready / f"{i:04d}.png")
-            try:
-                ready.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # otherwise another process cached the same video first
-                    raise
+        try:
+            _store(frames, folder)
+        except OSError as error:
+            mend = "free space, or choose another --frame-cache"
+            raise InputError(f"{sampling.cache}: frames cannot be stored ({error}); {mend}") from error
     return sorted(folder.glob("*.png"))
+
+
+def _store(frames: Sequence[Image], folder: Path) -> None:
+    """Write frames aside and rename the folder: a killed run leaves no half-filled one that a later one would trust."""
+    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        for i, frame in enumerate(frames):
+            frame.save(scratch / f"{i:04d}.png", compress_level=1)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process cached the same video first
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def decode_frames(video: Path, count: int, decoder: Decoder) -> list[Image]:
@@ -110,25 +151,28 @@ def decode_frames(video: Path, count: int, decoder: Decoder) -> list[Image]:
 
     Raises:
         MediaError: the file is no readable video, or yields fewer frames than it declares (a file cut short).
+        DecoderError: the decoder is not installed.
     """
     from PIL import Image
 
-    if decoder == "decord":
-        import decord
-
-        try:
-            reader = decord.VideoReader(str(video), num_threads=1)
-            arrays = list(reader.get_batch(frame_indices(len(reader), count)).asnumpy())
-        except (RuntimeError, decord.DECORDError) as error:
-            reason = str(error).strip()[:120]
-            raise MediaError(f"{video}: decord cannot read this video ({reason}); {_MEND}") from error
-    elif decoder == "pyav":
-        arrays = _decode_pyav(video, count)
-    else:
-        raise MediaError(f"decoder {decoder!r} is unknown; choose 'decord' or 'pyav'")
+    arrays = _READERS[_known(decoder)](video, count)
     if not arrays:
         raise MediaError(f"{video}: the video holds no frame; {_MEND}")
     return [Image.fromarray(array) for array in arrays]
+
+
+def native_clip(paths: Sequence[str], sampling: FrameSampling) -> Clip:
+    """Return a media entry as a video with its timing, which frames alone do not have.
+
+    Raises:
+        MediaError: the entry is no single video file, or one that cannot be read.
+    """
+    video = Path(paths[0])
+    if len(paths) != 1 or not video.is_file() or video.suffix.lower() in IMAGE_SUFFIXES - {".gif"}:
+        raise MediaError(f"{video}: native video needs one video file; frames have no timing: leave --native-video out")
+    frames = video_frames(video, sampling)
+    total, fps = _timing(video, sampling.decoder)
+    return Clip(video, frames, frame_indices(total, sampling.frames), total, fps)
 
 
 def open_image(path: Path | str) -> Image:
@@ -168,9 +212,32 @@ def _frame_order(file: Path) -> list[tuple[int, str]]:
     return [(int(part or 0), "") if i % 2 else (0, part) for i, part in enumerate(re.split(r"(\d+)", file.name))]
 
 
-def _decode_pyav(video: Path, count: int) -> list[Any]:
-    import av
+def _known(decoder: str) -> str:
+    if decoder not in _MODULES:
+        raise MediaError(f"decoder {decoder!r} is unknown; choose one of {', '.join(map(repr, _MODULES))}")
+    return decoder
 
+
+def _library(decoder: str) -> Any:
+    name, mend = _MODULES[decoder]
+    try:
+        return import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:  # the latter: torchcodec without FFmpeg's libraries
+        raise DecoderError(f"decoder {decoder!r} cannot be loaded ({error}); {mend}") from error
+
+
+def _decode_decord(video: Path, count: int) -> list[Any]:
+    decord = _library("decord")
+    try:
+        reader = decord.VideoReader(str(video), num_threads=1)
+        return list(reader.get_batch(frame_indices(len(reader), count)).asnumpy())
+    except (RuntimeError, decord.DECORDError) as error:
+        reason = str(error).strip()[:120]
+        raise MediaError(f"{video}: decord cannot read this video ({reason}); {_MEND}") from error
+
+
+def _decode_pyav(video: Path, count: int) -> list[Any]:
+    av = _library("pyav")
     try:
         with av.open(str(video)) as container:
             declared = container.streams.video[0].frames
@@ -184,8 +251,43 @@ def _decode_pyav(video: Path, count: int) -> list[Any]:
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(f"{video}: PyAV cannot read this video ({error}); {_MEND}") from error
     if total < declared:
-        raise MediaError(f"{video}: holds {total} of {declared} declared frames: the file is cut short; {_MEND}")
+        raise _cut_short(video, total, declared)
     return arrays
+
+
+def _decode_torchcodec(video: Path, count: int) -> list[Any]:
+    reader = _library("torchcodec").VideoDecoder
+    try:
+        decoder = reader(str(video), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        total, declared = len(decoder), decoder.metadata.num_frames_from_header
+        arrays = list(decoder.get_frames_at(indices=frame_indices(total, count)).data.numpy())
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise MediaError(f"{video}: torchcodec cannot read this video ({error}); {_MEND}") from error
+    if declared is not None and total < declared:
+        raise _cut_short(video, total, declared)
+    return arrays
+
+
+_READERS = {"decord": _decode_decord, "pyav": _decode_pyav, "torchcodec": _decode_torchcodec}
+
+
+def _cut_short(video: Path, total: int, declared: int) -> MediaError:
+    return MediaError(f"{video}: holds {total} of {declared} declared frames: the file is cut short; {_MEND}")
+
+
+def _timing(video: Path, decoder: Decoder) -> tuple[int, float]:
+    """Return how many frames a video holds, and its average rate; it was read by the same decoder before."""
+    library = _library(decoder)
+    if decoder == "decord":
+        reader = library.VideoReader(str(video), num_threads=1)
+        return len(reader), float(reader.get_avg_fps())
+    if decoder == "torchcodec":
+        found = library.VideoDecoder(str(video), seek_mode="exact")
+        return len(found), float(found.metadata.average_fps)
+    with library.open(str(video)) as container:
+        stream = container.streams.video[0]
+        total, rate = stream.frames or sum(1 for _ in _pyav_frames(video)), stream.average_rate
+    return total, float(rate)
 
 
 def _pyav_frames(video: Path) -> Iterator[Any]:

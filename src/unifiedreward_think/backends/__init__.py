@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from unifiedreward_think.media import Clip
 from unifiedreward_think.records import InputError
 from unifiedreward_think.verdict import STOP_STRING
 
@@ -39,6 +40,13 @@ class Completion(NamedTuple):
     seconds: float | None = None
 
 
+class Video(NamedTuple):
+    """A video of a prompt with native video: its timing, and its sampled frames, opened."""
+
+    clip: Clip
+    images: list[Any]
+
+
 class Failure(NamedTuple):
     """Why there is no completion: this item failed, which says nothing of the others."""
 
@@ -55,18 +63,27 @@ def end_at_tag(text: str, finish_reason: str) -> Completion:
     return Completion(head + tag, "stop" if tag else finish_reason)
 
 
-def with_images(prompt: Mapping[str, Any], show: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+def with_images(
+    prompt: Mapping[str, Any],
+    show: Callable[[Any], dict[str, Any]],
+    show_video: Callable[[Video], dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
     """Return a prompt's messages, each placeholder replaced by what `show` makes of its picture.
+
+    Videos are placeholders only in a run with native video, which takes a backend that says how to show them.
 
     >>> user = {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "Which?"}]}
     >>> with_images({"prompt": [user], "images": ["a"]}, lambda image: {"type": "image", "image": image})
     [{'role': 'user', 'content': [{'type': 'image', 'image': 'a'}, {'type': 'text', 'text': 'Which?'}]}]
     """
-    images = iter(prompt["images"])
-    return [
-        {"role": turn["role"], "content": [show(next(images)) if p["type"] == "image" else p for p in turn["content"]]}
-        for turn in prompt["prompt"]
-    ]
+    media = {"image": iter(prompt["images"]), "video": iter(prompt.get("videos", ()))}
+    shows = {"image": show, "video": show_video}
+
+    def filled(part: dict[str, Any]) -> dict[str, Any]:
+        said = shows.get(part["type"])
+        return said(next(media[part["type"]])) if said else part
+
+    return [{"role": turn["role"], "content": [filled(part) for part in turn["content"]]} for turn in prompt["prompt"]]
 
 
 class Backend(Protocol):
@@ -76,6 +93,9 @@ class Backend(Protocol):
         model: name of the model, stored in every judgment.
         batch_size: prompts in one call of `complete`.
         settings: what else decides the completions, such as pixel limits; stored in every judgment.
+
+    One that takes videos as such, not as pictures, says by an attribute `native_video` what it takes of them: "frames",
+    sampled here, or the "file", which a server samples by itself.
     """
 
     model: str
@@ -88,6 +108,6 @@ class Backend(Protocol):
         """Return len(seeds[i]) completions for prompt i, or for each that fails the reason.
 
         A prompt is `prompt`, the messages with a placeholder for each picture, `images`, the opened pictures, and
-        the `id` and `order` of what is judged.
+        the `id` and `order` of what is judged; with native video also `videos`, each a `Video`.
         """
         ...

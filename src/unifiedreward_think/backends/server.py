@@ -4,7 +4,8 @@
     python inference/image_generation.py --backend server --server http://127.0.0.1:8000/v1 --model judge ...
 
 Pictures travel as PNG, so the server sees the very pixels a local model would. Each sample is a request of its own with
-its own seed, because servers ignore `n` or draw it from one seed.
+its own seed, because servers ignore `n` or draw it from one seed. With native video the file travels as it is and the
+server samples it: vLLM takes the number of frames from the request, `transformers serve` refuses videos.
 
 >>> read_reply('{"choices": [{"message": {"content": "<answer>"}, "finish_reason": "length"}]}')
 Completion(text='<answer>', finish_reason='length', seconds=None)
@@ -18,18 +19,20 @@ import asyncio
 import base64
 import io
 import json
+import mimetypes
 import os
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling, end_at_tag, with_images
+from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling, Video, end_at_tag, with_images
 from unifiedreward_think.verdict import STOP_STRING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
+Messages = list[dict[str, Any]]
 
 QUOTED = 300  # characters of a server's reply in an error
 SEEDS = 2**31  # servers seed numpy or a signed integer with it
@@ -52,6 +55,8 @@ class ServerBackend:
     Raises:
         BackendError: nobody answers there, or the key or the address is refused.
     """
+
+    native_video = "file"
 
     def __init__(
         self,
@@ -113,19 +118,20 @@ class ServerBackend:
         gate = asyncio.Semaphore(self._concurrency)
         async with _sdk().AsyncOpenAI(**self._client) as client:
 
-            async def ask(messages: list[dict[str, Any]], seed: int) -> Completion | Failure:
+            async def ask(messages: Messages, seed: int, extra: Mapping[str, Any]) -> Completion | Failure:
                 async with gate:
-                    return await self._ask(client, messages, sampling, seed)
+                    return await self._ask(client, messages, sampling, seed, extra)
 
             async def samples(prompt: Mapping[str, Any], mine: Sequence[int]) -> list[Completion | Failure]:
                 async with gate:
-                    messages = await asyncio.to_thread(with_images, prompt, _image_part)
-                return await asyncio.gather(*(ask(messages, seed) for seed in mine))
+                    messages = await asyncio.to_thread(with_images, prompt, _image_part, _video_part)
+                extra = {**self._stop, **_frames_asked(prompt)}
+                return await asyncio.gather(*(ask(messages, seed, extra) for seed in mine))
 
             return await asyncio.gather(*map(samples, prompts, seeds))
 
     async def _ask(
-        self, client: Any, messages: list[dict[str, Any]], sampling: Sampling, seed: int
+        self, client: Any, messages: Messages, sampling: Sampling, seed: int, extra: Mapping[str, Any]
     ) -> Completion | Failure:
         openai = _sdk()
         try:
@@ -136,7 +142,7 @@ class ServerBackend:
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_new_tokens,
                 seed=seed % SEEDS,
-                extra_body=self._stop,
+                extra_body=extra,
             )
         except openai.APIStatusError as error:
             return Failure(f"the server answered {error.status_code}: {error.response.text[:QUOTED]}")
@@ -171,6 +177,18 @@ def read_reply(body: str) -> Completion | Failure:
 
 def _image_part(image: Image) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data_url(image)}}
+
+
+def _video_part(video: Video) -> dict[str, Any]:
+    kind = mimetypes.guess_type(video.clip.video)[0] or "video/mp4"
+    data = base64.b64encode(video.clip.video.read_bytes()).decode()
+    return {"type": "video_url", "video_url": {"url": f"data:{kind};base64,{data}"}}
+
+
+def _frames_asked(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the field of vLLM that says how many frames of each video to sample; nothing without videos."""
+    counts = [len(video.clip.indices) for video in prompt.get("videos", ())]
+    return {"media_io_kwargs": {"video": {"num_frames": max(counts)}}} if counts else {}
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -116,9 +116,14 @@ def load_checked_records(
     media_root: str | None = None,
     skip_bad: bool = False,
     need_label: bool = True,
+    limit: int | None = None,
 ) -> Loaded[PreferenceRecord]:
-    """Load records, then open all of their media once; errors as in `load_records`, unreadable media included."""
+    """Load records, then open all of their media once; errors as in `load_records`, unreadable media included.
+
+    With a `limit`, only so many usable rows are taken, and no media of others are opened.
+    """
     loaded = load_records(files, media_root=media_root, skip_bad=skip_bad, need_label=need_label)
+    loaded = Loaded(loaded.rows[:limit], loaded.bad, loaded.places[:limit])
     return settle(_without_bad_media(loaded, sampling), skip_bad=skip_bad)
 
 

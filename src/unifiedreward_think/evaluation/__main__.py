@@ -18,7 +18,7 @@ from unifiedreward_think.data.loading import load_checked_records, report_left_o
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.evaluation.tables import headline
 from unifiedreward_think.judge import Protocol, judge, write_whole
-from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.provenance import config_yaml
 from unifiedreward_think.tasks import load_prompts
@@ -40,8 +40,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--layout", choices=["one_line", "three_line"], default="one_line", help="how the prompt asks for a dimension")
     add("--prompt-dir", help="folder of prompt templates of your own")
     add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     add("--frame-cache", type=Path, default=Path("outputs/frames"), help="keeps decoded frames")
+    add("--native-video", action="store_true", help="show videos as videos, not as pictures: released Qwen checkpoints")
     add("--min-pixels", type=int, help="smaller pictures are scaled up to this area (default: the model's)")
     add("--max-pixels", type=int, help="larger pictures are scaled down to this area (default: the model's)")
     add("--max-new-tokens", type=int, default=2048, help="limit of an answer")
@@ -55,9 +56,11 @@ def main() -> None:
     """Evaluate from the command line."""
     args = arguments().parse_args()
     sampling = FrameSampling(frames=args.frames, cache=args.frame_cache, decoder=args.decoder)
-    loaded = load_checked_records(args.data, sampling=sampling, media_root=args.media_root, skip_bad=args.skip_bad)
+    loaded = load_checked_records(
+        args.data, sampling=sampling, media_root=args.media_root, skip_bad=args.skip_bad, limit=args.limit
+    )
     report_left_out(loaded.bad)
-    records = loaded.rows[: args.limit]
+    records = loaded.rows
     protocol = Protocol(
         prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
         style=args.style,
@@ -65,6 +68,7 @@ def main() -> None:
         frames=sampling,
         orders=args.orders,
         order_seed=args.order_seed,
+        native_video=args.native_video,
     )
     from unifiedreward_think.backends.transformers import TransformersBackend
 

@@ -25,7 +25,7 @@ from unifiedreward_think.evaluation.rescore import rescore
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
 from unifiedreward_think.evaluation.tables import headline, numbers
 from unifiedreward_think.judge import Protocol, judge, load_judgments, write_whole
-from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import group_accuracy, summarize
 from unifiedreward_think.provenance import config_yaml
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, read_json_lines
@@ -118,8 +118,9 @@ def _parser(name: str, data: str | None, split: str, config: str | None, about: 
     add("--prompt-dir", help="folder of prompt templates of your own")
     add("--max-new-tokens", type=int, default=2048, help="limit of an answer")
     add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     add("--frame-cache", type=Path, default=Path("outputs/frames"), help="keeps decoded frames")
+    add("--native-video", action="store_true", help="show videos as videos, not as pictures: released Qwen checkpoints")
     add("--media-cache", type=Path, default=Path("outputs/media"), help="keeps media that rows hold or link to")
     add("--max-examples", type=int, default=40, help="pairs shown in the report")
     return parser
@@ -172,6 +173,7 @@ def _judged(args: argparse.Namespace, records: Sequence[PreferenceRecord], backe
         samples=args.votes,
         orders=args.orders,
         order_seed=args.order_seed,
+        native_video=args.native_video,
     )
     return judge(records, backend or make_backend(args), protocol, args.output / "judgments.jsonl")
 

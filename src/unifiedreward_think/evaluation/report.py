@@ -33,7 +33,7 @@ from unifiedreward_think.evaluation.tables import (
 from unifiedreward_think.evaluation.tables import (
     title as titled,
 )
-from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, read_json_lines
 
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the HTML file")
     parser.add_argument("--title", default="Judgments", help="heading of the page")
     parser.add_argument("--frames", type=int, default=4, help="frames shown of each video")
-    parser.add_argument("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    parser.add_argument("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     parser.add_argument("--max-examples", type=int, default=40, help="pairs to show")
     args = parser.parse_args()
     try:

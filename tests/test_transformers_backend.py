@@ -1,0 +1,175 @@
+"""The transformers backend with tiny models: where it stops, native video, kills, and what it tells `generate`."""
+
+import io
+import json
+import logging
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_judge import protocol, told
+
+from unifiedreward_think.backends import Sampling
+from unifiedreward_think.data.loading import load_records
+from unifiedreward_think.judge import judge, load_judgments
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.verdict import STOP_STRING
+
+REPO = Path(__file__).parents[1]
+TOY_PROMPTS = REPO / "configs" / "toy" / "prompts"
+PIECES = ["</answer>", "</answer", ">", "<answer>", "</", "answer", " > ", "\n", "Image 1 is better", "</think>", "é"]
+
+
+def asked(tmp_path, **changes):
+    chosen = {
+        "prompts": load_prompts("cot", folder=TOY_PROMPTS),
+        "sampling": Sampling(max_new_tokens=8),
+        "frames": FrameSampling(frames=4, cache=tmp_path / "frames"),
+        "samples": 1,
+    }
+    return protocol(**{**chosen, **changes})
+
+
+@pytest.fixture(scope="module")
+def backends(models):
+    from unifiedreward_think.backends.transformers import TransformersBackend
+
+    return cache(lambda family: TransformersBackend(str(models[family]), dtype="float32", device="cpu", batch_size=2))
+
+
+@pytest.fixture
+def records(toy_data):
+    return load_records([str(toy_data / "heldout.jsonl")]).rows
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8), st.lists(st.sampled_from(PIECES), min_size=1, max_size=8))
+def test_a_row_ends_with_the_token_that_completes_the_tag_wherever_tokens_are_cut(backends, said, says):
+    import torch
+
+    from unifiedreward_think.backends.transformers import _AnswerTag
+
+    backend = backends("qwen2_5_vl")
+    tokenizer = backend._processor.tokenizer
+    before = tokenizer.encode("".join(said) + STOP_STRING)  # the prompt may end in a tag: it is none of the answer's
+    answer = tokenizer.encode("".join(says))
+    ends = _AnswerTag(tokenizer, backend._closing, len(before))
+    for count in range(1, len(answer) + 1):
+        ids = torch.tensor([before + answer[:count]])
+        done = STOP_STRING in tokenizer.decode(answer[:count])
+        assert bool(ends(ids, None)) == done
+        if done:
+            break
+
+
+def test_a_greedy_batch_ends_each_row_at_its_own_tag_and_says_stop(backends, records, tmp_path):
+    """The model is made to say text of its own for each row; the rest of `generate` is real."""
+    import torch
+
+    backend = backends("qwen2_5_vl")
+    tokenizer, network = backend._processor.tokenizer, backend._network
+    texts = ["<answer>Image 1 is better</answer>", "<think>long</think><answer>Image 2 is better</answer>"]
+    scripts = [tokenizer.encode(f"{text} and more and more") for text in texts]
+    step = [0]
+
+    def forced(module, inputs, output):
+        wanted = torch.tensor([script[step[0]] if step[0] < len(script) else 0 for script in scripts])
+        output.logits[:, -1] = torch.nn.functional.one_hot(wanted, output.logits.shape[-1]) * 100.0
+        step[0] += 1
+        return output
+
+    hook = network.register_forward_hook(forced)
+    rows = [row for row in records if row.task == "image_generation"][:1]
+    rows = judge(rows, backend, asked(tmp_path, orders="both", sampling=Sampling(max_new_tokens=400)), tmp_path / "j")
+    hook.remove()
+    assert [(row.completion, row.finish_reason) for row in rows] == [(text, "stop") for text in texts]
+    assert step[0] < max(map(len, scripts))  # the batch ended with the last tag
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_generate_has_nothing_to_warn_of_whether_greedy_or_sampled(temperature, backends, records, tmp_path):
+    from transformers.utils import logging as said
+
+    said.warning_once.cache_clear()
+    heard = logging.StreamHandler(io.StringIO())
+    logging.getLogger("transformers").addHandler(heard)
+    try:
+        sampling = Sampling(max_new_tokens=2, temperature=temperature)
+        judge(records[:1], backends("qwen2_5_vl"), asked(tmp_path, sampling=sampling), tmp_path / "j")
+    finally:
+        logging.getLogger("transformers").removeHandler(heard)
+    assert heard.stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_native_video_reaches_a_qwen_model_with_its_timing(family, backends, records, tmp_path, monkeypatch):
+    backend, seen = backends(family), []
+    encode = backend._encode
+    monkeypatch.setattr(backend, "_encode", lambda prompts: seen.append(encode(prompts)) or seen[-1])
+    films = [record for record in records if record.task.startswith("video")]
+    rows = judge(films, backend, asked(tmp_path, native_video=True), tmp_path / "native")
+    pictures = judge(films, backend, asked(tmp_path), tmp_path / "pictures")
+    assert not any(row.error for row in rows) and {row.decoder for row in rows} == {"decord"}
+    assert [row.completion for row in rows] != [row.completion for row in pictures]
+    native, plain = seen
+    assert "pixel_values_videos" in native and "pixel_values" not in native and "pixel_values_videos" not in plain
+    assert len(native["video_grid_thw"]) == 3 and native["video_grid_thw"][:, 0].tolist() == [2, 2, 2]
+    if family == "qwen2_5_vl":  # 2 of the 4 sampled frames in a grid step
+        from unifiedreward_think.toy.world import CLIP_FRAMES, CLIP_RATE
+
+        assert native["second_per_grid_ts"].tolist() == [2 / (4 * CLIP_RATE / CLIP_FRAMES)] * 3
+    alone = [judge([film], backend, asked(tmp_path, native_video=True), tmp_path / film.id)[0] for film in films]
+    assert told(alone) == told(rows)
+
+
+def test_native_video_is_refused_for_a_family_that_was_not_trained_on_it(backends, records, tmp_path):
+    with pytest.raises(ValueError, match="llava_onevision takes no native video; leave --native-video out"):
+        judge(records, backends("llava_onevision"), asked(tmp_path, native_video=True), tmp_path / "j")
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(models, toy_data, tmp_path):
+    """The evaluation command itself, killed while it loads, judges and ends; the last run finishes."""
+    rows = [replace(row, id=f"{row.id}-{k}") for k in range(5) for row in records_of(toy_data)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    command = [sys.executable, "-m", "unifiedreward_think.evaluation", "--model", models["qwen2_5_vl"], "--data", data]
+    command += ["--frame-cache", tmp_path / "frames", "--prompt-dir", TOY_PROMPTS, "--frames", 4, "--dtype", "float32"]
+    command += ["--max-new-tokens", 24, "--batch-size", 1]
+    command = list(map(str, command))
+    chance, output = random.Random(3), tmp_path / "killed" / "judgments.jsonl"
+    before, quiet = {}, subprocess.DEVNULL
+    for _ in range(3):
+        child = subprocess.Popen(
+            [*command, "--output", str(output.parent)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        while child.poll() is None and (not output.exists() or output.read_bytes().count(b"\n") <= len(before)):
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.3)
+        child.kill()
+        assert child.wait() in (0, -signal.SIGKILL)
+        after = load_judgments(output)
+        assert len(after) > len(before) and all(after[key] == row for key, row in before.items())
+        before = after
+    assert len(before) < 40
+    subprocess.run([*command, "--output", str(output.parent)], check=True, stdout=quiet)
+    subprocess.run([*command, "--output", str(tmp_path / "whole")], check=True, stdout=quiet)
+    lines = output.read_bytes().count(b"\n")
+    found, whole = load_judgments(output), load_judgments(tmp_path / "whole" / "judgments.jsonl")
+    assert lines == len(found) == 40 and list(found) == list(whole)
+    assert told(found.values()) == told(whole.values())
+    assert all(found[key] == row for key, row in before.items())  # judged once: seconds included
+    results = [(folder / "results.json").read_bytes() for folder in (output.parent, tmp_path / "whole")]
+    assert results[0] == results[1]
+
+
+def records_of(toy_data):
+    return load_records([str(toy_data / "heldout.jsonl")]).rows

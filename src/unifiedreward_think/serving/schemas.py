@@ -41,13 +41,13 @@ def _kind(item: Any) -> str | None:
     return next((name for name in ("image", "frames", "text") if name in held), None)
 
 
-Medium = Annotated[
-    Annotated[ImageItem, Tag("image")] | Annotated[VideoItem, Tag("frames")],
-    Discriminator(_kind),
-]
+_ONE_OF = Discriminator(
+    _kind, custom_error_type="item", custom_error_message="expected an object with 'image', 'frames' or 'text'"
+)
+Medium = Annotated[Annotated[ImageItem, Tag("image")] | Annotated[VideoItem, Tag("frames")], _ONE_OF]
 Candidate = Annotated[
     Annotated[ImageItem, Tag("image")] | Annotated[VideoItem, Tag("frames")] | Annotated[TextItem, Tag("text")],
-    Discriminator(_kind),
+    _ONE_OF,
 ]
 
 

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app,
         host=args.host,
         port=args.port,
-        log_level="warning" if args.quiet else "info",
+        access_log=not args.quiet,
         lifespan="on",
         timeout_graceful_shutdown=args.drain_seconds,
         server_header=False,

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from unifiedreward_think import __version__
@@ -106,7 +107,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(InputError, _refused)
     app.add_exception_handler(HTTPException, _http)
-    paths = frozenset(app.openapi()["paths"])
+    paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
     app.add_middleware(Guard, limits=settings.limits, telemetry=telemetry, paths=paths, api_key=api_key)
     return app
 

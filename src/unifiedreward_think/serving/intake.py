@@ -45,13 +45,23 @@ class Intake:
         fetcher: for addresses.
         telemetry: counts decoded and remembered pictures.
         cache_bytes: of decoded pictures that are kept.
+        cache_pictures: that are kept; small ones take memory that their pixels do not show.
     """
 
-    def __init__(self, limits: Limits, fetcher: Fetcher, telemetry: Telemetry, *, cache_bytes: int = 2**28) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        fetcher: Fetcher,
+        telemetry: Telemetry,
+        *,
+        cache_bytes: int = 2**28,
+        cache_pictures: int = 1024,
+    ) -> None:
         self.limits = limits
         self._fetcher = fetcher
         self._telemetry = telemetry
         self._cache_bytes = cache_bytes
+        self._cache_pictures = cache_pictures
         self._kept: OrderedDict[str, Image] = OrderedDict()
         self._kept_bytes = 0
         self._pixels = Budget(limits.flying_pixels, "pixels")
@@ -93,7 +103,7 @@ class Intake:
         if picture.sha256 not in self._kept:
             self._kept[picture.sha256] = picture.image
             self._kept_bytes += _size(picture.image)
-        while self._kept_bytes > self._cache_bytes:
+        while self._kept_bytes > self._cache_bytes or len(self._kept) > self._cache_pictures:
             self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
 
 
@@ -170,4 +180,4 @@ def _declared_size(content: bytes, where: str) -> tuple[int, int]:
 
 
 def _size(image: Image) -> int:
-    return image.width * image.height * 3
+    return image.width * image.height * 4  # Pillow keeps RGB in four bytes

@@ -82,28 +82,28 @@ def k_opponents(count: int, opponents: int, seed: int) -> list[Pair]:
 
 
 def swiss_round(count: int, games: Sequence[Game], seed: int) -> list[Pair]:
-    """Return the pairs of the next round: candidates of equal standing meet, nobody meets the same one twice.
+    """Return the pairs of the next round: candidates of like standing meet, nobody meets the same one twice.
 
-    In an odd field one candidate rests, one of those with the fewest rests so far. A round may have fewer pairs when
-    the last in line have met everybody left.
+    In an odd field one candidate rests, the last in line of those who have rested least. A round has fewer pairs only
+    where no more are left that have not met.
     """
+    import networkx
+
     met = {frozenset((game.a, game.b)) for game in games}
-    order = list(range(count))
-    random.Random(digest("swiss", seed, len(met))).shuffle(order)
+    line = list(range(count))
+    random.Random(digest("swiss", seed, len(met))).shuffle(line)
     table = standings(count, games)
-    order.sort(key=lambda i: -table[i].score.value)  # type: ignore[operator]  # standings always have a score
+    line.sort(key=lambda i: -table[i].score.value)  # type: ignore[operator]  # standings always have a score
     if count % 2:
         played = [sum(i in pair for pair in met) for i in range(count)]
-        # Of those who rested least, the last in line rests.
-        order.remove(max(reversed(order), key=lambda i: played[i]))
-    pairs = []
-    while order:
-        first = order.pop(0)
-        rival = next((other for other in order if frozenset((first, other)) not in met), None)
-        if rival is not None:
-            order.remove(rival)
-            pairs.append((min(first, rival), max(first, rival)))
-    return sorted(pairs)
+        line.remove(max(reversed(line), key=lambda i: played[i]))
+    places = networkx.Graph()
+    # As many pairs as can be, and of these the choice whose pairs stand closest together.
+    places.add_weighted_edges_from(
+        (a, b, -abs(line.index(a) - line.index(b))) for a, b in combinations(line, 2) if {a, b} not in met
+    )
+    matched = networkx.max_weight_matching(places, maxcardinality=True)
+    return sorted((min(pair), max(pair)) for pair in matched)
 
 
 def swiss_rounds(count: int) -> int:

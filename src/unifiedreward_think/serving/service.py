@@ -100,7 +100,7 @@ class Service:
                 rows: list[Judged] = []
                 for _ in range(asked.rounds or ranking.swiss_rounds(count)):
                     games = [game(*row) for row in rows]
-                    if not (pairs := ranking.swiss_round(count, games, asked.seed)):
+                    if not (pairs := await asyncio.to_thread(ranking.swiss_round, count, games, asked.seed)):
                         break
                     rows += await play(pairs, admitted=bool(rows))
             elif asked.schedule == "k_opponents":

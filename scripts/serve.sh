@@ -18,12 +18,18 @@ name=UnifiedReward
 vllm_port=${VLLM_PORT:-8000}
 serve=(python -m unifiedreward_think.serving --port "${PORT:-8080}")
 
+# start COMMAND...: become it, so that a signal to this script reaches the server; or print it for DRY_RUN.
+start() {
+  [[ -n ${DRY_RUN:-} ]] || exec "$@"
+  run "$@"
+}
+
 toy() {
   local model=src/unifiedreward_think/toy/base
   [[ -f outputs/toy/seed0/grpo/model.safetensors ]] && model=outputs/toy/seed0/grpo
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # with a tiny model, threads cost more than they bring
   echo "toy model $model" >&2
-  run "${serve[@]}" --model "$model" --prompt-dir configs/toy/prompts --frames 4 --dtype float32 \
+  start "${serve[@]}" --model "$model" --prompt-dir configs/toy/prompts --frames 4 --dtype float32 \
     --max-new-tokens 192 --batch-size 64 "$@"
 }
 
@@ -32,7 +38,7 @@ toy() {
 vllm_server() {
   local gpus
   gpus=$(visible_gpus)
-  run vllm serve "${1:?usage: bash scripts/serve.sh vllm MODEL [arguments of vllm serve]}" \
+  start vllm serve "${1:?usage: bash scripts/serve.sh vllm MODEL [arguments of vllm serve]}" \
     --served-model-name "$name" --host 127.0.0.1 --port "$vllm_port" --tensor-parallel-size "$((gpus > 0 ? gpus : 1))" \
     --limit-mm-per-prompt '{"image": 16}' --enable-prefix-caching --mm-processor-cache-gb 16 \
     --generation-config vllm "${@:2}"
@@ -43,11 +49,11 @@ case ${1:-} in
   toy) toy "${@:2}" ;;
   vllm) vllm_server "${@:2}" ;;
   front)
-    run "${serve[@]}" --backend server --server "http://127.0.0.1:$vllm_port/v1" --model "$name" --stop \
+    start "${serve[@]}" --backend server --server "http://127.0.0.1:$vllm_port/v1" --model "$name" --stop \
       --concurrency 128 --batch-size 128 --parallel 2 "${@:2}"
     ;;
   *)
     cd "$called_from" # paths in the arguments start there
-    run "${serve[@]}" "$@"
+    start "${serve[@]}" "$@"
     ;;
 esac

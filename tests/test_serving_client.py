@@ -273,13 +273,13 @@ def test_other_machines_need_a_key(monkeypatch):
 def test_the_toy_server_starts_with_one_command_and_ends_when_told():
     script = ["bash", "-c", f'exec bash "{REPO}/scripts/serve.sh"']
     with tempfile.NamedTemporaryFile("w+") as log:
-        child = subprocess.Popen(script, env={**os.environ, "PORT": "0"}, stderr=log, start_new_session=True)
+        child = subprocess.Popen(script, env={**os.environ, "PORT": "0"}, stderr=log)
         try:
             address = bench.listening(child, log)
             assert RewardClient(address).health()["status"] in ("ok", "degraded")
             assert len(httpx.post(f"{address}/v1/rank", json=pair(1, 2, 3), timeout=60).json()["candidates"]) == 3
         finally:
-            os.killpg(child.pid, 15)
+            child.terminate()
             child.wait(60)
         log.seek(0)
         assert "Finished server process" in log.read()

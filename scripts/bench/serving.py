@@ -265,11 +265,12 @@ def serve_scripted(port):
     import uvicorn
 
     from unifiedreward_think.backends import Sampling
+    from unifiedreward_think.serving.__main__ import KEEP_ALIVE
     from unifiedreward_think.serving.app import create_app
     from unifiedreward_think.serving.questions import Settings
 
     app = create_app(ScriptedBackend(), Settings(prompts=load_prompts("cot"), sampling=Sampling()))
-    uvicorn.run(app, port=port, log_level="info", access_log=False, backlog=4096)
+    uvicorn.run(app, port=port, log_level="info", access_log=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE)
 
 
 PARTS = {"speed": speed, "load": load, "memory": memory}

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 KEY = "UNIFIEDREWARD_API_KEY"
+# Clients drop idle connections after a few seconds (httpx: 5). A server that does so first cuts requests on their way.
+KEEP_ALIVE = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lifespan="on",
         timeout_graceful_shutdown=args.drain_seconds,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
         backlog=4096,
     )
 

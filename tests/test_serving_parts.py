@@ -296,3 +296,13 @@ def test_equal_pictures_are_decoded_once_and_the_cache_keeps_its_size():
     text, kept, size = asyncio.run(work())
     assert 'media_total{cache="hit"} 1.0' in text and 'media_total{cache="miss"} 6.0' in text
     assert kept == 3 and size == 3 * 64
+
+
+def test_broken_exif_data_are_refused():
+    content = encoded("JPEG", exif=TURNED)
+    place = next(p for p in (b"\x01\x1a\x00\x05", b"\x1a\x01\x05\x00") if p in content)
+    text = place.replace(
+        b"\x05", b"\x02"
+    )  # a resolution that is text: Pillow raises TypeError when it turns the picture
+    with pytest.raises(Refused, match="not a readable image"):
+        opened(data_url(content.replace(place, text)))

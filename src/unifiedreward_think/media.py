@@ -10,12 +10,13 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, get_args
 
 from unifiedreward_think.records import InputError
 
@@ -175,24 +176,35 @@ def native_clip(paths: Sequence[str], sampling: FrameSampling) -> Clip:
     return Clip(video, frames, frame_indices(total, sampling.frames), total, fps)
 
 
-def open_image(path: Path | str) -> Image:
-    """Open an image file as RGB, turned upright as its EXIF tag says (so does `datasets`).
+def open_image(
+    file: Path | str | BinaryIO, *, name: str = "", limit: int | None = None, formats: tuple[str, ...] | None = None
+) -> Image:
+    """Open an image as RGB, turned upright as its EXIF tag says (so does `datasets`).
+
+    Args:
+        file: a path, or an open file such as a BytesIO.
+        name: what messages call it; the path by default.
+        limit: of its pixels; MAX_PIXELS by default.
+        formats: names of the formats that are tried; all that Pillow knows by default.
 
     Raises:
-        MediaError: the file is no readable image, or declares more than MAX_PIXELS pixels.
+        MediaError: the file is no readable image, or declares more than `limit` pixels.
     """
     from PIL import Image, ImageOps
 
+    name = name or str(file)
+    limit = MAX_PIXELS if limit is None else limit
     try:
-        with Image.open(path) as image:
-            if image.width * image.height <= MAX_PIXELS:
+        with Image.open(file, formats=formats) as image:
+            if image.width * image.height <= limit:
                 return ImageOps.exif_transpose(image).convert("RGB")
             size = f"{image.width}x{image.height}"
     except FileNotFoundError as error:
-        raise MediaError(f"{path}: {_MISSING}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path}: not a readable image ({error}); replace or remove it") from error
-    raise MediaError(f"{path}: {size} pixels; the limit is {MAX_PIXELS:,}: scale it down")
+        raise MediaError(f"{name}: {_MISSING}") from error
+    # Pillow raises the two last ones at EXIF data that are broken in odd ways.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, struct.error, TypeError) as error:
+        raise MediaError(f"{name}: not a readable image ({error}); replace or remove it") from error
+    raise MediaError(f"{name}: {size} pixels; the limit is {limit:,}: scale it down")
 
 
 def check_media(paths: Sequence[str], kind: str, sampling: FrameSampling) -> None:

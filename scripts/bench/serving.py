@@ -1,0 +1,305 @@
+"""What the reward server carries: speed against a client that asks one pair at a time, and correctness under load.
+
+    OMP_NUM_THREADS=1 python scripts/bench/serving.py --output outputs/bench/serving.json
+    python scripts/bench/serving.py --parts load memory --requests 20000 --output outputs/bench/serving_memory.json
+
+speed   groups of 8 candidates on the tiny model, over HTTP on loopback, /v1/rank with all pairs in both orders, against
+        the published clients' way: one /v1/chat/completions a pair, the next when the last is read. Rounds alternate.
+load    1,000 /v1/compare requests at once; a scripted judge whose answer is a function of the two pictures, and which
+        names them in its reasoning, so that a lost, wrong or mixed-up answer shows.
+memory  many requests, each with new pictures; the resident memory of the server's process after each tenth.
+
+The server runs in a process of its own. Latencies are those the client sees, the queue included.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack, contextmanager
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+import httpx
+from PIL import Image
+
+from unifiedreward_think.backends import Completion
+from unifiedreward_think.serving.client import RewardClient, data_url, request_body
+from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.verdict import render
+
+REPO = Path(__file__).parents[2]
+SEEN = re.compile(r"saw (\w{6}) and (\w{6})")
+
+
+class ScriptedBackend:
+    """A judge without a model: what it says is a function of the colours of the pictures it is shown.
+
+    `seconds` is what a batch takes, `calls` the sizes of the batches so far.
+    """
+
+    model = "scripted"
+    settings = {}  # noqa: RUF012
+
+    def __init__(self, batch_size=64, seconds=0.0):
+        self.batch_size = batch_size
+        self.seconds = seconds
+        self.calls = []
+
+    def complete(self, prompts, *, sampling, seeds):
+        self.calls.append(len(prompts))
+        time.sleep(self.seconds)
+        return [[Completion(say(*(seen(image) for image in row["images"][:2])), "stop")] for row in prompts]
+
+
+def seen(image):
+    """The colour of a picture of one colour, as six hex digits."""
+    return bytes(image.getpixel((0, 0))).hex()
+
+
+def quality(colour):
+    """How good a picture is: a fixed, arbitrary order of all colours."""
+    return int(sha256(colour.encode()).hexdigest()[:6], 16)
+
+
+def say(first, second="000000"):
+    """The completion on two colours, which it names in the order shown."""
+    better = 1 if quality(first) > quality(second) else 2
+    scores = [("Aesthetics", 9, 4) if better == 1 else ("Aesthetics", 4, 9)]
+    return render(better, scores, noun="Image", preamble=f"saw {first} and {second}")
+
+
+def colour_of(number):
+    return f"{number % 2**24:06x}"
+
+
+def picture(number, side=8):
+    """A picture of one colour, of its own for each number below 2**24."""
+    return data_url(Image.new("RGB", (side, side), f"#{colour_of(number)}"))
+
+
+@contextmanager
+def serving(*arguments):
+    """A server in a process of its own; yields its address and process id."""
+    command = [sys.executable, *map(str, arguments), "--port", "0"]
+    with tempfile.NamedTemporaryFile("w+") as log, subprocess.Popen(command, stderr=log, cwd=REPO) as child:
+        try:
+            yield listening(child, log), child.pid
+        finally:
+            child.terminate()
+            child.wait(60)
+
+
+def listening(child, log):
+    """The address of a server, once its log names it."""
+    while child.poll() is None:
+        log.seek(0)
+        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", log.read()):
+            return found.group(1)
+        time.sleep(0.1)
+    log.seek(0)
+    raise SystemExit(f"the server did not start:\n{log.read()}")
+
+
+def percentile(values, share):
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def latencies(seconds):
+    return {"p50": round(percentile(seconds, 0.5), 3), "p99": round(percentile(seconds, 0.99), 3)}
+
+
+def chat_body(caption, pair, template):
+    """What a published client sends for a pair: the prompt with the two pictures in it."""
+    content = []
+    for piece in re.split(r"(\{media_[12]\})", template.replace("{prompt}", caption)):
+        if piece in ("{media_1}", "{media_2}"):
+            content.append({"type": "image_url", "image_url": {"url": pair[int(piece[7]) - 1]}})
+        else:
+            content.append({"type": "text", "text": piece})
+    return {"model": "UnifiedReward", "messages": [{"role": "user", "content": content}], "max_tokens": 192}
+
+
+def speed(args):
+    """Rank groups, batched and pair by pair; pictures differ between the rounds, so nothing is remembered."""
+    command = ["-m", "unifiedreward_think.serving", "--model", args.model, "--prompt-dir", args.prompt_dir]
+    command += ["--dtype", "float32", "--device", args.device, "--max-new-tokens", 192, "--batch-size", 64, "--quiet"]
+    template = load_prompts("cot", folder=args.prompt_dir)["image_generation"]
+    loop, batched, pair_seconds, rank_seconds, equal = [], [], [], [], 0
+    with serving(*command) as (url, _), httpx.Client(base_url=url, timeout=600) as http:
+        for round_ in range(args.rounds + 1):  # the first one warms up
+            number = 1000 * round_
+            groups = [[picture(number + 8 * g + i, side=64) for i in range(8)] for g in range(args.groups)]
+            started, texts = time.perf_counter(), {}
+            for g, group in enumerate(groups):
+                for a in range(8):
+                    for b in range(8):
+                        if a != b:
+                            begun = time.perf_counter()
+                            reply = http.post(
+                                "/v1/chat/completions", json=chat_body(f"kite {g}", (group[a], group[b]), template)
+                            )
+                            texts[g, a, b] = reply.raise_for_status().json()["choices"][0]["message"]["content"]
+                            pair_seconds.append(time.perf_counter() - begun)
+            loop.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            for g, group in enumerate(groups):
+                begun = time.perf_counter()
+                body = request_body("image_generation", f"kite {g}", group, orders="both", reasoning=True)
+                reply = http.post("/v1/rank", json=body).raise_for_status().json()
+                rank_seconds.append(time.perf_counter() - begun)
+                for row in reply["judgments"]:
+                    other = row["b"] if row["shown_first"] == row["a"] else row["a"]
+                    equal += texts[g, row["shown_first"], other] == row["reasoning"]
+            batched.append(time.perf_counter() - started)
+    judgments = 56 * args.groups
+    return {
+        "judgments_a_round": judgments,
+        "seconds_one_by_one": [round(s, 2) for s in loop[1:]],
+        "seconds_rank": [round(s, 2) for s in batched[1:]],
+        "judgments_a_second": [round(judgments / median(way[1:]), 1) for way in (loop, batched)],
+        "speedup": round(median(loop[1:]) / median(batched[1:]), 2),
+        "equal_completions": f"{equal}/{judgments * (args.rounds + 1)}",
+        "latency_one_pair": latencies(pair_seconds[judgments:]),
+        "latency_group_of_8": latencies(rank_seconds[args.groups :]),
+    }
+
+
+def verify(body, reply):
+    """What is wrong with a reply to a request for two single-coloured pictures; "" for nothing."""
+    colours = body["colours"]
+    if reply.status_code != 200:
+        return f"lost: {reply.status_code} {reply.text[:100]}"
+    (row,) = reply.json()["judgments"]
+    named = SEEN.search(row["reasoning"] or "")
+    expected = (colours[row["shown_first"]], colours[1 - row["shown_first"]])
+    if named is None or named.groups() != expected:
+        return f"mixed up: {named and named.groups()} for {expected}"
+    if row["winner"] != (0 if quality(colours[0]) > quality(colours[1]) else 1):
+        return "wrong winner"
+    return ""
+
+
+async def storm(url, count, concurrency, start=0, part=None, after=None):
+    """Send `count` comparisons, `concurrency` at once; return the latencies and what was wrong.
+
+    With `part`, that many at a time, and `after` is called after each part.
+    """
+    seconds, wrong = [], []
+    async with AsyncExitStack() as stack:
+        # A client each: in one client a thousand connections wait for each other, and that is not the server's time.
+        tls = ssl.create_default_context()
+        clients = [httpx.AsyncClient(base_url=url, timeout=600, verify=tls) for _ in range(concurrency)]
+        free = asyncio.Queue()
+        for client in clients:
+            free.put_nowait(await stack.enter_async_context(client))
+
+        async def one(i):
+            pair = (start + 2 * i, start + 2 * i + 1)
+            asked = request_body("image_generation", "one colour", [picture(n) for n in pair], reasoning=True)
+            http = await free.get()
+            begun = time.perf_counter()
+            reply = await http.post("/v1/compare", json=asked)
+            seconds.append(time.perf_counter() - begun)
+            free.put_nowait(http)
+            if found := verify({"colours": [colour_of(n) for n in pair]}, reply):
+                wrong.append(found)
+
+        for begin in range(0, count, part or count):
+            await asyncio.gather(*(one(i) for i in range(begin, min(count, begin + (part or count)))))
+            if after:
+                after()
+    return seconds, wrong
+
+
+def load(args):
+    with serving(__file__, "--serve-scripted") as (url, _):
+        asyncio.run(storm(url, 50, 10, start=2**23))
+        started = time.perf_counter()
+        seconds, wrong = asyncio.run(storm(url, 1000, 1000))
+        took = time.perf_counter() - started
+    return {
+        "requests": len(seconds),
+        "wrong_lost_or_mixed_up": len(wrong),
+        "first_wrong": wrong[:3],
+        "requests_a_second": round(len(seconds) / took, 1),
+        "latency": latencies(seconds),
+    }
+
+
+def resident(pid):
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def memory(args):
+    sizes = []
+    with serving(__file__, "--serve-scripted") as (url, pid):
+        sizes.append(resident(pid))
+
+        def note():
+            sizes.append(resident(pid))
+            print(f"memory after {len(sizes) - 1} tenths: {sizes[-1]} MiB", file=sys.stderr, flush=True)
+
+        seconds, wrong = asyncio.run(storm(url, args.requests, 32, part=args.requests // 10, after=note))
+        alive = RewardClient(url).health()["status"]
+    return {
+        "requests": len(seconds),
+        "wrong_lost_or_mixed_up": len(wrong),
+        "resident_mib": sizes,
+        "growth_of_the_second_half_mib": round(sizes[-1] - sizes[len(sizes) // 2], 1),
+        "latency": latencies(seconds),
+        "health": alive,
+    }
+
+
+def serve_scripted(port):
+    import uvicorn
+
+    from unifiedreward_think.backends import Sampling
+    from unifiedreward_think.serving.__main__ import KEEP_ALIVE
+    from unifiedreward_think.serving.app import create_app
+    from unifiedreward_think.serving.questions import Settings
+
+    app = create_app(ScriptedBackend(), Settings(prompts=load_prompts("cot"), sampling=Sampling()))
+    uvicorn.run(app, port=port, log_level="info", access_log=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE)
+
+
+PARTS = {"speed": speed, "load": load, "memory": memory}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
+    add("--model", default=str(REPO / "src/unifiedreward_think/toy/base"), help="speed: folder of the model")
+    add("--prompt-dir", default=str(REPO / "configs/toy/prompts"), help="speed: folder of prompt templates")
+    add("--device", default="cpu", help="speed: of the model")
+    add("--groups", type=int, default=4, help="speed: groups of 8 candidates in a round")
+    add("--rounds", type=int, default=5, help="speed: of each of the two ways, in turn")
+    add("--requests", type=int, default=20_000, help="memory: how many")
+    add("--output", type=Path, help="JSON file to write")
+    add("--serve-scripted", action="store_true", help=argparse.SUPPRESS)
+    add("--port", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve_scripted:
+        return serve_scripted(args.port)
+    report = {part: PARTS[part](args) for part in args.parts}
+    report["arguments"] = {key: str(value) for key, value in vars(args).items()}
+    report["versions"] = {name: metadata.version(name) for name in ("torch", "transformers", "fastapi", "uvicorn")}
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What every request passes before it is parsed: the key, the size, the nesting; and what is counted after it.
+
+Plain ASGI, since a framework's middleware would read the body before its size is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from unifiedreward_think.serving.limits import Budget, Limits, Refused, Share, check_json
+from unifiedreward_think.serving.telemetry import Telemetry
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/health"})  # a load balancer has no key
+BODY_SECONDS = 60.0
+
+
+class Guard:
+    """Wrap an application.
+
+    Args:
+        app: what is guarded.
+        limits: on bodies.
+        telemetry: counts requests.
+        paths: that are counted by name; others together, so that no client can make up labels.
+        api_key: that requests must bring as a bearer token; empty for none.
+    """
+
+    def __init__(self, app: App, *, limits: Limits, telemetry: Telemetry, paths: frozenset[str], api_key: str) -> None:
+        self._app = app
+        self._limits = limits
+        self._telemetry = telemetry
+        self._paths = paths
+        self._key = f"Bearer {api_key}".encode() if api_key else b""
+        self._bytes = Budget(limits.flying_bytes, "bytes")
+        telemetry.watch_held("bytes", lambda: self._bytes.held)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Handle one connection of ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        status = 499  # the client left before an answer
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        started = time.perf_counter()
+        try:
+            await self._checked(scope, receive, counted)
+        finally:
+            self._telemetry.requests.labels(path, str(status)).inc()
+            self._telemetry.seconds.labels(path).observe(time.perf_counter() - started)
+
+    async def _checked(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        with self._bytes.share() as take:
+            try:
+                self._check_key(scope["path"], headers.get(b"authorization", b""))
+                body = await self._body(headers.get(b"content-length", b""), receive, take)
+                check_json(body, self._limits)
+            except Refused as error:
+                await refusal(error)(scope, receive, send)
+                return
+            except ConnectionResetError:
+                return
+            first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def replay() -> Message:
+                return first.pop() if first else await receive()
+
+            await self._app(scope, replay, send)
+
+    def _check_key(self, path: str, given: bytes) -> None:
+        if self._key and path not in OPEN_PATHS and not hmac.compare_digest(given, self._key):
+            raise Refused("send the API key as `Authorization: Bearer KEY`", status=401)
+
+    async def _body(self, declared: bytes, receive: Receive, take: Share) -> bytes:
+        """Read the body, counting as it comes: what a header declares may be a lie, or missing."""
+        limit = self._limits.body_bytes
+        too_large = Refused(f"a request of more than {limit} bytes", status=413)
+        if declared.isdigit() and int(declared[:20]) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ConnectionResetError
+                    piece = message.get("body", b"")
+                    if len(body) + len(piece) > limit:
+                        raise too_large
+                    take(len(piece))
+                    body += piece
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise Refused(f"the request did not arrive within {BODY_SECONDS:g} s", status=408) from error
+        return bytes(body)
+
+
+def refusal(error: Refused) -> JSONResponse:
+    """Return the reply to a refused request."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = {"error": {"message": str(error), "type": kind}}
+    return JSONResponse(body, status_code=error.status, headers=headers)

@@ -1,0 +1,136 @@
+"""What a request may ask for, and how one that asks for more is refused: with a 4xx and the reason, never a guess.
+
+>>> check_json(b'{"prompt": "brackets [[[[ in a string do not count"}', Limits())
+>>> check_json(b"[" * 40, Limits())
+Traceback (most recent call last):
+...
+unifiedreward_think.serving.limits.Refused: JSON nested deeper than 16 levels
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+
+from unifiedreward_think.records import InputError
+
+# A whole string, or one that never ends: then to the end of the text. Possessive, so it takes linear time.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_STEP = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The limits of a server; the defaults fit 8 candidates of 8 frames, or 32 pictures of 1024x1024.
+
+    Attributes:
+        body_bytes: of one request.
+        flying_bytes: of all request bodies held at once; over it, 429.
+        json_depth: levels of nesting.
+        json_skeleton: bytes of a body outside its strings: media are strings, so little else is needed.
+        medium_bytes: of one encoded picture or frame.
+        pixels: of one picture or frame.
+        request_pixels: of all pictures of one request.
+        flying_pixels: of the pictures of all requests at once; over it, 429.
+        aspect: long side over short side; processors of the Qwen family fail over 200.
+        frames: of one video; more are thinned to what the model is shown, up to this many are taken.
+        candidates: of one ranking.
+        prompt_chars: of a caption, a question or an answer.
+        chat_images: pictures in one chat.
+        max_tokens: a chat may ask for.
+        deadline: seconds a request may ask for, and gets when it asks for none.
+    """
+
+    body_bytes: int = 128 * 2**20
+    flying_bytes: int = 2**30
+    json_depth: int = 16
+    json_skeleton: int = 256 * 2**10
+    medium_bytes: int = 16 * 2**20
+    pixels: int = 16 * 2**20
+    request_pixels: int = 64 * 2**20
+    flying_pixels: int = 512 * 2**20
+    aspect: int = 200
+    frames: int = 64
+    candidates: int = 32
+    prompt_chars: int = 32_768
+    chat_images: int = 32
+    max_tokens: int = 8192
+    deadline: float = 600.0
+
+
+class Refused(InputError):
+    """A request that is answered with an error.
+
+    Attributes:
+        status: of HTTP.
+        retry_after: seconds after which to try again, for a 429.
+    """
+
+    def __init__(self, message: str, *, status: int = 422, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Budget:
+    """Something that all requests share, such as memory: who asks for more than is left is told to come back.
+
+    >>> budget = Budget(10, "bytes")
+    >>> with budget.share() as take:
+    ...     take(8)
+    ...     with budget.share() as more:
+    ...         more(8)
+    Traceback (most recent call last):
+    ...
+    unifiedreward_think.serving.limits.Refused: the server holds as many bytes as it may; try again
+    >>> budget.held
+    0
+    """
+
+    def __init__(self, limit: int, unit: str) -> None:
+        self.limit = limit
+        self.unit = unit
+        self.held = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """Yield a function that takes an amount; all of it is given back at the end."""
+        mine = Share(self)
+        try:
+            yield mine
+        finally:
+            self.held -= mine.taken
+
+
+class Share:
+    """What one request has taken of a budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.taken = 0
+
+    def __call__(self, amount: int) -> None:
+        """Take an amount, or raise Refused with 429."""
+        if self._budget.held + amount > self._budget.limit:
+            raise Refused(
+                f"the server holds as many {self._budget.unit} as it may; try again", status=429, retry_after=1
+            )
+        self._budget.held += amount
+        self.taken += amount
+
+
+def check_json(body: bytes, limits: Limits) -> None:
+    """Refuse a body that would be costly to parse: nested deeply, or of very many values.
+
+    Raises:
+        Refused: with status 400.
+    """
+    skeleton = _STRING.sub(b"0", body)
+    if len(skeleton) > limits.json_skeleton:
+        raise Refused(f"more than {limits.json_skeleton} bytes of JSON besides the strings", status=400)
+    depths = accumulate(_STEP.get(byte, 0) for byte in skeleton)
+    if any(depth > limits.json_depth for depth in depths):
+        raise Refused(f"JSON nested deeper than {limits.json_depth} levels", status=400)

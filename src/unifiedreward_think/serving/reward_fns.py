@@ -1,0 +1,145 @@
+"""Reward functions for generator training, in the shapes that trainers call.
+
+    from unifiedreward_think.serving.reward_fns import flow_grpo_reward, trl_reward
+    reward_fn = flow_grpo_reward(RewardClient())                       # reward_fn(images, prompts, metadata)
+    GRPOTrainer(reward_funcs=[trl_reward(RewardClient())], ...)        # f(prompts, completions, images=..., **kwargs)
+
+The reward of a candidate is its win rate among the candidates of the same prompt in the call, so a call must hold whole
+groups. A candidate of which nothing could be read has no reward. TRL takes None for that; Flow-GRPO takes numbers only,
+so there it raises, unless `missing` says which number to use.
+
+>>> groups(["kite", "kite", "boat", "kite"])
+[[0, 1, 3], [2]]
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from unifiedreward_think.serving.client import RewardClient, RewardError, data_url
+
+
+def groups(keys: Sequence[Hashable]) -> list[list[int]]:
+    """Return the places of equal keys, in the order in which each first appears."""
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        places[key].append(i)
+    return list(places.values())
+
+
+def win_rates(
+    client: RewardClient, task: str, prompts: Sequence[str], candidates: Sequence[Any], **more: Any
+) -> tuple[list[float | None], list[str]]:
+    """Return each candidate's win rate among those of the same prompt, and why it has none ("" where it has).
+
+    Args:
+        client: of the reward server.
+        task: as in `records.TASK_NAMES`.
+        prompts: one for each candidate; equal ones make a group.
+        candidates: pictures, videos or answers.
+        more: as `RewardClient.rank` takes; `media` is a list for each candidate, and only equal ones make a group.
+
+    Raises:
+        RewardError: a group has one candidate only, or the server refuses it.
+    """
+    # Encoded first: trainers decode the picture of each row anew, so only its content says whether two are the same.
+    media = [[_encoded(entry) for entry in entries] for entries in more.pop("media", [[]] * len(prompts))]
+    found = groups([(prompt, str(about)) for prompt, about in zip(prompts, media, strict=True)])
+    if lonely := [group[0] for group in found if len(group) < 2]:
+        raise RewardError(
+            f"only one candidate for {prompts[lonely[0]]!r}: a win rate needs the group; give all samples of a prompt "
+            "in one call (on several GPUs: gather them first)"
+        )
+    asked = [
+        {
+            "task": task,
+            "prompt": prompts[group[0]],
+            "candidates": [candidates[i] for i in group],
+            "media": media[group[0]],
+            **more,
+        }
+        for group in found
+    ]
+    rates: list[float | None] = [None] * len(prompts)
+    reasons = [""] * len(prompts)
+    for group, reply in zip(found, client.rank_all(asked), strict=True):
+        for i, row in zip(group, reply["candidates"], strict=True):
+            rates[i], reasons[i] = row["win_rate"], row["reason"]
+    return rates, reasons
+
+
+def flow_grpo_reward(
+    client: RewardClient, *, task: str = "image_generation", missing: float | None = None, **more: Any
+) -> Callable[[Any, Sequence[str], Any], tuple[list[float], dict[str, Any]]]:
+    """Return a reward function as Flow-GRPO and DiffusionNFT call it: (images, prompts, metadata) -> (rewards, info).
+
+    Args:
+        client: of the reward server.
+        task: "image_generation", or "video_generation" for batches of videos.
+        missing: the reward of a candidate that has none; by default that raises RewardError.
+        more: as `RewardClient.rank` takes, such as `orders="both"`.
+    """
+
+    def reward(images: Any, prompts: Sequence[str], metadata: Any = None) -> tuple[list[float], dict[str, Any]]:
+        rates, reasons = win_rates(client, task, list(prompts), to_pictures(images), **more)
+        lost = [i for i, rate in enumerate(rates) if rate is None]
+        if lost and missing is None:
+            raise RewardError(f"{len(lost)} of {len(rates)} candidates have no reward; the first: {reasons[lost[0]]}")
+        filled = [rate if rate is not None else float(missing or 0) for rate in rates]
+        return filled, {"missing": len(lost), "reasons": reasons}
+
+    return reward
+
+
+def trl_reward(
+    client: RewardClient, *, task: str = "image_understanding", **more: Any
+) -> Callable[..., list[float | None]]:
+    """Return a reward function for TRL's GRPOTrainer: a group of answers to a question about a picture is ranked.
+
+    The columns `image`, or `images`, of the data set hold what the question is about; for a video task its frames. The
+    question is the text of the last user message.
+    """
+
+    def unifiedreward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        pictures = columns.get("images") or [[image] for image in columns["image"]]
+        about = [[list(images)] if task.startswith("video") else list(images) for images in pictures]
+        keys = [_said(prompt, "user") for prompt in prompts]
+        rates, _ = win_rates(
+            client, task, keys, [_said(each, "assistant") for each in completions], media=about, **more
+        )
+        return rates
+
+    return unifiedreward
+
+
+def to_pictures(images: Any) -> list[Any]:
+    """Return a batch as a list of pictures, or of lists of frames.
+
+    Args:
+        images: a list (as it is), an array of N x height x width x 3 bytes, or a tensor of N x 3 x height x width with
+            values from 0 to 1, as diffusion pipelines return them; videos have a dimension of frames after N.
+    """
+    if isinstance(images, list | tuple):
+        return list(images)
+    if hasattr(images, "detach"):  # a tensor, without importing torch
+        scaled = (images.detach().float() * 255).round().clamp(0, 255).cpu().numpy().astype("uint8")
+        images = scaled.swapaxes(-3, -2).swapaxes(-2, -1)  # channels go last
+    if images.ndim == 5:
+        return [list(video) for video in images]
+    return list(images)
+
+
+def _encoded(medium: Any) -> Any:
+    return [data_url(frame) for frame in medium] if isinstance(medium, list | tuple) else data_url(medium)
+
+
+def _said(messages: Any, role: str) -> str:
+    """Return the text of the last message of a role; a plain string is that text."""
+    if isinstance(messages, str):
+        return messages
+    content = next(turn["content"] for turn in reversed(messages) if turn["role"] == role)
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content if part["type"] == "text")

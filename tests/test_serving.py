@@ -1,0 +1,690 @@
+"""The reward server over HTTP with a scripted judge: what it answers, and how it refuses, shares, limits and drains."""
+
+import asyncio
+import base64
+import contextlib
+import importlib.util
+import io
+import json
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
+from unifiedreward_think.serving.app import create_app
+from unifiedreward_think.serving.limits import Limits
+from unifiedreward_think.serving.questions import Settings
+from unifiedreward_think.tasks import load_prompts
+
+REPO = Path(__file__).parents[1]
+
+
+def load_bench():
+    spec = importlib.util.spec_from_file_location("bench_serving", REPO / "scripts" / "bench" / "serving.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = load_bench()
+SETTINGS = Settings(prompts=load_prompts("cot"), sampling=Sampling())
+
+
+@contextlib.asynccontextmanager
+async def served(backend=None, settings=SETTINGS, **options):
+    """A client of a running application, without a socket."""
+    app = create_app(backend or bench.ScriptedBackend(), settings, **options)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as http:
+            yield http
+
+
+def run(work, *arguments, **options):
+    """Run `work(client)` against a server and return what it returns."""
+
+    async def main():
+        async with served(*arguments, **options) as http:
+            return await work(http)
+
+    return asyncio.run(main())
+
+
+def pair(*numbers, **more):
+    candidates = [{"image": bench.picture(n)} for n in numbers]
+    return {"task": "image_generation", "prompt": "one colour", "candidates": candidates, **more}
+
+
+def post(path, body, *arguments, **options):
+    return run(lambda http: http.post(path, json=body), *arguments, **options)
+
+
+def best(*numbers):
+    return max(range(len(numbers)), key=lambda i: bench.quality(bench.colour_of(numbers[i])))
+
+
+class Says(bench.ScriptedBackend):
+    """A judge whose answer a function of the row makes."""
+
+    def __init__(self, answer, **options):
+        super().__init__(**options)
+        self.answer = answer
+
+    def complete(self, prompts, *, sampling, seeds):
+        self.calls.append(len(prompts))
+        time.sleep(self.seconds)
+        return [[self.answer(row)] for row in prompts]
+
+
+class Gated(bench.ScriptedBackend):
+    """A judge that answers `free` batches, and the others when it is told to go."""
+
+    def __init__(self, free=0, **options):
+        super().__init__(**options)
+        self.free = free
+        self.go = threading.Event()
+
+    def complete(self, prompts, **options):
+        found = super().complete(prompts, **options)
+        assert len(self.calls) <= self.free or self.go.wait(60)
+        return found
+
+    async def busy(self):
+        while not self.calls:
+            await asyncio.sleep(0.02)
+
+
+def test_a_pair_has_the_better_candidate_as_winner_wherever_it_stands():
+    for numbers in ((1, 2), (2, 1), (7, 9)):
+        reply = post("/v1/compare", pair(*numbers, orders="both", reasoning=True)).json()
+        assert (reply["status"], reply["winner"], reply["agreement"]) == ("ok", best(*numbers), True)
+        assert [row["shown_first"] for row in reply["judgments"]] == [0, 1]
+        (score,) = reply["scores"]
+        assert (score["name"], score["a"] > score["b"]) == ("Aesthetics", reply["winner"] == 0)
+        assert (reply["margin"] > 0) == (reply["winner"] == 0)
+        first, second = (bench.colour_of(n) for n in numbers)
+        assert f"saw {first} and {second}" in reply["judgments"][0]["reasoning"]
+        assert f"saw {second} and {first}" in reply["judgments"][1]["reasoning"]
+
+
+def test_reasoning_is_returned_on_request_only():
+    (row,) = post("/v1/compare", pair(1, 2)).json()["judgments"]
+    assert row["reasoning"] is None
+
+
+def test_orders_that_disagree_have_no_winner_and_say_so():
+    always_first = Says(lambda row: Completion("<think>x</think><answer>Image 1 is better</answer>", "stop"))
+    reply = post("/v1/compare", pair(1, 2, orders="both"), always_first).json()
+    assert (reply["winner"], reply["agreement"], reply["reason"]) == (None, False, "the two orders disagree")
+
+
+FATES = {
+    "unparsed": (Completion("no idea", "stop"), "no answer block"),
+    "truncated": (Completion("<think>still th", "length"), "token limit"),
+    "error": (Failure("CUDA out of memory"), "CUDA out of memory"),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_what_cannot_be_read_has_a_status_and_a_reason_and_never_a_number(fate):
+    answer, reason = FATES[fate]
+    reply = post("/v1/compare", pair(1, 2, orders="both"), Says(lambda row: answer)).json()
+    assert (reply["status"], reply["winner"], reply["margin"], reply["scores"]) == (fate, None, None, [])
+    assert reason in reply["reason"]
+    for row in post("/v1/rank", pair(1, 2, 3), Says(lambda row: answer)).json()["candidates"]:
+        assert row["status"] == fate and reason in row["reason"] and row["asked"] == 2 and row["games"] == 0
+        assert row["win_rate"] is None and row["score"] is None and row["score_low"] is None
+
+
+def test_an_unreadable_game_counts_for_nobody_and_the_others_count():
+    dark = bench.colour_of(1)
+
+    def answer(row):
+        colours = [bench.seen(image) for image in row["images"]]
+        return Failure("lost") if dark in colours else Completion(bench.say(*colours), "stop")
+
+    reply = post("/v1/rank", pair(1, 2, 3, orders="both"), Says(answer)).json()
+    assert [row["games"] for row in reply["candidates"]] == [0, 2, 2]
+    assert [row["status"] for row in reply["candidates"]] == ["error", "ok", "ok"]
+    assert sorted(row["win_rate"] for row in reply["candidates"][1:]) == [0, 1]
+
+
+def test_win_rates_and_scores_follow_the_quality():
+    numbers = list(range(20, 28))
+    reply = post("/v1/rank", pair(*numbers, orders="both")).json()
+    rank = sorted(range(8), key=lambda i: bench.quality(bench.colour_of(numbers[i])))
+    rows = reply["candidates"]
+    assert [rows[i]["win_rate"] for i in rank] == [k / 7 for k in range(8)]
+    assert [rows[i]["score"] for i in rank] == sorted(row["score"] for row in rows)
+    assert all(row["score_low"] < row["score"] < row["score_high"] for row in rows)
+    assert len(reply["judgments"]) == 56 and rows[rank[7]]["dimensions"] == {"Aesthetics": 9}
+
+
+@pytest.mark.parametrize(
+    ("more", "games"),
+    [
+        ({}, 28),
+        ({"orders": "both"}, 56),
+        ({"schedule": "k_opponents", "opponents": 3}, 12),
+        ({"schedule": "swiss"}, 16),
+    ],
+)
+def test_a_schedule_decides_how_many_games_are_played(more, games):
+    numbers = range(40, 48)
+    reply = post("/v1/rank", pair(*numbers, **more)).json()
+    assert len(reply["judgments"]) == games
+    if more.get("schedule") == "swiss":
+        top = max(reply["candidates"], key=lambda row: row["score"])
+        assert top["index"] == best(*numbers) and top["win_rate"] == 1
+
+
+TASKS = {
+    "video_generation": {"candidates": [{"frames": [bench.picture(n)] * 3} for n in (1, 2)]},
+    "image_understanding": {"candidates": [{"text": "red"}, {"text": "blue"}], "media": [{"image": bench.picture(1)}]},
+    "video_understanding": {
+        "candidates": [{"text": "red"}, {"text": "blue"}],
+        "media": [{"frames": [bench.picture(n) for n in range(12)]}],
+    },
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_judged_by_its_own_prompt(task):
+    rows = []
+
+    def answer(row):
+        rows.append(row)
+        noun = "Video" if task == "video_generation" else "Answer"
+        return Completion(f"<think>x</think><answer>{noun} 2 is better</answer>", "stop")
+
+    reply = post("/v1/compare", {"task": task, "prompt": "{media_1}?", **TASKS[task], "orders": "both"}, Says(answer))
+    assert reply.status_code == 200 and reply.json()["reason"] == "the two orders disagree"
+    assert [len(row["images"]) for row in rows] == {"video_generation": [6] * 2, "image_understanding": [1] * 2}.get(
+        task, [8] * 2
+    )
+    texts = ["".join(part["text"] or "" for part in row["prompt"][0]["content"]) for row in rows]
+    assert all("{media_1}?" in text for text in texts)
+    assert [part["type"] for part in rows[0]["prompt"][0]["content"]].count("image") == len(rows[0]["images"])
+    if "understanding" in task:
+        assert texts[0].index("red") < texts[0].index("blue") and texts[1].index("blue") < texts[1].index("red")
+    if task == "video_understanding":  # 8 of 12 frames, both ends included
+        colours = [bench.seen(image) for image in rows[0]["images"]]
+        assert colours[0] == bench.colour_of(0) and colours[-1] == bench.colour_of(11)
+
+
+def test_a_chat_of_a_published_client_is_answered_under_its_model_name():
+    backend = bench.ScriptedBackend()
+    asked = []
+    complete = backend.complete
+    backend.complete = lambda rows, **options: asked.append((rows, options)) or complete(rows, **options)
+    template = load_prompts("cot")["image_generation"]
+    body = bench.chat_body("a kite", [bench.picture(1), bench.picture(2)], template)
+    body |= {"do_sample": False, "max_tokens": 4096, "temperature": 0.7}
+    reply = post("/v1/chat/completions", body, backend).json()
+    assert (reply["object"], reply["model"]) == ("chat.completion", "UnifiedReward")
+    (choice,) = reply["choices"]
+    assert choice["finish_reason"] == "stop" and choice["message"]["role"] == "assistant"
+    assert choice["message"]["content"] == bench.say(bench.colour_of(1), bench.colour_of(2))
+    ((row,), options) = asked[0]
+    assert options["sampling"] == Sampling(temperature=0.0, max_new_tokens=4096)
+    text = "".join(part["text"] or "<image>" for part in row["prompt"][0]["content"])
+    assert text == template.replace("{prompt}", "a kite").replace("{media_1}", "<image>").replace(
+        "{media_2}", "<image>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message"),
+    [
+        ({"model": "gpt"}, 404, "'UnifiedReward'"),
+        ({"tools": [{}]}, 400, "tools"),
+        ({"stream": True}, 400, "stream"),
+        ({"max_tokens": 10**6}, 400, "limit is 8192"),
+        ({"messages": []}, 422, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 422, "image_url"),
+    ],
+)
+def test_a_chat_that_cannot_be_answered_as_asked_is_refused(change, status, message):
+    body = {"model": "UnifiedReward", "messages": [{"role": "user", "content": "Which?"}], "stream": False, **change}
+    reply = post("/v1/chat/completions", body)
+    assert reply.status_code == status and message in reply.json()["error"]["message"]
+
+
+def test_a_chat_whose_backend_fails_is_an_error_and_no_text():
+    body = {"model": "UnifiedReward", "messages": [{"role": "user", "content": "Which?"}]}
+    reply = post("/v1/chat/completions", body, Says(lambda row: Failure("out of memory")))
+    assert reply.status_code == 502 and reply.json()["error"]["message"] == "out of memory"
+
+
+def test_drawn_answers_differ_unless_a_seed_is_given():
+    seeds = []
+
+    class Seeds(bench.ScriptedBackend):
+        def complete(self, prompts, *, sampling, seeds):
+            seen.extend(s for row in seeds for s in row)
+            return [[Completion(str(row[0]), "stop")] for row in seeds]
+
+    seen = seeds
+    body = {"model": "UnifiedReward", "messages": [{"role": "user", "content": "Which?"}], "temperature": 1, "n": 3}
+
+    async def work(http):
+        return [
+            [c["message"]["content"] for c in (await http.post("/v1/chat/completions", json=each)).json()["choices"]]
+            for each in (body, body, {**body, "seed": 4}, {**body, "seed": 4})
+        ]
+
+    first, second, third, fourth = run(work, Seeds())
+    assert len({*first, *second, *third}) == 9 and third == fourth and len(seeds) == 9
+
+
+# Sharing, batching, waiting ------------------------------------------------------------------------------------------
+
+
+def test_equal_requests_in_flight_are_judged_once_and_all_are_answered():
+    backend = bench.ScriptedBackend(seconds=0.1)
+
+    async def work(http):
+        replies = await asyncio.gather(*(http.post("/v1/compare", json=pair(1, 2)) for _ in range(20)))
+        return [reply.json()["winner"] for reply in replies], (await http.get("/metrics")).text
+
+    winners, metrics = run(work, backend)
+    assert winners == [best(1, 2)] * 20 and sum(backend.calls) == 1
+    assert 'shared_answers_total{how="in flight"} 19.0' in metrics
+
+
+def test_questions_of_many_requests_share_batches():
+    backend = bench.ScriptedBackend(batch_size=16, seconds=0.02)
+
+    async def work(http):
+        await asyncio.gather(*(http.post("/v1/compare", json=pair(2 * i, 2 * i + 1)) for i in range(64)))
+
+    run(work, backend, max_wait=0.05)
+    assert sum(backend.calls) == 64 and max(backend.calls) == 16 and len(backend.calls) <= 10
+
+
+def test_a_question_alone_waits_no_longer_than_the_bound():
+    async def work(http):
+        await http.get("/health")
+        started = time.perf_counter()
+        await http.post("/v1/compare", json=pair(1, 2))
+        return time.perf_counter() - started
+
+    assert run(work, max_wait=1.0) >= 1.0
+    assert run(work, max_wait=0.0) < 1.0
+
+
+def test_a_full_queue_is_refused_with_a_time_to_come_back_and_nothing_of_it_is_judged():
+    backend = Gated(batch_size=4)
+
+    async def work(http):
+        first = asyncio.create_task(http.post("/v1/rank", json=pair(*range(8))))
+        await backend.busy()
+        refused = await http.post("/v1/rank", json=pair(*range(10, 18)))
+        backend.go.set()
+        return await first, refused
+
+    first, refused = run(work, backend, max_queue=30)
+    assert first.status_code == 200 and sum(backend.calls) == 28
+    assert refused.status_code == 429 and 1 <= int(refused.headers["retry-after"]) <= 60
+
+
+def test_a_deadline_makes_errors_of_what_is_late_and_keeps_the_rest():
+    backend = Gated(batch_size=4, free=1)
+
+    async def work(http):
+        reply = (await http.post("/v1/rank", json=pair(*range(4), orders="both", deadline=1))).json()
+        backend.go.set()
+        return reply
+
+    rows = run(work, backend)["judgments"]
+    assert [row["status"] for row in rows] == ["ok"] * 4 + ["error"] * 8
+    assert all("no answer within the deadline" in row["reason"] for row in rows[4:])
+    assert sum(backend.calls) == 8  # the third batch was in the queue, and nobody waits for it any more
+
+
+def test_what_was_judged_after_the_deadline_is_there_when_the_client_comes_back():
+    backend = Gated()
+
+    async def work(http):
+        late = (await http.post("/v1/compare", json=pair(1, 2, deadline=0.5))).json()
+        backend.go.set()
+        while not (await http.get("/metrics")).text.count("batch_size_count 1.0"):
+            await asyncio.sleep(0.02)
+        return late, (await http.post("/v1/compare", json=pair(1, 2, deadline=5))).json()
+
+    late, there = run(work, backend)
+    assert (late["status"], there["status"], sum(backend.calls)) == ("error", "ok", 1)
+
+
+def test_a_question_that_breaks_the_backend_fails_alone():
+    class Fragile(bench.ScriptedBackend):
+        def complete(self, prompts, **options):
+            if any(bench.seen(image) == bench.colour_of(5) for row in prompts for image in row["images"]):
+                raise ValueError("image features and image tokens do not match")
+            return super().complete(prompts, **options)
+
+    rows = post("/v1/rank", pair(*range(8)), Fragile()).json()["judgments"]
+    assert {(row["status"], 5 in (row["a"], row["b"])) for row in rows} == {("ok", False), ("error", True)}
+    assert all("do not match" in row["reason"] for row in rows if row["status"] == "error")
+
+
+def test_a_backend_that_is_gone_is_asked_once_a_batch():
+    class Gone(bench.ScriptedBackend):
+        def complete(self, prompts, **options):
+            self.calls.append(len(prompts))
+            raise BackendError("no server answers")
+
+    backend = Gone()
+    rows = post("/v1/rank", pair(*range(4)), backend).json()["judgments"]
+    assert [row["reason"] for row in rows] == ["no server answers"] * 6 and backend.calls == [6]
+
+
+class LiveServer:
+    """The application behind a real socket, so that clients can really leave."""
+
+    def __init__(self, backend, settings=SETTINGS, **options):
+        import uvicorn
+
+        app = create_app(backend, settings, **options)
+        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join(30)
+
+
+def test_what_a_client_that_leaves_has_asked_is_not_judged():
+    backend = Gated(batch_size=1)
+    with LiveServer(backend) as url, httpx.Client() as http:
+        with pytest.raises(httpx.ReadTimeout):
+            http.post(f"{url}/v1/rank", json=pair(*range(8)), timeout=1)
+        while "clients_left_total 1.0" not in http.get(f"{url}/metrics").text:
+            time.sleep(0.02)
+        backend.go.set()
+    assert backend.calls == [1]
+
+
+def test_a_client_that_leaves_takes_nothing_from_another_with_the_same_question():
+    backend = Gated(batch_size=1)
+    with LiveServer(backend) as url, httpx.Client() as http, ThreadPoolExecutor(1) as thread:
+        other = thread.submit(httpx.post, f"{url}/v1/rank", json=pair(*range(5)), timeout=60)
+        asyncio.run(backend.busy())
+        with pytest.raises(httpx.ReadTimeout):
+            http.post(f"{url}/v1/rank", json=pair(*range(5)), timeout=0.5)
+        while "clients_left_total 1.0" not in http.get(f"{url}/metrics").text:
+            time.sleep(0.02)
+        backend.go.set()
+        rows = other.result().json()["judgments"]
+    assert {row["status"] for row in rows} == {"ok"} and sum(backend.calls) == 10
+
+
+def test_a_server_told_to_stop_answers_what_is_in_flight():
+    backend = Gated(batch_size=1)
+    with ThreadPoolExecutor(1) as thread:
+        live = LiveServer(backend)
+        with live as url:
+            asking = thread.submit(httpx.post, f"{url}/v1/rank", json=pair(*range(4)), timeout=60)
+            asyncio.run(backend.busy())
+            live.server.should_exit = True
+            time.sleep(0.3)  # it stops listening, and waits for the request
+            backend.go.set()
+        assert {row["status"] for row in asking.result().json()["judgments"]} == {"ok"}
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+def test_hundreds_of_requests_at_once_get_each_its_own_answer():
+    with LiveServer(bench.ScriptedBackend(batch_size=64)) as url:
+        seconds, wrong = asyncio.run(bench.storm(url, 300, 100))
+    assert len(seconds) == 300 and wrong == []
+
+
+def test_the_storm_notices_a_mixed_up_answer():
+    swap = Says(lambda row: Completion(bench.say(*(bench.seen(i) for i in row["images"][::-1])), "stop"))
+    with LiveServer(swap) as url:
+        _, wrong = asyncio.run(bench.storm(url, 4, 2))
+    assert len(wrong) == 4 and all("mixed up" in problem for problem in wrong)
+
+
+# Health and metrics --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "code"),
+    [
+        (Completion("<think>x</think><answer>Image 1 is better</answer>", "stop"), "ok", 200),
+        (Completion("mumble", "stop"), "degraded", 200),
+        (Failure("the GPU fell off"), "error", 503),
+    ],
+)
+def test_health_is_that_of_a_real_judgment(answer, status, code):
+    backend = Says(lambda row: answer)
+
+    async def work(http):
+        return [await http.get("/health") for _ in range(3)]
+
+    replies = run(work, backend)
+    assert [reply.status_code for reply in replies] == [code] * 3
+    assert {reply.json()["status"] for reply in replies} == {status} and backend.calls == [1]
+
+
+def test_an_old_canary_is_judged_anew_and_not_remembered():
+    backend = Says(lambda row: Completion("<think>x</think><answer>Image 1 is better</answer>", "stop"))
+
+    async def work(http):
+        return [await http.get("/health") for _ in range(3)]
+
+    run(work, backend, replace(SETTINGS, canary_seconds=-1))
+    assert backend.calls == [1, 1, 1]
+
+
+def test_metrics_count_requests_and_judgments():
+    async def work(http):
+        await http.post("/v1/rank", json=pair(1, 2, 3))
+        await http.get("/no/such/path")
+        return (await http.get("/metrics")).text
+
+    text = run(work)
+    for line in (
+        'unifiedreward_requests_total{path="/v1/rank",status="200"} 1.0',
+        'unifiedreward_requests_total{path="other",status="404"} 1.0',
+        'unifiedreward_judgments_total{status="ok",task="image_generation"} 3.0',
+        'unifiedreward_media_total{cache="miss"} 3.0',
+        'unifiedreward_held{unit="pixels"} 0.0',
+        "unifiedreward_queue 0.0",
+    ):
+        assert line in text
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+
+def png(width=8, height=8):
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "PNG")
+    return bytearray(buffer.getvalue())
+
+
+def url(content, kind="png"):
+    return f"data:image/{kind};base64,{base64.b64encode(bytes(content)).decode()}"
+
+
+def bomb(side):
+    """A few bytes that declare a picture of side x side pixels."""
+    content = png()
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return url(content)
+
+
+SMALL = Limits(
+    body_bytes=200_000, json_depth=8, json_skeleton=4000, medium_bytes=50_000, pixels=10_000, request_pixels=15_000,
+    frames=4, candidates=4, prompt_chars=100, deadline=5,
+)  # fmt: skip
+IMAGES = {
+    "a path": ("/etc/passwd", 422, "expected data:image"),
+    "a file address": ("file:///etc/passwd", 422, "expected data:image"),
+    "an address": ("https://example.com/a.png", 422, "fetches nothing"),
+    "no base64": ("data:image/png;base64,%%%", 422, "not valid base64"),
+    "no picture": (url(b"GIF but not really"), 422, "no picture of the formats"),
+    "a cut picture": (url(png(50, 50)[:-40]), 422, "not a readable image"),
+    "a large picture": (url(png(101, 100)), 413, "101x100 pixels"),
+    "a bomb": (bomb(60_000), 422, "not a readable picture"),
+    "a smaller bomb": (bomb(9_000), 413, "9000x9000 pixels"),
+    "a thread": (url(png(2000, 1)), 422, "too narrow"),
+    "many bytes": (url(b"0" * 50_010), 413, "50000 bytes"),
+    "an SVG": (url(b"<svg/>", "svg+xml"), 422, "no picture of the formats"),
+    "a TIFF": (url(b"II*\0" + bytes(40), "tiff"), 422, "no picture of the formats"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("case", IMAGES)
+def test_media_that_cannot_be_used_are_refused_by_name(case):
+    source, status, reason = IMAGES[case]
+    backend = bench.ScriptedBackend()
+    body = pair(1, 2)
+    body["candidates"][1] = {"image": source}
+    reply = post("/v1/compare", body, backend, replace(SETTINGS, limits=SMALL))
+    message = reply.json()["error"]["message"]
+    assert reply.status_code == status and reason in message and backend.calls == []
+    assert "candidates[1].image" in message or case == "an address"
+
+
+def refused(change, settings=replace(SETTINGS, limits=SMALL)):  # noqa: B008
+    reply = post("/v1/rank", {**pair(1, 2), **change}, bench.ScriptedBackend(), settings)
+    return reply.status_code, reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        ({"candidates": pair(*range(5))["candidates"]}, 422, "the limit is 4"),
+        ({"candidates": pair(1)["candidates"]}, 422, "at least 2"),
+        ({"candidates": [{"frames": [bench.picture(1)]}] * 2}, 422, "takes images"),
+        ({"task": "video_generation", "candidates": [{"frames": [bench.picture(1)] * 5}] * 2}, 422, "5 frames"),
+        ({"task": "image_understanding"}, 422, "understanding tasks need"),
+        ({"media": [{"image": bench.picture(1)}]}, 422, "generation tasks have none"),
+        ({"candidates": [{"image": url(png(90, 90))}, {"image": url(png(90, 91))}]}, 413, "15000 pixels"),
+        ({"prompt": "x" * 101}, 413, "100 characters"),
+        ({"prompt": "x" * 250_000}, 413, "200000 bytes"),
+        ({"schedule": "k_opponents"}, 422, "opponents"),
+        ({"opponents": 2}, 422, "opponents"),
+        ({"rounds": 2}, 422, "rounds"),
+        ({"deadline": -1}, 422, "deadline"),
+        ({"task": "poetry"}, 422, "task"),
+        ({"surprise": 1}, 422, "surprise"),
+        ({"candidates": [{"sound": ""}, {"image": ""}]}, 422, "'image', 'frames' or 'text'"),
+        ({"media": [[[[[[[[]]]]]]]]}, 400, "deeper than 8"),
+        ({"media": [[]] * 2000}, 400, "4000 bytes"),
+    ],
+)
+def test_a_request_over_a_limit_or_out_of_shape_is_refused(change, status, reason):
+    found, message = refused(change)
+    assert found == status and reason in message
+    assert len(message) < 600  # what was sent is not sent back
+
+
+def test_a_body_without_a_length_is_cut_off_at_the_limit():
+    sent = []
+
+    async def endless():
+        while True:
+            sent.append(1)
+            yield b" " * 10_000
+
+    reply = run(
+        lambda http: http.post("/v1/rank", content=endless(), headers={"Content-Type": "application/json"}),
+        settings=replace(SETTINGS, limits=SMALL),
+    )
+    assert reply.status_code == 413 and len(sent) <= 25
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1,", b'"\\', b"\xff", b"nul"])
+def test_what_is_no_json_is_refused(content):
+    reply = run(
+        lambda http: http.post("/v1/rank", content=content, headers={"Content-Type": "application/json"}),
+    )
+    assert reply.status_code in (400, 422) and reply.json()["error"]["message"]
+
+
+def test_a_picture_sent_as_a_form_or_plain_text_is_refused():
+    reply = run(lambda http: http.post("/v1/rank", content=b"{}", headers={"Content-Type": "text/plain"}))
+    assert reply.status_code == 422
+
+
+def test_all_requests_together_hold_no_more_than_they_may():
+    length = len(json.dumps(pair(1, 2)))
+    for budget in ({"flying_pixels": 150}, {"flying_bytes": length * 3 // 2}):
+        backend = Gated()
+
+        async def work(http, backend=backend):
+            slow = asyncio.create_task(http.post("/v1/compare", json=pair(1, 2)))
+            await backend.busy()
+            busy = await http.post("/v1/compare", json=pair(5, 6))
+            backend.go.set()
+            return busy, await slow, await http.get("/metrics")
+
+        busy, slow, metrics = run(work, backend, replace(SETTINGS, limits=Limits(**budget)))
+        assert (slow.status_code, busy.status_code, busy.headers["retry-after"]) == (200, 429, "1")
+        assert 'held{unit="pixels"} 0.0' in metrics.text and 'held{unit="bytes"} 0.0' in metrics.text
+
+
+def test_a_key_is_needed_everywhere_but_for_health():
+    async def work(http):
+        good = {"Authorization": "Bearer sesame"}
+        tried = [("POST", "/v1/compare"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/health")]
+        denied = [
+            (await http.request(*each, headers=headers)).status_code
+            for each in tried
+            for headers in ({}, {"Authorization": "Bearer wrong"})
+        ]
+        return denied, (await http.post("/v1/compare", json=pair(1, 2), headers=good)).status_code
+
+    denied, allowed = run(work, api_key="sesame")
+    assert denied == [401] * 6 + [200] * 2 and allowed == 200
+
+
+def test_no_request_opens_a_file():
+    opened = []
+    watched = []
+    template = load_prompts("cot")["image_generation"]
+
+    def hook(event, arguments):
+        if watched and event in ("open", "os.mkdir", "os.rename", "os.remove", "shutil.copyfile", "tempfile.mkstemp"):
+            opened.append((event, arguments[0]))
+
+    sys.addaudithook(hook)
+
+    async def work(http):
+        await http.post("/v1/compare", json=pair(1, 2))  # loads what is imported late
+        await http.get("/health")
+        watched.append(1)
+        for source in ("/etc/passwd", "../../secret.png", "file:///etc/hosts", bench.picture(77)):
+            for task in ("image_generation", "video_generation"):
+                kind = {"image": source} if task == "image_generation" else {"frames": [source, source]}
+                body = {"task": task, "prompt": source[:40], "candidates": [kind, {**kind}]}
+                await http.post("/v1/rank", json=body)
+        body = bench.chat_body("/etc/passwd", ["/etc/passwd", "file:///x"], template)
+        await http.post("/v1/chat/completions", json=body)
+        await http.get("/../../etc/passwd")
+        watched.clear()
+
+    run(work)
+    own = [path for event, path in opened if isinstance(path, str) and path.endswith((".py", ".pyc"))]
+    assert [found for found in opened if found[1] not in own] == []

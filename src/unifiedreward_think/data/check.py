@@ -29,6 +29,7 @@ from unifiedreward_think.data.shards import (
     ShardFolder,
     Stored,
     as_json,
+    described,
     read_stored,
     total_rows,
     write_bytes_whole,
@@ -69,7 +70,7 @@ def clean(
     """
     frames = {"frames": sampling.frames, "decoder": sampling.decoder}
     chosen = {**asdict(limits), **frames, "against": [str(path) for path in against]}
-    about = {"command": "check", "inputs": [_described(folder) for folder in folders], "settings": chosen}
+    about = {"command": "check", "inputs": [described(folder) for folder in folders], "settings": chosen}
     shards = ShardFolder(output, about)
     if not shards.finished:
         prints = _fingerprints(folders, output / "fingerprints", sampling, workers)
@@ -79,13 +80,6 @@ def clean(
         while chunk := list(islice(rows, PART_ROWS)):
             shards.write(_part(chunk), len(chunk))
     return shards.finish(about)
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    file = folder / "manifest.json"
-    if not file.is_file():
-        raise DataError(f"{folder}: no manifest.json; run its command again until it is finished, or check the path")
-    return {"folder": str(folder), "parts": [part["sha256"] for part in json.loads(file.read_bytes())["parts"]]}
 
 
 Decision = tuple[str, int, Stored, str]
@@ -146,7 +140,7 @@ def _fingerprints(folders: Sequence[Path], store: Path, sampling: FrameSampling,
             if file.is_file():
                 found = [Fingerprint(*values) for values in json.loads(file.read_bytes())]
             else:
-                found = list(threads.map(lambda entry: fingerprint(*entry, sampling), new))
+                found = list(threads.map(lambda entry: fingerprint(entry[0], entry[1], sampling), new))
                 write_bytes_whole(file, as_json(found).encode())
             prints.update(zip(new, found, strict=True))
             advance(len(batch))

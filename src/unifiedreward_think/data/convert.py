@@ -1,8 +1,8 @@
 """One row of a source as a record: fields from the columns, media checked, order drawn, label after the swap.
 
 >>> from unifiedreward_think.data.sources import read_source
->>> text = "{name: demo, judged_by: people, task: image_understanding, label: {rule: first}, facts: [], unverified: [], "
->>> source = read_source(text + "fields: {prompt: q, media: [i], answers: [x, y]}}", "demo.yaml")
+>>> text = "{name: demo, judged_by: people, task: image_understanding, facts: [], unverified: [], "
+>>> source = read_source(text + "label: {rule: first}, fields: {prompt: q, media: [i], answers: [x, y]}}", "demo.yaml")
 >>> class Anything:
 ...     def entry(self, value):
 ...         return (value,)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image, pixel_sha256
@@ -100,7 +101,4 @@ class NearIndex:
         bits, count = 4 * len(phash), self._reach * max(1, len(phash) * 4 // BITS) + 1
         value = int(phash or "0", 16)
         edges = [bits * i // count for i in range(count + 1)]
-        return [
-            (bits, i, value >> low & (1 << high - low) - 1)
-            for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
-        ]
+        return [(bits, i, value >> low & (1 << high - low) - 1) for i, (low, high) in enumerate(pairwise(edges))]

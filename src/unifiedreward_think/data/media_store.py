@@ -67,7 +67,7 @@ class MediaStore:
         url_folder: Path | None = None,
     ) -> None:
         self._output, self._folder, self._location, self._urls = output, folder, location, url_folder
-        self._root = str(root.absolute())
+        self._root = str(root.absolute()).rstrip("/")
         self._archives = [_open_archive(path) for path in archives]
         self._members = {
             name: archive for archive in reversed(self._archives) for name in archive.namelist() if name[-1:] != "/"

@@ -226,6 +226,13 @@ def parts_of(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def described(folder: Path) -> dict[str, Any]:
+    """Return what identifies a complete folder: its name and the hashes of its parts."""
+    parts_of(folder)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    return {"folder": str(folder), "parts": [part["sha256"] for part in manifest["parts"]]}
+
+
 def total_rows(folders: Iterable[Path]) -> int:
     """Return how many records complete folders hold."""
     return sum(

@@ -3,8 +3,8 @@ r"""Split records into train, rejection sampling and held-out, and mix sources.
     python -m unifiedreward_think.data split --input data/clean --output data/split --shares 0.6 0.3 0.1 \
         --mixture mixture.yaml
 
-Rows that share a prompt or a picture, directly or through others, stay together. Every source and task is divided in the
-same ratio. The order of the groups comes from a digest, so new rows move few old ones, and none within its part.
+Rows that share a prompt or a picture, directly or through others, stay together. Every source and task is divided in
+the same ratio. The order of the groups comes from a digest, so that new rows move few of the old ones to another part.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.data.check import _described as described
 from unifiedreward_think.data.cleaning import plain
 from unifiedreward_think.data.files import BadRow, DataError
 from unifiedreward_think.data.mixture import read_mixture, select, shares
-from unifiedreward_think.data.shards import PART_ROWS, Part, Removal, ShardFolder, Stored, as_json, read_stored
+from unifiedreward_think.data.shards import (
+    PART_ROWS,
+    Part,
+    Removal,
+    ShardFolder,
+    Stored,
+    as_json,
+    described,
+    read_stored,
+)
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.records import digest
 
@@ -76,7 +84,7 @@ def assign(groups: Sequence[int], strata: Sequence[str], parts: Sequence[float],
     for group, name in stratum.items():
         members[name].append(group)
     part: dict[int, int] = {}
-    for name, found in members.items():
+    for found in members.values():
         found.sort(key=lambda group: digest("split", seed, group))
         total, before = sum(size[group] for group in found), 0
         for group in found:
@@ -128,39 +136,38 @@ def split(
     Raises:
         DataError: a folder is not complete, or the mixture does not fit.
     """
-    about = {"command": "split", "inputs": [described(folder) for folder in folders]}
+    about: dict[str, Any] = {"command": "split", "inputs": [described(folder) for folder in folders]}
     chosen = {"shares": list(parts), "seed": seed, "mixture": mixture}
-    rows = [stored for _, _, stored in read_stored(folders)]
-    records = [row.record for row in rows]
-    found = assign(groups(rows), [f"{record.source} {record.task}" for record in records], parts, seed)
-    used = set(range(len(rows)))
+    seen = [(row.record.source, row.record.task, row.record.id) for row in _rows(folders)]
+    found = assign(groups(_rows(folders)), [f"{source} {task}" for source, task, _ in seen], parts, seed)
+    used = set(range(len(seen)))
     if mixture is not None:
-        used = mixed([record.source for record in records], [record.id for record in records], mixture, seed)
+        used = mixed([source for source, _, _ in seen], [name for _, _, name in seen], mixture, seed)
     counts = {}
     for number, name in enumerate(PARTS):
-        mine = [i for i in range(len(rows)) if found[i] == number]
         settings = {**about, "settings": {**chosen, "part": name}}
         shards = ShardFolder(output / name, settings)
         if not shards.finished:
             shards.done = 0
-            for part, inputs in _parts(mine, rows, used):
-                shards.write(part, inputs)
+            mine = ((i, row) for i, row in enumerate(_rows(folders)) if found[i] == number)
+            while chunk := list(islice(mine, PART_ROWS)):
+                shards.write(_part(chunk, used), len(chunk))
         counts[name] = shards.finish(settings)["counts"]
     return counts
 
 
-def _parts(mine: Sequence[int], rows: Sequence[Stored], used: set[int]) -> Iterator[tuple[Part, int]]:
-    todo = iter(mine)
-    while chunk := list(islice(todo, PART_ROWS)):
-        part = Part()
-        for i in chunk:
-            if i in used:
-                part.rows.append(rows[i])
-            else:
-                part.removals.append(
-                    Removal(BadRow("", 0, rows[i].record.id, "not taken by the mixture"), broken=False)
-                )
-        yield part, len(chunk)
+def _rows(folders: Sequence[Path]) -> Iterator[Stored]:
+    return (stored for _, _, stored in read_stored(folders))
+
+
+def _part(chunk: Iterable[tuple[int, Stored]], used: set[int]) -> Part:
+    part = Part()
+    for i, row in chunk:
+        if i in used:
+            part.rows.append(row)
+        else:
+            part.removals.append(Removal(BadRow("", 0, row.record.id, "not taken by the mixture"), broken=False))
+    return part
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

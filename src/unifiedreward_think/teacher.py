@@ -2,8 +2,8 @@
 
     Teacher("gpt-4o", server="https://api.openai.com/v1", prices=Prices(2.5, 10.0), max_usd=20.0, rpm=500, ledger=path)
 
-Every request is written to the ledger before it is sent, at the most it can cost, and again with what it did cost by the
-server's count. A run that was killed goes on with what the ledger says: too much may be counted, never too little.
+Every request is written to the ledger before it is sent, at the most it can cost, and again with what it did cost by
+the server's count. A run that was killed goes on with what the ledger says: too much may be counted, never too little.
 """
 
 from __future__ import annotations

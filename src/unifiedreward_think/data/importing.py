@@ -24,7 +24,7 @@ from unifiedreward_think.data.files import BadRow, DataError, LeftOut
 from unifiedreward_think.data.media_store import MediaStore, sweep
 from unifiedreward_think.data.mixture import read_entries, select
 from unifiedreward_think.data.pairing import PAIRINGS, PairRow
-from unifiedreward_think.data.readers import hub_rows, is_hub_name, read_rows
+from unifiedreward_think.data.readers import column_names, hub_rows, is_hub_name, read_rows
 from unifiedreward_think.data.shards import PART_ROWS, Part, Removal, ShardFolder, as_json
 from unifiedreward_think.data.sources import Source, load_source
 from unifiedreward_think.entry import run_main
@@ -117,14 +117,14 @@ def _pair_rows(
             total = sum(1 for _ in _rows(source, entry, settings, lambda size: None))
             used = select(entry.strategy, total, seed=settings.seed, name=name)
             rows = (row for i, row in enumerate(rows) if i in used)
-        first = next(rows, None)
-        if first is None:
-            raise DataError(f"{entry.name}: holds no row; remove it from the inputs or fetch it again")
-        rows = chain([first], rows)
-        found = list(first[1]) if isinstance(first[1], Mapping) else []
-        converter = Converter(
-            source, found, settings.renamed, name, _store(source, entry, output, settings), settings.seed
-        )
+        head = list(islice(rows, HEAD))
+        seen = (key for _, row in head if isinstance(row, Mapping) for key in row)
+        found = column_names(Path(entry.name)) or list(dict.fromkeys(seen))
+        if not found:
+            raise DataError(f"{entry.name}: no object among its first {HEAD} rows; fetch it again or mend it")
+        media = _store(source, entry, output, settings)
+        converter = Converter(source, found, settings.renamed, name, media, settings.seed)
+        rows = chain(head, rows)
         declared = {**source.pairs, "folder": str(entry.root)}
         pairing = PAIRINGS[source.pairs["kind"]][0]
         for row in pairing(rows, source.finder(found, settings.renamed), declared):

@@ -49,6 +49,20 @@ def read_rows(path: Path, *, columns: Sequence[str] | None = None, advance: Adva
     return READERS[path.suffix.lower()](path, columns, advance)
 
 
+def column_names(path: Path) -> list[str]:
+    """Return the columns a parquet file names in its schema; those of other files show in their rows only."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    if path.suffix.lower() != ".parquet":
+        return []
+    try:
+        names: list[str] = parquet.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: no whole parquet file ({str(error)[:200]}); fetch it again") from error
+    return names
+
+
 def is_hub_name(name: str) -> bool:
     """Whether a name can only be that of a data set on the Hub.
 
@@ -190,8 +204,8 @@ def _counted(lines: Any, advance: Advance) -> Iterator[str]:
 
 
 def _parquet_rows(path: Path, columns: Sequence[str] | None, advance: Advance) -> Rows:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
 
     number = 0
     try:

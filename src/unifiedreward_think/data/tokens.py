@@ -1,5 +1,6 @@
-"""How many tokens a row takes with a processor, from the sizes of its pictures: chat template, tokenizer, and the
-processor's own count of what a picture takes.
+"""How many tokens a row takes with a processor, told from the sizes of its pictures alone.
+
+The chat template and the tokenizer are the processor's own, and so is the count of what a picture takes.
 
     counter = TokenCounter("Qwen/Qwen2.5-VL-7B-Instruct")
     counter.count(content, [(480, 640)])        # a user message with one picture, 480 high and 640 wide
@@ -49,7 +50,7 @@ class TokenCounter:
         tokens = len(self._processor.tokenizer(text + answer)["input_ids"])
         if not sizes:
             return tokens
-        pictures = self._processor._get_num_multimodal_tokens(image_sizes=list(sizes))["num_image_tokens"]
+        pictures: list[int] = self._processor._get_num_multimodal_tokens(image_sizes=list(sizes))["num_image_tokens"]
         return tokens + sum(pictures) - len(sizes)  # the template writes one token for each
 
 

@@ -1,5 +1,6 @@
 """An import is fast, flat in memory, the same bytes however often it is killed, and survives every broken input."""
 
+import importlib.util
 import json
 import os
 import random
@@ -25,6 +26,11 @@ from unifiedreward_think.data.media_store import inside
 from unifiedreward_think.data.shards import read_stored, reason_kind
 from unifiedreward_think.data.sources import load_source, read_source
 from unifiedreward_think.records import RecordError
+
+BENCH = Path(__file__).parents[1] / "scripts" / "bench" / "data_import.py"
+spec = importlib.util.spec_from_file_location("bench_data_import", BENCH)
+data_import = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(data_import)
 
 PLAIN = {
     "name": "plain",
@@ -72,10 +78,10 @@ def tree(folder):
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory):
-    """Two files of the HPD v2 layout, one four times as long."""
+    """Two files of the HPD v2 layout: as many rows as a part holds, and three times as many."""
     root = tmp_path_factory.mktemp("big")
     data_sources.save_pictures(root / "train", [f"{i}.png" for i in range(8)])
-    for name, count in (("small", 10_000), ("large", 40_000)):
+    for name, count in (("small", 20_000), ("large", 60_000)):
         lines = (
             {"human_preference": [i % 2, 1 - i % 2], "prompt": f"tram {i}", "file_path": [f"{i % 8}.png", "0.png"]}
             for i in range(count)
@@ -84,28 +90,13 @@ def big(tmp_path_factory):
     return root
 
 
-CHILD = """
-import resource, sys, time
-from pathlib import Path
-from unifiedreward_think.data.importing import Settings, expand, import_source
-from unifiedreward_think.data.sources import load_source
-file, output = sys.argv[1:]
-started = time.process_time()
-import_source(load_source("hpdv2_train"), expand([file], None), Path(output), Settings(renamed={}, part_rows=2000))
-print(time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def in_child(file, output):
-    done = subprocess.run([sys.executable, "-c", CHILD, file, output], capture_output=True, text=True, check=True)
-    return map(float, done.stdout.split())
-
-
-def test_memory_stays_flat_and_a_core_imports_twenty_thousand_rows_a_second(big, tmp_path):
-    _, small_peak = in_child(big / "small.json", tmp_path / "small")
-    seconds, large_peak = in_child(big / "large.json", tmp_path / "large")
-    assert large_peak < small_peak + 25_000  # kB; 30,000 more records alone would take twice as much
-    assert seconds < 40_000 / 20_000 + 1.5  # with the time to import pyarrow
+def test_memory_stays_flat_and_rows_are_imported_about_as_fast_as_pandas_loops_over_them(big):
+    """The figures for a million rows are those of scripts/bench/data_import.py, whose code this runs."""
+    small, large = (data_import.measure(data_import.IMPORT, big / f"{name}.json") for name in ("small", "large"))
+    loop = data_import.measure(data_import.PANDAS, big / "large.json")
+    assert (large["rows"], large["first"]) == (loop["rows"], loop["first"]) == (60_000, 30_000)
+    assert large["peak_mib"] < small["peak_mib"] + 20  # 40,000 more records would take three times as much
+    assert large["seconds"] < 3 * loop["seconds"]  # half of it is a start that does not grow with the rows
 
 
 def test_two_imports_are_the_same_bytes_and_a_third_into_the_same_folder_changes_nothing(tmp_path):

@@ -4,12 +4,13 @@ r"""Clean imported records: open all media, find duplicates and conflicts, and t
         --against benchmarks/vl_rewardbench.json benchmarks/genai_images/
 
 Every row that is left out is listed with its reason in `left_out/`. Opening the media takes nearly all the time; their
-fingerprints are kept in `fingerprints/`, so that a killed run goes on and other limits cost little.
+fingerprints are kept in `fingerprints/`, so that a killed run goes on. Memory holds some hundred bytes a record.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +70,7 @@ def clean(
         DataError: a folder is not complete, a record id occurs twice, or a benchmark cannot be read.
     """
     frames = {"frames": sampling.frames, "decoder": sampling.decoder}
-    chosen = {**asdict(limits), **frames, "against": [str(path) for path in against]}
+    chosen = {**asdict(limits), **frames, "against": list(map(_benchmark, against))}
     about = {"command": "check", "inputs": [described(folder) for folder in folders], "settings": chosen}
     shards = ShardFolder(output, about)
     if not shards.finished:
@@ -80,6 +81,13 @@ def clean(
         while chunk := list(islice(rows, PART_ROWS)):
             shards.write(_part(chunk), len(chunk))
     return shards.finish(about)
+
+
+def _benchmark(path: Path) -> dict[str, Any]:
+    """Return what identifies a benchmark: the hash of a file, the number of files in a folder."""
+    if path.is_file():
+        return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"path": str(path), "files": sum(1 for _ in path.rglob("*"))}
 
 
 Decision = tuple[str, int, Stored, str]

@@ -97,14 +97,14 @@ class Exporter:
     def released_grpo(self, row: Stored) -> dict[str, Any]:
         """Return a row with `problem`, `solution` and `images`."""
         said = self.solution(row)
-        problem, images = self.asked(row)
+        problem, images = self._released(row)
         return {"id": row.record.id, "problem": problem, "solution": said, "images": images}
 
     def released_sft(self, row: Stored) -> dict[str, Any]:
         """Return a row with `conversations` and `images`."""
         self.solution(row)
         said = self.answered(row)
-        problem, images = self.asked(row)
+        problem, images = self._released(row)
         turns = [{"from": "human", "value": problem}, {"from": "gpt", "value": said}]
         return {"id": row.record.id, "conversations": turns, "images": images}
 
@@ -124,6 +124,13 @@ class Exporter:
         trace = Trace(record=row.record, order=row.order, completion=self.answered(row))
         return sft_row(trace, self.prompts, self.sampling)
 
+    def _released(self, row: Stored) -> tuple[str, list[str]]:
+        """Return prompt and pictures, refusing a video that the released formats tell from pictures by their number."""
+        problem, images = self.asked(row)
+        if row.record.task == "video_understanding" and len(images) <= 2:
+            raise RecordError(f"a video of {len(images)} frames is read back as pictures; raise --frames")
+        return problem, images
+
     def _path(self, image: Path) -> str:
         if self.media_root is None:
             return str(image)
@@ -140,6 +147,7 @@ def export(folders: Sequence[Path], output: Path, form: str, exporter: Exporter)
         DataError: a folder is not complete.
     """
     output.mkdir(parents=True, exist_ok=True)
+    (output / "manifest.json").unlink(missing_ok=True)  # it comes last: where it is, the files beside it are whole
     left: list[Removal] = []
     written: dict[str, int] = {}
     for name, convert, wanted in _files(form, exporter):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import data_sources
 import pytest
@@ -16,6 +17,7 @@ from unifiedreward_think.data.shards import Stored
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
 from unifiedreward_think.records import PreferenceRecord
 
+TOY = Path(__file__).parents[1] / "src" / "unifiedreward_think" / "toy" / "base"
 SHAPES = [(240, 320), (333, 100), (28, 28), (31, 200)]  # height, width
 
 
@@ -87,13 +89,12 @@ def test_the_page_counts_sources_labels_ties_and_removals_and_opens_offline(tmp_
     assert "<script" not in page
 
 
-def test_the_page_says_which_share_of_rows_fits_which_context(processors, tmp_path, capsys):
+def test_the_page_says_which_share_of_rows_fits_which_context_of_any_processor(tmp_path, capsys):
     imported("hpd", tmp_path)
-    page = report([tmp_path / "out"], tmp_path / "report.html", "--processor", *processors)
+    page = report([tmp_path / "out"], tmp_path / "report.html", "--processor", str(TOY))
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
-    for name in ("Qwen2.5-VL-7B-Instruct", "Qwen3-VL-8B-Instruct"):
-        assert f"{name} 100.0% 100.0% 100.0% 100.0% 100.0%" in text
-        assert f"Tokens with {name}" in text
+    assert "base 100.0% 100.0% 100.0% 100.0% 100.0%" in text
+    assert "Tokens with base" in text
 
 
 def test_a_source_whose_first_candidate_is_always_preferred_is_marked(tmp_path, capsys):

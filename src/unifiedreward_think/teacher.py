@@ -22,6 +22,7 @@ from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.records import RecordError, read_json_lines
 
 IMAGE_TOKENS = 2500  # the most a picture is taken to cost before the server says it
+SETTLE = 0.02  # seconds between looks at what requests in flight did cost
 CHARS_PER_TOKEN = 2  # few, so that the estimate is high
 
 
@@ -75,6 +76,7 @@ class Teacher(ServerBackend):
         super().__init__(model, **options)
         self._prices, self._max_usd, self._ledger = prices, max_usd, ledger
         self._gap, self._next = (60 / rpm if rpm else 0.0), 0.0
+        self._flying = 0
         self._sent, self.spent = read_ledger(ledger)
 
     def complete(
@@ -94,8 +96,20 @@ class Teacher(ServerBackend):
         self, client: Any, messages: list[dict[str, Any]], sampling: Sampling, seed: int
     ) -> Completion | Failure:
         most = self._prices.usd(estimate_tokens(messages), sampling.max_new_tokens)
-        if self._max_usd is not None and self.spent + most > self._max_usd:
-            return _NO_MONEY
+        while self._max_usd is not None and self.spent + most > self._max_usd:
+            if not self._flying:
+                return _NO_MONEY
+            await asyncio.sleep(SETTLE)  # a request in flight will cost less than the most it can
+        self._flying += 1
+        try:
+            return await self._paid(client, messages, sampling, seed, most)
+        finally:
+            self._flying -= 1
+
+    async def _paid(
+        self, client: Any, messages: list[dict[str, Any]], sampling: Sampling, seed: int, most: float
+    ) -> Completion | Failure:
+        """Send a request that fits the budget, and settle what it cost."""
         number = self._send(most)
         await self._wait()
         usage: dict[str, Any] = {}

@@ -52,12 +52,12 @@ def read_rows(path: Path, *, columns: Sequence[str] | None = None, advance: Adva
 def column_names(path: Path) -> list[str]:
     """Return the columns a parquet file names in its schema; those of other files show in their rows only."""
     import pyarrow as pa  # type: ignore[import-untyped]
-    from pyarrow import parquet
+    from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
 
     if path.suffix.lower() != ".parquet":
         return []
     try:
-        names: list[str] = parquet.read_schema(path).names
+        names: list[str] = read_schema(path).names
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: no whole parquet file ({str(error)[:200]}); fetch it again") from error
     return names

@@ -158,9 +158,12 @@ def _store(source: Source, entry: Input, output: Path, settings: Settings) -> Me
 
 
 def _describe(entry: Input) -> dict[str, Any]:
-    """Return what identifies an input: for a file its size and hash."""
+    """Return what identifies an input: of a file its size and hash, of a data set the sizes of its files."""
     path = Path(entry.name)
     about = {"name": entry.name, "root": str(entry.root.absolute()), "strategy": entry.strategy}
+    if path.is_dir():
+        sizes = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*.arrow"))}
+        return {**about, "bytes": sum(sizes.values()), "files": sizes}
     if not path.is_file():
         return {**about, "bytes": 0}
     with path.open("rb") as file:

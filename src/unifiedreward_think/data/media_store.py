@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -134,7 +136,7 @@ class MediaStore:
         try:
             with archive.open(member) as file:
                 data = file.read(member.file_size + 1)
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, NotImplementedError) as error:
             raise RecordError(f"media {name!r} cannot be unpacked from {archive.filename} ({error})") from error
         return self._stored(data, PurePosixPath(name).suffix.lower())
 

@@ -114,8 +114,7 @@ def _sorted_out(
     return kept, rejected, counts
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Distill from the command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m unifiedreward_think.data distill",
         description=__doc__,
@@ -142,7 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--prompt-dir", help="folder of prompt templates of your own")
     add("--frames", type=int, default=8, help="frames of each video")
     add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Distill from the command line."""
+    args = _parser().parse_args(arguments)
     records = [row.record for _, _, row in read_stored(args.input) if row.record.preferred in (1, 2)][: args.limit]
     if not records:
         raise DataError("no pair with a winner; nothing to distill")

@@ -198,8 +198,7 @@ def expand(names: Sequence[str], media_root: Path | None) -> list[Input]:
     return inputs
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Import from the command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m unifiedreward_think.data import",
         description=__doc__,
@@ -222,6 +221,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="decides which candidate stands first")
     add("--part-rows", type=int, default=PART_ROWS, help="pairs in a part, which is what memory holds")
     add("--skip-bad", action="store_true", help="broken rows are left out without making the command fail")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Import from the command line."""
+    parser = _parser()
     args = parser.parse_args(arguments)
     source = load_source(args.source)
     names = args.input or ([source.hub["name"]] if source.hub else [])

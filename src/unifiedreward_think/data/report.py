@@ -183,12 +183,7 @@ def write_report(
         counts.add(row)
     drawn = sampled((row for _, _, row in read_stored(folders)), max(sample, examples))
     prompts = load_prompts("cot", folder=prompt_dir)
-    measured = []
-    for counter in counters:
-        lengths, problems = token_lengths(drawn[:sample], counter, sampling, prompts)
-        bins = Counter(bin_of(length, TOKENS) for length in lengths)
-        block = {"name": counter.name, "rows": len(lengths), "unreadable": len(problems), "bars": bars(bins, TOKENS)}
-        measured.append({**block, "longest": max(lengths, default=0), "fits": fitting(lengths)})
+    measured = [_measured(drawn[:sample], counter, sampling, prompts) for counter in counters]
     sides = media_sides(drawn[:sample], sampling)
     unreadable = sides.pop("unreadable", 0)
     loader = FileSystemLoader(Path(__file__).parent)
@@ -208,6 +203,16 @@ def write_report(
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
+
+
+def _measured(
+    rows: Sequence[Stored], counter: TokenCounter, sampling: FrameSampling, prompts: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what the page says of the token lengths with one processor."""
+    lengths, problems = token_lengths(rows, counter, sampling, prompts)
+    bins = Counter(bin_of(length, TOKENS) for length in lengths)
+    block = {"name": counter.name, "rows": len(lengths), "unreadable": len(problems), "bars": bars(bins, TOKENS)}
+    return {**block, "longest": max(lengths, default=0), "fits": fitting(lengths)}
 
 
 def removals(folders: Sequence[Path]) -> list[dict[str, Any]]:

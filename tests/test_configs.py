@@ -13,7 +13,8 @@ from unifiedreward_think.training.grpo import RewardArguments, load_reward
 from unifiedreward_think.training.rejection_sampling import SamplingArguments
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+# configs/data holds declarations of sources, which tests/test_data_sources.py reads.
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "data")
 PAPER = [path for path in CONFIGS if path.parent.name != "toy"]
 
 # What decides the result, whatever today's defaults of the libraries are.

@@ -25,6 +25,10 @@ class DataError(InputError):
     """Data files that cannot be used; the message names file, line and record, and the mend."""
 
 
+class LeftOut(RecordError):
+    """A sound row that is left out on purpose, such as one with too few votes; the message is the reason."""
+
+
 class Place(NamedTuple):
     """A row of a data file: the line (from 1) of a JSONL file, the number of the item (from 1) of a JSON list."""
 

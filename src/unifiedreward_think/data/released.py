@@ -22,7 +22,7 @@ from unifiedreward_think.records import PreferenceRecord, Preferred, RecordError
 from unifiedreward_think.verdict import NOUNS, answer_text, parse, read_answer
 
 MEDIA_KEYS = ("images", "image", "video")
-_PLACEHOLDER = re.compile(r"<(?:image|video)>")
+PLACEHOLDER = re.compile(r"<(?:image|video)>")
 _CAPTION = re.compile(r"Text Caption: ?\[(.*)\]", re.DOTALL)
 _ALLOWED = " or ".join(repr(answer_text(k, "|".join(NOUNS))) for k in (1, 2))
 
@@ -80,7 +80,7 @@ def read_conversation(row: Mapping[str, Any], *, name: str, source: str) -> Trac
 def _record(
     row: Mapping[str, Any], text: object, noun: str, winner: int, *, name: str, source: str
 ) -> PreferenceRecord:
-    instruction = _PLACEHOLDER.sub("", text).strip() if isinstance(text, str) else ""
+    instruction = PLACEHOLDER.sub("", text).strip() if isinstance(text, str) else ""
     if not instruction:
         raise RecordError(f"the instruction must be a text that is not empty, found {text!r}")
     identity = row.get("id", name)

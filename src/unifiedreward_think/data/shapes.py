@@ -61,14 +61,14 @@ def read_trace(row: Mapping[str, Any], origin: Origin) -> Trace:
         raise RecordError(f"no trace, found the keys {_keys(row)}; expected a {SHAPES[1]} or a {SHAPES[2]}")
     if trace.order == "ba" and not trace.record.swappable:
         raise RecordError("order is 'ba', but the answers are inside a ready-made instruction; only 'ab' works")
-    _check_text(trace.completion)
+    check_text(trace.completion)
     return replace(trace, record=_placed(trace.record, origin.root))
 
 
 def _placed(record: PreferenceRecord, root: Path) -> PreferenceRecord:
     """Return a record with absolute media paths, refusing what passes for valid but no stage could use."""
     paths = [path for entry in record.media for path in entry]
-    _check_text(record.id, record.prompt, record.instruction, *record.answers, *paths)
+    check_text(record.id, record.prompt, record.instruction, *record.answers, *paths)
     media = tuple(tuple(_absolute(path, root) for path in entry) for entry in record.media)
     return replace(record, media=media)
 
@@ -82,7 +82,7 @@ def _absolute(path: str, root: Path) -> str:
     return full
 
 
-def _check_text(*texts: str) -> None:
+def check_text(*texts: str) -> None:
     """Refuse half of a surrogate pair, which JSON can spell (an emoji cut in two) but no tokenizer reads."""
     for text in texts:
         try:

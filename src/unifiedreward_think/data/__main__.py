@@ -1,0 +1,40 @@
+"""Preference data, from public sources to training files.
+
+    python -m unifiedreward_think.data COMMAND --help
+
+Commands: import (a source into records), check (clean them), split (train, rejection sampling, held-out), export
+(to training formats), report (one HTML page), distill (chains of thought of a teacher).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from unifiedreward_think.entry import run_main
+
+# Each module is imported when it is chosen: `--help` and `import` need no picture library, `report` no model.
+COMMANDS = {
+    "import": "unifiedreward_think.data.importing",
+    "check": "unifiedreward_think.data.check",
+    "split": "unifiedreward_think.data.splitting",
+    "export": "unifiedreward_think.data.exporting",
+    "report": "unifiedreward_think.data.report",
+    "distill": "unifiedreward_think.distillation",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command."""
+    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if command in ("-h", "--help"):
+        print(__doc__.strip())
+    elif command not in COMMANDS:
+        raise SystemExit(f"error: unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
+    else:
+        import_module(COMMANDS[command]).main(rest)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,263 @@
+r"""One HTML page about imported records: counts, labels, positions, media, lengths, and pairs to look at.
+
+    python -m unifiedreward_think.data report --input data/clean --output data/report.html \
+        --processor Qwen/Qwen2.5-VL-7B-Instruct Qwen/Qwen3-VL-8B-Instruct
+
+Counts are of all rows. Media sizes and token lengths are of `--sample` rows, drawn by digest. The page opens offline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import heapq
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unifiedreward_think.data.rows import to_content
+from unifiedreward_think.data.shards import Stored, parts_of, read_stored, total_rows
+from unifiedreward_think.data.tokens import TokenCounter, picture_size
+from unifiedreward_think.entry import run_main
+from unifiedreward_think.intervals import Rate
+from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image
+from unifiedreward_think.progress import track
+from unifiedreward_think.records import digest
+from unifiedreward_think.tasks import TASKS, build_parts, load_prompts
+
+CONTEXTS = (2048, 4096, 8192, 16384, 32768)
+SIDES = (256, 512, 768, 1024, 1536, 2048)
+CHARS = (50, 100, 200, 400, 800, 1600)
+TOKENS = (1024, 2048, 4096, 8192, 16384)
+THUMBNAIL = 320  # pixels on the longer side
+
+
+@dataclass(slots=True)
+class Counts:
+    """What is counted of all rows, by source."""
+
+    tasks: Counter[tuple[str, str]] = field(default_factory=Counter)
+    labels: Counter[tuple[str, str]] = field(default_factory=Counter)
+    judged_by: dict[str, str] = field(default_factory=dict)
+    traces: Counter[str] = field(default_factory=Counter)
+    prompt_chars: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Stored) -> None:
+        """Count a row."""
+        record = row.record
+        self.tasks[record.source, record.task] += 1
+        self.labels[record.source, str(record.preferred)] += 1
+        self.judged_by.setdefault(record.source, row.judged_by)
+        self.traces[record.source] += bool(row.completion)
+        self.prompt_chars[bin_of(len(record.prompt), CHARS)] += 1
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a line of the table for each source and task, with the labels of the source."""
+        lines = []
+        for (source, task), number in sorted(self.tasks.items()):
+            first, second, ties = (self.labels[source, label] for label in ("1", "2", "tie"))
+            rate = Rate(first, first + second)
+            lines.append(
+                {
+                    "source": source,
+                    "task": task.replace("_", " "),
+                    "rows": number,
+                    "first": first,
+                    "second": second,
+                    "ties": ties,
+                    "traces": self.traces[source],
+                    "rate": str(rate),
+                    "off": rate.low is not None and rate.high is not None and not rate.low <= 0.5 <= rate.high,
+                    "judged_by": self.judged_by[source],
+                }
+            )
+        return lines
+
+
+def bin_of(value: int, edges: Sequence[int]) -> str:
+    """Return the name of the bin a number falls into.
+
+    >>> bin_of(50, (50, 100)), bin_of(51, (50, 100)), bin_of(101, (50, 100))
+    ('up to 50', 'up to 100', 'more')
+    """
+    return next((f"up to {edge:,}" for edge in edges if value <= edge), "more")
+
+
+def bars(counts: Mapping[str, int], edges: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the bins of a histogram with their share and the length of their bar."""
+    names = [*(f"up to {edge:,}" for edge in edges), "more"]
+    total, most = sum(counts.values()) or 1, max(counts.values(), default=1) or 1
+    return [
+        {"name": name, "share": 100 * counts.get(name, 0) / total, "width": 100 * counts.get(name, 0) / most}
+        for name in names
+    ]
+
+
+def fitting(lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Return which share of rows fits each context.
+
+    >>> [round(line["share"]) for line in fitting([1000, 3000, 9000, 40000])]
+    [25, 50, 50, 75, 75]
+    """
+    total = len(lengths) or 1
+    return [{"context": c, "share": 100 * sum(length <= c for length in lengths) / total} for c in CONTEXTS]
+
+
+def sampled(rows: Iterable[Stored], size: int) -> list[Stored]:
+    """Return `size` rows, those of the smallest digests."""
+    return heapq.nsmallest(size, rows, key=lambda row: digest("report", row.record.id))
+
+
+def token_lengths(
+    rows: Sequence[Stored], counter: TokenCounter, sampling: FrameSampling, prompts: Mapping[str, str]
+) -> tuple[list[int], list[str]]:
+    """Return the tokens of each row, its completion included, and why the other rows have none."""
+    lengths, problems = [], []
+    for row in track(rows, f"counting tokens of {counter.name}", unit="row"):
+        try:
+            content, images = to_content(build_parts(row.record, order=row.order, prompts=prompts), sampling)
+            lengths.append(counter.count(content, [picture_size(path) for path in images], row.completion))
+        except MediaError as error:
+            problems.append(str(error))
+    return lengths, problems
+
+
+def example(row: Stored, sampling: FrameSampling) -> dict[str, Any]:
+    """Return a pair as the page shows it."""
+    record = row.record
+    kind = TASKS[record.task].media_kind
+    media = []
+    for entry in record.media:
+        try:
+            media.append([_thumbnail(path) for path in image_paths(entry, kind, sampling)])
+        except MediaError as error:
+            media.append([{"problem": str(error)}])
+    return {"record": record, "stored": row, "media": media, "noun": TASKS[record.task].noun}
+
+
+def _thumbnail(path: Path) -> dict[str, str]:
+    image = open_image(path)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return {"uri": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()}
+
+
+def media_sides(rows: Sequence[Stored], sampling: FrameSampling) -> Counter[str]:
+    """Return how many pictures have which longer side; those that cannot be read are counted as such."""
+    sides: Counter[str] = Counter()
+    for row in rows:
+        kind = TASKS[row.record.task].media_kind
+        for entry in row.record.media:
+            try:
+                sides.update(bin_of(max(picture_size(path)), SIDES) for path in image_paths(entry, kind, sampling))
+            except MediaError:
+                sides["unreadable"] += 1
+    return sides
+
+
+def write_report(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    sampling: FrameSampling,
+    processors: Sequence[str] = (),
+    sample: int = 1000,
+    examples: int = 12,
+    prompt_dir: str | None = None,
+) -> None:
+    """Write the page.
+
+    Raises:
+        DataError: a folder is not complete, or a processor cannot be loaded.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    counters = [TokenCounter(name) for name in processors]
+    counts = Counts()
+    for _, _, row in read_stored(folders):
+        counts.add(row)
+    drawn = sampled((row for _, _, row in read_stored(folders)), max(sample, examples))
+    prompts = load_prompts("cot", folder=prompt_dir)
+    measured = [_measured(drawn[:sample], counter, sampling, prompts) for counter in counters]
+    sides = media_sides(drawn[:sample], sampling)
+    unreadable = sides.pop("unreadable", 0)
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = environment.get_template("report.html").render(
+        title="Preference data",
+        folders=[str(folder) for folder in folders],
+        total=total_rows(folders),
+        table=counts.rows(),
+        removed=removals(folders),
+        sample=len(drawn[:sample]),
+        sides=bars(sides, SIDES),
+        unreadable=unreadable,
+        chars=bars(counts.prompt_chars, CHARS),
+        tokens=measured,
+        examples=[example(row, sampling) for row in drawn[:examples]],
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+
+
+def _measured(
+    rows: Sequence[Stored], counter: TokenCounter, sampling: FrameSampling, prompts: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what the page says of the token lengths with one processor."""
+    lengths, problems = token_lengths(rows, counter, sampling, prompts)
+    bins = Counter(bin_of(length, TOKENS) for length in lengths)
+    block = {"name": counter.name, "rows": len(lengths), "unreadable": len(problems), "bars": bars(bins, TOKENS)}
+    return {**block, "longest": max(lengths, default=0), "fits": fitting(lengths)}
+
+
+def removals(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return how many rows each folder left out, for which reason."""
+    lines = []
+    for folder in folders:
+        parts_of(folder)
+        counts = json.loads((folder / "manifest.json").read_bytes())["counts"]
+        for key in ("left out", "broken"):
+            lines += [
+                {"folder": folder.name, "kind": key, "reason": reason, "rows": number}
+                for reason, number in counts.get(key, {}).items()
+            ]
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Report from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unifiedreward_think.data report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--input", type=Path, nargs="+", required=True, help="folders of records")
+    add("--output", type=Path, required=True, help="the HTML file")
+    add("--processor", nargs="*", default=[], help="folders or Hub names of processors; token lengths are by each")
+    add("--sample", type=int, default=1000, help="rows whose media and tokens are measured")
+    add("--examples", type=int, default=12, help="pairs to show")
+    add("--prompt-dir", help="folder of prompt templates of your own")
+    add("--frames", type=int, default=8, help="frames of each video")
+    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    args = parser.parse_args(arguments)
+    frames = args.output.absolute().parent / "frames"
+    write_report(
+        args.input,
+        args.output,
+        sampling=FrameSampling(frames=args.frames, cache=frames, decoder=args.decoder),
+        processors=args.processor,
+        sample=args.sample,
+        examples=args.examples,
+        prompt_dir=args.prompt_dir,
+    )
+    print(args.output)
+
+
+if __name__ == "__main__":
+    run_main(main)

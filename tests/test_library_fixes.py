@@ -12,7 +12,7 @@ from unifiedreward_think.models import loading, tiny
 
 MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 LEGACY_NAMES = ("qwen2_vl", "qwen2_5_vl", "llava_onevision")  # families whose stock resume restores almost nothing
-LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
+LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
 
 
 @pytest.fixture

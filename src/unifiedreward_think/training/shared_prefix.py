@@ -110,12 +110,20 @@ def picture_inputs(prompts: Sequence[Prompt], *, encoded: bool) -> dict[str, Any
     if not prompts:
         return {}
     if not encoded:
-        return {key: torch.cat([prompt.pixels[key] for prompt in prompts]) for key in prompts[0].pixels}
+        return {key: _join([prompt.pixels[key] for prompt in prompts]) for key in prompts[0].pixels}
     features = [prompt.features for prompt in prompts]
     pooled = tuple(picture for one in features for picture in one.pooler_output)
     layers = zip(*(one.deepstack_features for one in features), strict=True)
     deep = [tuple(picture for one in layer for picture in one) for layer in layers]
     return {"mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=pooled, deepstack_features=deep)}}
+
+
+def _join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate pictures; LLaVA's have a second axis of tiles, padded to the most tiles any of them has."""
+    if parts[0].dim() < 5:
+        return torch.cat(list(parts))
+    tiles = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, 0) * 3 + (0, tiles - part.shape[1])) for part in parts])
 
 
 def stream_inputs(groups: Sequence[tuple[Prompt, Sequence[torch.Tensor]]], *, encoded: bool = True) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def stream_inputs(groups: Sequence[tuple[Prompt, Sequence[torch.Tensor]]], *, en
     return {
         "input_ids": torch.cat(ids)[None],
         "position_ids": axes if len(axes) == 1 else axes[:, None],
-        "attention_mask": {"full_attention": None},  # a dict: the model makes no mask of its own
+        "attention_mask": axes.new_ones(1, 1, 1, 1),  # a 4D mask keeps models from making one; the layout decides
         "prefix_layout": Layout([(len(prompt.ids) - 1, [len(c) for c in own]) for prompt, own in groups]),
         **picture_inputs([prompt for prompt, _ in groups], encoded=encoded),
     }
@@ -208,6 +216,11 @@ def _keep_scored(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> A
     return output
 
 
+def picture_parameters(network: Any) -> list[torch.nn.Parameter]:
+    """Return the parameters that picture features depend on: the vision tower and, for LLaVA, its projector."""
+    return [weight for name, weight in network.model.named_parameters() if not name.startswith("language_model.")]
+
+
 def why_not(network: Any) -> str | None:
     """Return why a model cannot read streams, or None where it can."""
     family = network.config.model_type
@@ -217,15 +230,10 @@ def why_not(network: Any) -> str | None:
         return "this version of transformers cannot take encoded pictures (`mm_encoder_outputs`)"
     if set(getattr(network.config.get_text_config(), "layer_types", None) or ()) - {"full_attention"}:
         return "some of its layers do not attend to the whole prompt"
-    text = network.config.get_text_config()
-    dropped = [name for name, module in network.named_modules() if getattr(module, "p", 0) and _is_dropout(module)]
-    if dropped or getattr(text, "attention_dropout", 0):
-        return f"dropout would be drawn once for the shared prompt ({dropped[0] if dropped else 'attention_dropout'})"
+    dropouts = [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)]
+    if any(dropouts) or getattr(network.config.get_text_config(), "attention_dropout", 0):
+        return "dropout would be drawn once for the shared prompt: set lora_dropout: 0.0 (or disable_dropout: true)"
     return None
-
-
-def _is_dropout(module: Any) -> bool:
-    return isinstance(module, torch.nn.Dropout)
 
 
 def plan(

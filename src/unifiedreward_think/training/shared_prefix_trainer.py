@@ -17,7 +17,6 @@ from accelerate.utils import gather_object
 from trl.data_utils import prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
 
-from unifiedreward_think.models.loading import vision_tower
 from unifiedreward_think.records import InputError
 from unifiedreward_think.training import shared_prefix
 from unifiedreward_think.training.grpo_trainer import GRPOTrainer
@@ -48,11 +47,9 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         shared_prefix.enable(network)
         if self.ref_model is not None:
             shared_prefix.enable(self._network(self.ref_model))
-        tower = vision_tower(network)
-        self._tower_frozen = not any(parameter.requires_grad for parameter in tower.parameters())
-        self._one_tower = self._tower_frozen and (self.ref_model is None or self._same_tower(tower))
-        if not self._one_tower and network.config.model_type == "llava_onevision":
-            raise InputError(f"shared_prefix: llava_onevision is covered with freeze_vision: true alone; {OFF}")
+        weights = shared_prefix.picture_parameters(network)
+        self._frozen = not any(weight.requires_grad for weight in weights)
+        self._reference_agrees = self.ref_model is None or self._same(weights)
 
     def _why_not(self, network: Any) -> str | None:
         args = self.args
@@ -77,10 +74,10 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def _same_tower(self, tower: Any) -> bool:
-        """Whether the reference model would see exactly what the policy sees; each rank compares what it holds."""
-        other = vision_tower(self._network(self.ref_model))
-        pairs = zip(tower.parameters(), other.parameters(), strict=True)
+    def _same(self, weights: list[Any]) -> bool:
+        """Whether the reference model sees pictures as the policy does; each rank compares what it holds."""
+        others = shared_prefix.picture_parameters(self._network(self.ref_model))
+        pairs = zip(weights, others, strict=True)
         same = all(getattr(a, "ds_tensor", a).equal(getattr(b, "ds_tensor", b)) for a, b in pairs)
         return self._most(int(not same)) == 0
 
@@ -137,7 +134,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             prompt = shared_prefix.read_prompt(network, fields)
             with self.accelerator.autocast():
                 prompt = shared_prefix.encode_pictures(network, prompt)
-            read.append(replace(prompt, pixels={}) if self._one_tower else prompt)
+            read.append(replace(prompt, pixels={}) if self._frozen and self._reference_agrees else prompt)
         self._prompts[self._mode] = read
         return [prompt.ids.tolist() for prompt in read for _ in range(self._copies)], None, {}
 
@@ -259,7 +256,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         return torch.zeros_like(completions, dtype=torch.float) if old is None else old
 
     def _read(self, model: Any, groups: list[Any]) -> Any:
-        encoded = self._one_tower or (self._tower_frozen and model is not self.ref_model)
+        encoded = self._frozen and (self._reference_agrees or model is not self.ref_model)
         inputs = shared_prefix.stream_inputs(groups, encoded=encoded)
         labels = torch.cat([completion for _, own in groups for completion in own])[None]
         with self.accelerator.autocast():
@@ -268,7 +265,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     def _idle(self, model: Any) -> torch.Tensor:
         """Return a zero from a short pass, so that ranks run equally many and every weight gets its (zero) gradient."""
         prompt = self._prompts[self._mode][0]
-        if self._tower_frozen:
+        if self._frozen:
             prompt = shared_prefix.Prompt(prompt.ids[-2:], prompt.positions[:, -2:], {})
         return 0.0 * self._read(model, [(prompt, [prompt.ids[-1:]])]).log_probs.sum()
 

@@ -65,11 +65,14 @@ def train_grpo(
     rows=None,
     freeze=True,
     lora=None,
-    shared_prefix=True,
+    shared_prefix=None,
     max_stream_tokens=None,
     **options,
 ):
-    """Train as `training.grpo` does and return the log; the reward of a random model is not zero here."""
+    """Train as `training.grpo` does and return the log; the reward of a random model is not zero here.
+
+    The shared prefix is on where it covers the family.
+    """
     from trl import GRPOConfig, ModelConfig
 
     from unifiedreward_think.training import grpo
@@ -84,6 +87,8 @@ def train_grpo(
     own = grpo.RewardArguments()
     rewards = rewards or [*(grpo.load_reward(name) for name in own.reward_funcs), mean_token]
     arguments = (model_args, data, TrainingExtras(freeze_vision=freeze), own)
+    if shared_prefix is None:
+        shared_prefix = json.loads((Path(model) / "config.json").read_text())["model_type"] != "qwen3_5"
     arguments += (SharedPrefixArguments(shared_prefix=shared_prefix, max_stream_tokens=max_stream_tokens),)
     grpo.train(rows or loaded, counts, rewards, arguments, args, checkpoint)
     return read_log(output)

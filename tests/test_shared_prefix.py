@@ -1,15 +1,12 @@
 """The shared-prefix trainer takes the steps that TRL's own passes take, whatever the options; the rest is refused."""
 
-import hashlib
-import inspect
-import json
+import sys
 
 import pytest
 import torch
-import trl
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from stages import changed_keys, data_arguments, mean_token, train_grpo, weights
+import two_ranks
+from stages import read_log, train_grpo
+from test_zero3 import checked
 
 from unifiedreward_think.records import InputError
 from unifiedreward_think.training import grpo, shared_prefix
@@ -79,9 +76,26 @@ STEPS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},  # groups split over micro-batches
         {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1},
     ],
-    ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items() if key != "lora") + "lora" * ("lora" in options),
+    ids=lambda options: (
+        ",".join(f"{key}={value}" for key, value in options.items() if key != "lora") + "lora" * ("lora" in options)
+    ),
 )
 def test_an_option_changes_nothing_between_trl_and_ours(options, models, toy_data, tmp_path):
     stock, ours = both(models["qwen2_5_vl"], toy_data, tmp_path, **options)
     check_equal(stock, ours)
     check_learned(ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [[], ["configs/deepspeed/zero3_cpu.json"]], ids=["ddp", "zero3"])
+def test_two_ranks_take_the_steps_of_trl_on_one(deepspeed, models, toy_data, tmp_path, monkeypatch):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    checked([*command, "tests/two_ranks.py", models["qwen2_5_vl"], toy_data, tmp_path / "two", *deepspeed])
+    monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # the import changes it: put it back afterwards
+    import second_choice  # noqa: F401
+
+    for name in two_ranks.RUNS:
+        alone = {"shared_prefix": False, "max_stream_tokens": None}
+        stock = two_ranks.train(name, models["qwen2_5_vl"], toy_data, tmp_path / "one", **alone)
+        check_learned(stock)
+        check_equal(stock, read_log(tmp_path / "two" / name), leave_out=("num_tokens",))

@@ -12,7 +12,7 @@ itself; a segment to the prefix before it and to itself, as a row of its own ove
 in each segment, so every completion token has the log-probability and gradient that it has in a row of its own. Idea:
 Prefix Grouper (arXiv 2506.05433).
 
-A prefix without segments is what generation needs: `prefill` fills the cache of all rows from one pass over the prompts.
+A prefix without segments is what generation needs: `prefill` fills the cache of all rows from one pass over prompts.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def read_prompt(network: Any, fields: Mapping[str, torch.Tensor]) -> Prompt:
     return Prompt(ids[0], positions[:, 0], pixels)
 
 
-@torch.no_grad()
 def encode_pictures(network: Any, prompt: Prompt) -> Prompt:
     """Return the prompt with the features of its pictures; no graph is kept."""
-    output = network.model.get_image_features(**prompt.pixels, return_dict=True)
+    with torch.no_grad():
+        output = network.model.get_image_features(**prompt.pixels, return_dict=True)
     layers = getattr(output, "deepstack_features", None) or ()  # Qwen3-VL's
     features = SimpleNamespace(pooler_output=tuple(output.pooler_output), deepstack_features=layers)
     return replace(prompt, features=features)
@@ -162,12 +162,12 @@ def attend(
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     pieces, start = [], 0
     for prefix, segments in prefix_layout.groups:
         end, last = start + prefix, start + prefix + sum(segments)
         shared = [states[:, :, start:end] for states in (query, key, value)]
-        pieces.append(F.scaled_dot_product_attention(*shared, is_causal=True, **options))
+        pieces.append(F.scaled_dot_product_attention(shared[0], shared[1], shared[2], is_causal=True, **options))
         if segments:
             own = [states[0, :, end:last] for states in (query, key, value)]
             pieces.append(_attend_segments(own, shared[1:], segments, prefix_layout, options))
@@ -231,7 +231,7 @@ def why_not(network: Any) -> str | None:
     if set(getattr(network.config.get_text_config(), "layer_types", None) or ()) - {"full_attention"}:
         return "some of its layers do not attend to the whole prompt"
     dropouts = [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)]
-    if any(dropouts) or getattr(network.config.get_text_config(), "attention_dropout", 0):
+    if any(dropouts) or getattr(network.config.get_text_config(), "attention_dropout", None):
         return "dropout would be drawn once for the shared prompt: set lora_dropout: 0.0 (or disable_dropout: true)"
     return None
 
@@ -270,7 +270,6 @@ def plan(
     return streams
 
 
-@torch.no_grad()
 def prefill(network: Any, prompts: Sequence[Prompt], copies: int, pad: int) -> dict[str, Any]:
     """Return the arguments with which `generate` goes on from prompts that were read once.
 
@@ -281,7 +280,8 @@ def prefill(network: Any, prompts: Sequence[Prompt], copies: int, pad: int) -> d
         pad: token that fills the left of shorter prompts.
     """
     inputs = stream_inputs([(prompt, ()) for prompt in prompts])
-    read = network.model(**inputs, use_cache=True).past_key_values
+    with torch.no_grad():
+        read = network.model(**inputs, use_cache=True).past_key_values
     lengths = [len(prompt.ids) - 1 for prompt in prompts]
 
     def rows(parts: Iterable[torch.Tensor], filler: int = 0) -> torch.Tensor:

@@ -37,6 +37,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, max_stream_tokens: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._max_stream_tokens = max_stream_tokens
+        self._buffered_inputs: Any
         self._prompts: dict[str, list[shared_prefix.Prompt]] = {}  # of the rollout in training, of the one in eval
         self._live: torch.Tensor | None = None  # rows that need a policy pass, where not all do
         self._policy_inputs: dict[str, Any] | None = None  # while the loss is computed
@@ -87,7 +88,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     @property
     def _copies(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
+        copies: int = self.num_generations if self.model.training else self.num_generations_eval
+        return copies
 
     @property
     def _mode(self) -> str:
@@ -96,7 +98,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     # -- once per group: processor and vision tower ----------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """See trl; rows come in groups, and the pictures are inside the prompts, where TRL does not process them again."""
+        """See trl; rows come in groups, and pictures are inside the prompts, where TRL does not process them again."""
         copies = self._copies
         firsts = [row for row in inputs[::copies] for _ in range(copies)]
         if [row["prompt"] for row in firsts] != [row["prompt"] for row in inputs]:
@@ -173,10 +175,10 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """See trl; brings the rows of a group back together where TRL shuffles them over micro-batches."""
         before = self._buffered_inputs
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        if not self.model.training or self._buffered_inputs is before or not self._may_regroup():
-            return inputs
-        self._buffered_inputs = regroup(self._buffered_inputs)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        if self.model.training and self._buffered_inputs is not before and self._may_regroup():
+            self._buffered_inputs = regroup(self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
 
     def _may_regroup(self) -> bool:
         """Whether rows may change places among the micro-batches of a rollout without changing the gradient.
@@ -184,12 +186,13 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         They may where all micro-batches add up to one optimizer step, and no loss term is normalized in each.
         """
         args = self.args
-        whole = args.gradient_accumulation_steps % args.steps_per_generation == 0
+        one_step = args.gradient_accumulation_steps % args.steps_per_generation == 0
         per_batch = self.loss_type == "bnpo" or self._entropy_matters()
-        return whole and not per_batch and args.per_device_train_batch_size % self.num_generations == 0
+        whole_groups = args.per_device_train_batch_size % self.num_generations == 0
+        return bool(one_step and whole_groups and not per_batch)
 
     def _entropy_matters(self) -> bool:
-        return self.top_entropy_quantile < 1.0 or self._entropy_bonus_enabled
+        return bool(self.top_entropy_quantile < 1.0 or self._entropy_bonus_enabled)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """See trl; a row without advantage needs no pass where nothing else in the loss looks at it."""
@@ -214,7 +217,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         logged["entropy"][-1] *= tokens / passed if passed else float("nan")
         logged["policy_tokens_skipped"].append(1 - passed / max(tokens, 1))
 
-    def _get_per_token_logps_and_entropies(
+    def _get_per_token_logps_and_entropies(  # type: ignore[override]
         self,
         model: Any,
         input_ids: torch.Tensor,
@@ -237,16 +240,17 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             most_tokens=self._max_stream_tokens,
             most_rows=batch_size or len(input_ids),
         )
+        idle = max(1, self._most(len(streams))) - len(streams)  # agreed on before any rank starts
         logps, entropies = self._left_out(completions), torch.zeros_like(completions, dtype=torch.float)
         for stream in streams:
             groups = [(prompts[n], [completions[i, : lengths[i]] for i in rows]) for n, rows in stream.items()]
             output = self._read(model, groups)
-            rows = torch.tensor([i for own in stream.values() for i in own], device=completions.device)
-            places = (torch.repeat_interleave(rows, lengths[rows]), _count_up(lengths[rows]))
+            order = torch.tensor([i for own in stream.values() for i in own], device=completions.device)
+            places = (torch.repeat_interleave(order, lengths[order]), _count_up(lengths[order]))
             logps = logps.index_put(places, output.log_probs[0])
             if compute_entropy:
                 entropies = entropies.index_put(places, output.entropy[0])
-        for _ in range(max(1, self._most(len(streams))) - len(streams)):
+        for _pass in range(idle):
             logps = logps + self._idle(model)
         return logps, entropies if compute_entropy else None, None
 

@@ -1,6 +1,6 @@
 """GRPO runs on the ranks of a process group, for test_shared_prefix; not a test file.
 
-    torchrun --nproc_per_node 2 tests/two_ranks.py MODEL TOY_DATA OUTPUT [DEEPSPEED_JSON]
+torchrun --nproc_per_node 2 tests/two_ranks.py MODEL TOY_DATA OUTPUT [DEEPSPEED_JSON]
 """
 
 import json

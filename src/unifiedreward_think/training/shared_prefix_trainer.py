@@ -42,7 +42,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         self._live: torch.Tensor | None = None  # rows that need a policy pass, where not all do
         self._policy_inputs: dict[str, Any] | None = None  # while the loss is computed
         network = self._network(self.model)
-        reason = shared_prefix.why_not(network) or self._why_not(network)
+        reason = shared_prefix.why_not(network) or self._why_not()
         if reason:
             raise InputError(f"shared_prefix: {reason}; {OFF}")
         shared_prefix.enable(network)
@@ -52,7 +52,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         self._frozen = not any(weight.requires_grad for weight in weights)
         self._reference_agrees = self.ref_model is None or self._same(weights)
 
-    def _why_not(self, network: Any) -> str | None:
+    def _why_not(self) -> str | None:
+        """Return the first option that is not covered."""
         args = self.args
         local = args.per_device_train_batch_size * args.steps_per_generation
         split_eval = args.eval_strategy != "no" and args.per_device_eval_batch_size % self.num_generations_eval

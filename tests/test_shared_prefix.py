@@ -230,7 +230,7 @@ def test_a_row_without_pictures_is_refused(models, toy_data, tmp_path):
     rows, _ = grpo.load_rows(data_arguments(toy_data, "train", limit=1))
     bare = {**rows[0], "images": [], "prompt": [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]}
     with pytest.raises(InputError, match="needs pictures"):
-        train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, rows=[bare])
+        train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, rows=[bare, bare])
 
 
 lengths = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), max_size=4)), min_size=1, max_size=3)

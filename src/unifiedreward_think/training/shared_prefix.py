@@ -208,7 +208,7 @@ def enable(network: Any) -> None:
 
 
 def _keep_scored(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
-    """Drop the hidden states that predict nothing before the LM head; a hook of the backbone."""
+    """Drop the hidden states that predict nothing, before the LM head sees them."""
     layout = kwargs.get("prefix_layout")
     if layout is not None:
         hidden = output.last_hidden_state
@@ -273,11 +273,8 @@ def plan(
 def prefill(network: Any, prompts: Sequence[Prompt], copies: int, pad: int) -> dict[str, Any]:
     """Return the arguments with which `generate` goes on from prompts that were read once.
 
-    Args:
-        network: reads streams; its caches must be on (no gradient checkpointing).
-        prompts: with encoded pictures.
-        copies: completions of each prompt.
-        pad: token that fills the left of shorter prompts.
+    Each prompt, with its pictures encoded, gets `copies` rows; shorter prompts are filled up with `pad` on the left.
+    Gradient checkpointing must be off, since it turns caches off.
     """
     inputs = stream_inputs([(prompt, ()) for prompt in prompts])
     with torch.no_grad():

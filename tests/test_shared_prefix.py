@@ -320,4 +320,4 @@ def test_two_ranks_take_the_steps_of_trl_on_one(deepspeed, models, toy_data, tmp
         alone = {"shared_prefix": False, "max_stream_tokens": None}
         stock = two_ranks.train(name, models["qwen2_5_vl"], toy_data, tmp_path / "one", **alone)
         check_learned(stock)
-        check_equal(stock, read_log(tmp_path / "two" / name), leave_out=("num_tokens",))
+        check_equal(stock, read_log(tmp_path / "two" / name), leave_out=["entropy"] if name == "dead" else [])

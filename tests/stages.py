@@ -55,12 +55,28 @@ def train_sft(model, toy_data, output, *, checkpoint=None, freeze=True, lora=Non
     return read_log(output)
 
 
-def train_grpo(model, toy_data, output, *, checkpoint=None, rewards=None, rows=None, freeze=True, lora=None, **options):
-    """Train as `training.grpo` does and return the log; the reward of a random model is not zero here."""
+def train_grpo(
+    model,
+    toy_data,
+    output,
+    *,
+    checkpoint=None,
+    rewards=None,
+    rows=None,
+    freeze=True,
+    lora=None,
+    shared_prefix=None,
+    max_stream_tokens=None,
+    **options,
+):
+    """Train as `training.grpo` does and return the log; the reward of a random model is not zero here.
+
+    The shared prefix is on where it covers the family.
+    """
     from trl import GRPOConfig, ModelConfig
 
     from unifiedreward_think.training import grpo
-    from unifiedreward_think.training.arguments import TrainingExtras
+    from unifiedreward_think.training.arguments import SharedPrefixArguments, TrainingExtras
 
     data = data_arguments(toy_data, "train")
     loaded, counts = grpo.load_rows(data)
@@ -71,6 +87,9 @@ def train_grpo(model, toy_data, output, *, checkpoint=None, rewards=None, rows=N
     own = grpo.RewardArguments()
     rewards = rewards or [*(grpo.load_reward(name) for name in own.reward_funcs), mean_token]
     arguments = (model_args, data, TrainingExtras(freeze_vision=freeze), own)
+    if shared_prefix is None:
+        shared_prefix = json.loads((Path(model) / "config.json").read_text())["model_type"] != "qwen3_5"
+    arguments += (SharedPrefixArguments(shared_prefix=shared_prefix, max_stream_tokens=max_stream_tokens),)
     grpo.train(rows or loaded, counts, rewards, arguments, args, checkpoint)
     return read_log(output)
 

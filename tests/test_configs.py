@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from unifiedreward_think.training import run
-from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
+from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras
 from unifiedreward_think.training.grpo import RewardArguments, load_reward
 from unifiedreward_think.training.rejection_sampling import SamplingArguments
 
@@ -26,6 +26,7 @@ SFT = {"num_train_epochs", "max_length", "completion_only_loss", "packing", "los
 GRPO = {"orders", "reward_funcs", "reward_weights", "beta", "use_bias_correction_kl", "loss_type", "scale_rewards"}
 GRPO |= {"num_generations", "num_iterations", "epsilon", "importance_sampling_level", "temperature", "top_p", "top_k"}
 GRPO |= {"repetition_penalty", "max_completion_length", "mask_truncated_completions", "use_vllm", "log_completions"}
+GRPO |= {"shared_prefix", "max_stream_tokens"}
 SAMPLING = {"orders", "samples", "temperature", "top_p", "max_new_tokens", "seed", "dtype", "require_correct"}
 SAMPLING |= {"require_strict", "require_arithmetic", "keep", "hard_below"}
 LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
@@ -49,7 +50,7 @@ def parse(path, monkeypatch, *arguments):
 
         types = [DataArguments, TrainingExtras, SFTConfig, ModelConfig]
         if stage(path) == "grpo":
-            types[2:] = [RewardArguments, GRPOConfig, ModelConfig]
+            types[2:] = [RewardArguments, SharedPrefixArguments, GRPOConfig, ModelConfig]
         arguments = ("--use_cpu", "true", *arguments)
     monkeypatch.setattr("sys.argv", ["stage", "--config", str(path), *arguments])
     return run.parse(*types)

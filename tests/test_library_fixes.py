@@ -12,7 +12,7 @@ from unifiedreward_think.models import loading, tiny
 
 MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 LEGACY_NAMES = ("qwen2_vl", "qwen2_5_vl", "llava_onevision")  # families whose stock resume restores almost nothing
-LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
+LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_token_types_reach_every_forward_and_matter(family, models, toy_data, tm
     inputs = complete(models[family], toy_data)
     assert len(forward_inputs) == 1
     train_sft(models[family], toy_data, tmp_path / "sft")
-    train_grpo(models[family], toy_data, tmp_path / "grpo")
+    train_grpo(models[family], toy_data, tmp_path / "grpo", shared_prefix=False)
     assert len(forward_inputs) >= 1 + 2 + 2 * 2
     assert all(aligned(inputs, image_token(models[family])) for inputs in forward_inputs)
 
@@ -85,7 +85,7 @@ def test_a_processor_that_pads_right_would_misalign_grpo_rows(models, toy_data, 
         return processor
 
     monkeypatch.setattr(loading, "load_processor", load_padding_right)
-    train_grpo(folder, toy_data, tmp_path)
+    train_grpo(folder, toy_data, tmp_path, shared_prefix=False)
     assert not all(aligned(inputs, image_token(folder)) for inputs in forward_inputs)
 
 

@@ -60,3 +60,13 @@ class TrainingExtras:
         "auto goes on from the newest checkpoint; never starts afresh", default="auto", choices=("auto", "never")
     )
     overwrite: bool = option("with `resume: never`, delete what output_dir holds", default=False)
+
+
+@dataclass
+class SharedPrefixArguments:
+    """How GRPO passes prompts through the model; results are the same either way (docs/speed.md)."""
+
+    shared_prefix: bool = option("read each prompt once for its group; false takes TRL's own passes", default=True)
+    max_stream_tokens: int | None = option(
+        "most tokens of one forward with shared_prefix (default: a micro-batch in one)", default=None
+    )

@@ -9,6 +9,7 @@ Ties and unlabelled pairs have no gold answer and are left out, with their count
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from typing import Any
 from unifiedreward_think.data.loading import load_checked_records, report_left_out
 from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.records import InputError
 from unifiedreward_think.training import run
-from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
+from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras
 from unifiedreward_think.training.output import finish
 
 STAGE = "grpo"
@@ -36,19 +38,19 @@ class RewardArguments:
 
 def main() -> None:
     """Train from a config file and the command line."""
-    own = (DataArguments, TrainingExtras, RewardArguments)
+    own = (DataArguments, TrainingExtras, RewardArguments, SharedPrefixArguments)
     run.own_help(__doc__, own, ("trl.GRPOConfig", "trl.ModelConfig"))
     from trl import GRPOConfig, ModelConfig
 
-    data, extras, rewards, args, model_args = run.parse(*own, GRPOConfig, ModelConfig)
+    data, extras, rewards, prefix, args, model_args = run.parse(*own, GRPOConfig, ModelConfig)
     run.refuse(args, model_args)
     reward_funcs = [load_reward(name) for name in rewards.reward_funcs]
     rows, counts = load_rows(data)
     if data.check_data:
         print(f"data checked: {counts}")
         return
-    checkpoint = run.start(args, model_args, data, extras, rewards, stage=STAGE)
-    train(rows, counts, reward_funcs, (model_args, data, extras, rewards), args, checkpoint)
+    checkpoint = run.start(args, model_args, data, extras, rewards, prefix, stage=STAGE)
+    train(rows, counts, reward_funcs, (model_args, data, extras, rewards, prefix), args, checkpoint)
 
 
 def load_reward(name: str) -> Callable[..., list[float | None]]:
@@ -86,18 +88,28 @@ def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]
     return rows, {"pairs": len(decided), "rows": len(rows), "ties left out": ties, "bad rows left out": len(loaded.bad)}
 
 
+def trainer_class(prefix: SharedPrefixArguments) -> Callable[..., Any]:
+    """Return the trainer that `shared_prefix` names."""
+    from unifiedreward_think.training.grpo_trainer import GRPOTrainer
+    from unifiedreward_think.training.shared_prefix_trainer import SharedPrefixGRPOTrainer
+
+    if prefix.shared_prefix:
+        return functools.partial(SharedPrefixGRPOTrainer, max_stream_tokens=prefix.max_stream_tokens)
+    if prefix.max_stream_tokens is not None:
+        raise InputError("max_stream_tokens: has no effect with shared_prefix: false; leave it out")
+    return GRPOTrainer
+
+
 def train(
     rows: list[dict[str, Any]],
     counts: dict[str, int],
     reward_funcs: list[Any],
-    arguments: tuple[Any, DataArguments, TrainingExtras, RewardArguments],
+    arguments: tuple[Any, DataArguments, TrainingExtras, RewardArguments, SharedPrefixArguments],
     args: Any,
     checkpoint: str | None,
 ) -> None:
-    """Run TRL's GRPOTrainer on the rows and save the result."""
-    from unifiedreward_think.training.grpo_trainer import GRPOTrainer
-
-    model_args, data, extras, _ = arguments
+    """Run GRPO on the rows and save the result."""
+    model_args, data, extras, _, prefix = arguments
     weights = args.reward_weights or [1.0] * len(reward_funcs)
     if len(weights) != len(reward_funcs):
         raise ValueError(f"reward_weights has {len(weights)} entries for {len(reward_funcs)} reward_funcs")
@@ -108,7 +120,7 @@ def train(
     if model_args.model_revision != "main":
         # The reference model is loaded by TRL, which would take the newest revision.
         trainer_args.model_init_kwargs = {"revision": model_args.model_revision}
-    trainer = GRPOTrainer(
+    trainer = trainer_class(prefix)(
         model=model,
         reward_funcs=[*reward_funcs, truncation_marker(args.max_completion_length, ends)],
         args=trainer_args,

@@ -1,0 +1,58 @@
+"""GRPO runs on the ranks of a process group, for test_shared_prefix; not a test file.
+
+torchrun --nproc_per_node 2 tests/two_ranks.py MODEL TOY_DATA OUTPUT [DEEPSPEED_JSON]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import stages
+from stages import mean_token, train_grpo
+
+# max_stream_tokens holds a group of short prompts but not one of long prompts: ranks need unequally many streams.
+RUNS = {
+    "beta": {"max_stream_tokens": 200, "activation_checkpointing": True},
+    "dead": {"beta": 0.0, "weight_decay": 0.1, "num_iterations": 2, "max_steps": 4},
+    "tower": {"max_stream_tokens": 200, "freeze": False},
+}
+
+
+def pictures_alone(completion_ids, task, **_):
+    """Leave the groups of video tasks without advantage."""
+    return [0.5 if "video" in name else value for name, value in zip(task, mean_token(completion_ids), strict=True)]
+
+
+def rewards(name):
+    return [pictures_alone if name == "dead" else mean_token]
+
+
+def train(name, model, toy_data, output, **options):
+    chosen = {"max_steps": 3, "learning_rate": 1e-4, **RUNS[name], **options}
+    return train_grpo(model, toy_data, Path(output) / name, rewards=rewards(name), **chosen)
+
+
+def write_log(trainer, processor, args, *_, **__):
+    """Stand in for `finish`, which ends the process group."""
+    if trainer.is_world_process_zero():
+        log = trainer.state.log_history
+        Path(args.output_dir, "log_history.json").write_text(json.dumps(log))
+
+
+if __name__ == "__main__":
+    model, toy_data, output, *deepspeed = map(Path, sys.argv[1:])
+    import second_choice  # noqa: F401 - ranks sample what one process does
+
+    from unifiedreward_think.training import grpo
+
+    grpo.finish = write_log
+    stages.read_log = lambda output: None  # the test reads it
+
+    options = {"per_device_train_batch_size": 2}
+    if deepspeed:
+        from unifiedreward_think.training import run
+
+        run._prepare_deepspeed(["--deepspeed", str(deepspeed[0])])
+        options["deepspeed"] = str(deepspeed[0])
+    for name in RUNS:
+        train(name, model, toy_data, output, **options)

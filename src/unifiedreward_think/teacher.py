@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,7 +94,7 @@ class Teacher(ServerBackend):
         return answers
 
     async def _ask(
-        self, client: Any, messages: list[dict[str, Any]], sampling: Sampling, seed: int
+        self, client: Any, messages: list[dict[str, Any]], sampling: Sampling, seed: int, extra: Mapping[str, Any]
     ) -> Completion | Failure:
         most = self._prices.usd(estimate_tokens(messages), sampling.max_new_tokens)
         while self._max_usd is not None and self.spent + most > self._max_usd:
@@ -102,12 +103,14 @@ class Teacher(ServerBackend):
             await asyncio.sleep(SETTLE)  # a request in flight will cost less than the most it can
         self._flying += 1
         try:
-            return await self._paid(client, messages, sampling, seed, most)
+            return await self._paid(
+                partial(super()._ask, messages=messages, sampling=sampling, seed=seed, extra=extra), client, most
+            )
         finally:
             self._flying -= 1
 
     async def _paid(
-        self, client: Any, messages: list[dict[str, Any]], sampling: Sampling, seed: int, most: float
+        self, ask: Callable[[Any], Awaitable[Completion | Failure]], client: Any, most: float
     ) -> Completion | Failure:
         """Send a request that fits the budget, and settle what it cost."""
         number = self._send(most)
@@ -121,7 +124,7 @@ class Teacher(ServerBackend):
 
         raw = SimpleNamespace(create=create)
         metered = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(with_raw_response=raw)))
-        answer = await super()._ask(metered, messages, sampling, seed)
+        answer = await ask(metered)
         if usage:
             self._settle(number, most, self._prices.usd(usage["prompt_tokens"], usage["completion_tokens"]))
         return answer

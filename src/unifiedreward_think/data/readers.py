@@ -51,8 +51,8 @@ def read_rows(path: Path, *, columns: Sequence[str] | None = None, advance: Adva
 
 def column_names(path: Path) -> list[str]:
     """Return the columns a parquet file names in its schema; those of other files show in their rows only."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
+    import pyarrow as pa
+    from pyarrow.parquet import read_schema
 
     if path.suffix.lower() != ".parquet":
         return []

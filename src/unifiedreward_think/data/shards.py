@@ -163,7 +163,7 @@ def merge(total: Counts, more: Mapping[str, Any]) -> None:
 
 def write_table(path: Path, rows: Sequence[Stored]) -> str:
     """Write records as a parquet file, whole or not at all, and return its sha256."""
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
     from pyarrow import parquet
 
     texts = pa.list_(pa.string())

@@ -75,7 +75,9 @@ def compare_totals(rng: random.Random) -> Lesson:
     columns = [[rng.randint(1, 9) for _ in range(3)] for _ in range(2)]
     if sum(columns[0]) == sum(columns[1]):
         columns[0][0] += 1 if columns[0][0] < 9 else -1
-    rows = [f"{i}. {noun} 1 ({a}/10); {noun} 2 ({b}/10)" for i, (a, b) in enumerate(zip(*columns, strict=True), start=1)]
+    rows = [
+        f"{i}. {noun} 1 ({a}/10); {noun} 2 ({b}/10)" for i, (a, b) in enumerate(zip(*columns, strict=True), start=1)
+    ]
     sums = [f"{noun} {k}: {'+'.join(map(str, column))}={sum(column)}" for k, column in enumerate(columns, start=1)]
     larger = 1 if sum(columns[0]) > sum(columns[1]) else 2
     said = ["Total score:", *sums, "</think>", f"<answer>{answer_text(larger, noun)}</answer>"]

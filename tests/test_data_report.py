@@ -135,8 +135,9 @@ def test_help_needs_no_heavy_library(command):
     assert set(loaded.split()).isdisjoint({"torch", "transformers", "datasets", "trl", "pyarrow", "PIL", "openai"})
 
 
-def test_an_unknown_command_is_named():
+def test_an_unknown_command_is_named(capsys):
     from unifiedreward_think.data.__main__ import main as command
 
-    with pytest.raises(SystemExit, match="unknown command 'imprt'; choose one of import, check"):
+    with pytest.raises(SystemExit):
         command(["imprt"])
+    assert re.search("'imprt'.* choose from '?import'?, '?check", capsys.readouterr().err)

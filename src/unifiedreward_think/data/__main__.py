@@ -8,7 +8,7 @@ Commands: import (a source into records), check (clean them), split (train, reje
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -27,13 +27,15 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command."""
-    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    if command in ("-h", "--help"):
-        print(__doc__.strip())
-    elif command not in COMMANDS:
-        raise SystemExit(f"error: unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
-    else:
-        import_module(COMMANDS[command]).main(rest)
+    parser = argparse.ArgumentParser(
+        prog="python -m unifiedreward_think.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command: COMMAND --help")
+    args = parser.parse_args(arguments)
+    import_module(COMMANDS[args.command]).main(args.arguments)
 
 
 if __name__ == "__main__":

@@ -232,8 +232,11 @@ def test_no_lesson_of_the_base_shows_a_heldout_content_or_a_score(monkeypatch):
     original = base.training_pair
     monkeypatch.setattr(base, "training_pair", lambda rng, task: drawn.append(pair := original(rng, task)) or pair)
     rng = random.Random(0)
-    completions = [lesson(rng)[1] for lesson, _ in base.LESSONS for _ in range(60)]
+    completions = {lesson: [lesson(rng)[1] for _ in range(60)] for lesson, _ in base.LESSONS}
     assert len(drawn) == 180 and not any(pair.heldout for pair in drawn)
-    assert not any("/10" in text or "think" in text for text in completions)
+    # Sums are of numbers drawn at random: they tell nothing about how a candidate is scored.
+    sums = completions.pop(base.compare_totals)
+    assert all(text.startswith("Total score:") for text in sums)
+    assert not any("/10" in text or "think" in text for texts in completions.values() for text in texts)
     guesses = Counter(text for text in (base.guess_winner(rng)[1] for _ in range(400)))
     assert 150 < sum(count for text, count in guesses.items() if " 1 is" in text) < 250

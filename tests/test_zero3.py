@@ -67,8 +67,9 @@ def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path
         log = train_sft(source, toy_data, tmp_path / "one", learning_rate=1e-4)
     else:
         monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # the import changes it: put it back afterwards
-        import second_choice  # noqa: F401
+        import second_choice
 
+        torch.multinomial = second_choice.pick  # an import that another test has done changes nothing
         own |= {"beta": 0.04, "num_generations": 2, "max_completion_length": 8}
         own |= {"reward_funcs": ["second_choice.mean_token"]}
         log = train_grpo(source, toy_data, tmp_path / "one", rewards=[mean_token], learning_rate=1e-4)

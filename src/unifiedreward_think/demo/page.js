@@ -36,8 +36,7 @@ document.addEventListener("keydown", event => {
 document.addEventListener("click", event => {
   if (!event.target.closest(".ur-judge, .ur-swap") || innerWidth > 760) return;
   const result = [...document.querySelectorAll(".ur-result, .ur-batch")].find(found => found.offsetParent);
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  result?.scrollIntoView({behavior: calm ? "auto" : "smooth", block: "start"});
+  result?.scrollIntoView({block: "start"}); // at once: a smooth scroll ends where the page changes under it
 });
 // The reasoning stays in view while it is written.
 new MutationObserver(() => {

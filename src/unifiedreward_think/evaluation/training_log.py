@@ -77,8 +77,8 @@ def reward_names(history: History) -> list[str]:
 def ends(points: Sequence[tuple[int, float]]) -> tuple[float, float] | None:
     """Return the mean of the first tenth of a curve and of the last; None of an empty one.
 
-    >>> ends([(step, step / 10) for step in range(1, 21)])
-    (0.15, 1.95)
+    >>> ends([(step, 10.0 * step) for step in range(1, 21)])
+    (15.0, 195.0)
     """
     if not points:
         return None

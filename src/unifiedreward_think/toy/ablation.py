@@ -65,13 +65,18 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spread(values: Sequence[float]) -> str:
-    """Write the mean and the standard deviation over runs.
+def spread(values: Sequence[float | None]) -> str:
+    """Write the mean and the standard deviation over runs; a dash where there is nothing to count.
 
-    >>> spread([0.5, 0.6, 0.7]), spread([0.5])
-    ('0.600 ± 0.100', '0.500')
+    Answers without a chain of thought have no sums, for one.
+
+    >>> spread([0.5, 0.6, 0.7]), spread([0.5]), spread([None, None])
+    ('0.600 ± 0.100', '0.500', '-')
     """
-    return f"{mean(values):.3f}" + (f" \u00b1 {stdev(values):.3f}" if len(values) > 1 else "")
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return f"{mean(known):.3f}" + (f" \u00b1 {stdev(known):.3f}" if len(known) > 1 else "")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ judge() {
 python tests/nlvr.py --input "$data/nlvr" --output "$out/data"
 judge "$base" base
 bash scripts/0.cold_start.sh configs/toy/cold_start.yaml "${args[@]}" \
-  --train_files "$out/data/cold_start.json" --output_dir "$out/cold_start"
+  --train_files "$out/data/cold_start.json" --output_dir "$out/cold_start" --num_train_epochs 12 --learning_rate 2e-3
 judge "$out/cold_start" cold_start
 bash scripts/1.rejection_sampling.sh configs/toy/rejection_sampling.yaml "${args[@]}" \
   --model_name_or_path "$out/cold_start" --train_files "$out/data/train.json" --output_dir "$out/sampling" -- \

@@ -14,9 +14,15 @@ REPO = Path(__file__).parents[1]
 TOY_PROMPTS = REPO / "configs" / "toy" / "prompts"
 
 
+# What accelerate writes into the environment when it trains in this process, perhaps for a fixture of a whole module.
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 @pytest.fixture(autouse=True)
 def environment_as_found():
-    """Training in this process leaves accelerate's RANK and MASTER_ADDR behind; no later test may see them."""
+    """No test sees what another has left in the environment."""
+    for name in LAUNCHER:
+        os.environ.pop(name, None)
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():

@@ -212,4 +212,4 @@ def test_a_copy_of_a_config_is_a_config(tmp_path, monkeypatch):
     shutil.copy(ROOT / "configs" / "toy" / "rejection_sampling.yaml", path)
     monkeypatch.setattr("sys.argv", ["stage", "--config", str(path), "--samples", "7"])
     _, args = run.parse(DataArguments, SamplingArguments)
-    assert args.samples == 7 and args.keep == "shortest"
+    assert args.samples == 7 and args.keep == "first"

@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="decides everything that is drawn")
     parser.add_argument("--cold-start", type=int, default=480, help="teacher traces")
-    parser.add_argument("--train", type=int, default=1200, help="labelled pairs without a trace")
+    parser.add_argument("--train", type=int, default=2000, help="labelled pairs without a trace")
     parser.add_argument("--heldout", type=int, default=800, help="pairs kept for evaluation")
     parser.add_argument("--label-noise", type=float, default=0.0, help="share of wrong training labels")
     args = parser.parse_args()

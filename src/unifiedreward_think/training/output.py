@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.provenance import provenance
+from unifiedreward_think.records import InputError
 from unifiedreward_think.writing import write_whole
 
 RUN_FILE = "run.json"
@@ -47,6 +48,17 @@ def describe(args: Any, *others: Any, stage: str, finished: bool, **results: Any
 def write_run(folder: Path, row: dict[str, Any]) -> None:
     """Write run.json, complete or not at all."""
     write_whole(folder / RUN_FILE, json.dumps(row, indent=1, sort_keys=True) + "\n")
+
+
+def must_be_finished(model: str) -> None:
+    """Refuse the folder of a run that was stopped before its end, by a signal for example, as a model.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    file = Path(model) / RUN_FILE
+    if file.is_file() and not json.loads(file.read_text(encoding="utf-8"))["finished"]:
+        raise InputError(f"{model}: its run is not finished; run its command again, which goes on where it was stopped")
 
 
 def finish(trainer: Any, processor: Any, args: Any, *others: Any, stage: str, counts: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from unifiedreward_think.judge import Protocol, judge
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, option
-from unifiedreward_think.training.output import describe
+from unifiedreward_think.training.output import describe, must_be_finished
 from unifiedreward_think.writing import write_whole
 
 STAGE = "rejection_sampling"
@@ -72,6 +72,7 @@ def main() -> None:
     if data.check_data:
         print(f"data checked: {counts}")
         return
+    must_be_finished(args.model_name_or_path)
     from unifiedreward_think.backends.transformers import TransformersBackend
 
     backend = TransformersBackend(

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
+from unifiedreward_think.data.files import read_yaml
+from unifiedreward_think.records import InputError
+from unifiedreward_think.training.arguments import DataArguments, TrainingExtras, check_values
 from unifiedreward_think.training.checkpoints import misfit, newest, run_shape
 from unifiedreward_think.training.output import RUN_FILE, describe, must_be_finished, write_run
 
@@ -42,13 +44,32 @@ def own_help(module_doc: str | None, own: Sequence[type], trl: Sequence[str]) ->
 
 
 def parse(*types: type) -> tuple[Any, ...]:
-    """Parse YAML and command line into dataclasses with TrlParser; unknown keys fail."""
+    """Parse YAML and command line into dataclasses with TrlParser.
+
+    Raises:
+        InputError: the config cannot be read, a key is unknown, or a value cannot mean what it says.
+        SystemExit: the command line is at fault (status 2).
+    """
     from trl import TrlParser
 
     argv = ["--help" if arg == "--help_all" else arg for arg in sys.argv[1:]]
     _prepare_deepspeed(argv)
-    parsed: tuple[Any, ...] = TrlParser(types).parse_args_and_config(argv)
+    origin = _flags(argv).config or "the command line"
+    try:
+        parsed: tuple[Any, ...] = TrlParser(types).parse_args_and_config(argv)
+    except ValueError as error:  # what TRL, transformers and our own dataclasses refuse
+        raise InputError(f"{origin}: {error}") from error
+    for part in parsed:
+        check_values(part, origin)
     return parsed
+
+
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Return what is needed before the rest can be parsed."""
+    known = argparse.ArgumentParser(add_help=False)
+    known.add_argument("--deepspeed")
+    known.add_argument("--config")
+    return known.parse_known_args(list(argv))[0]
 
 
 def refuse(args: Any, model_args: Any) -> None:
@@ -181,14 +202,9 @@ def _prepare_deepspeed(argv: Sequence[str]) -> None:
     transformers initialises torch.distributed but not deepspeed.comm on the CPU, and DeepSpeed then miscounts the
     ranks. The shared-memory op is switched off because it would be compiled for a minute and is not needed.
     """
-    import yaml
-
-    known = argparse.ArgumentParser(add_help=False)
-    known.add_argument("--deepspeed")
-    known.add_argument("--config")
-    flags, _ = known.parse_known_args(list(argv))
-    settings = yaml.safe_load(Path(flags.config).read_text(encoding="utf-8")) if flags.config else {}
-    if not (flags.deepspeed or (settings or {}).get("deepspeed")):
+    flags = _flags(argv)
+    settings = read_yaml(Path(flags.config)) if flags.config else {}
+    if not (flags.deepspeed or settings.get("deepspeed")):
         return
     if "RANK" not in os.environ:
         raise SystemExit("deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 -m ...")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = ["verdict", "records", "tasks", "rewards", "intervals", "metrics"]
+CORE = ["verdict", "records", "tasks", "rewards", "intervals", "metrics", "writing"]
 HEAVY = ["torch", "transformers", "trl", "datasets", "PIL", "numpy", "pandas", "av", "decord"]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,11 +17,12 @@ from PIL import Image
 
 from unifiedreward_think.backends import BackendError, Completion, Sampling
 from unifiedreward_think.data.loading import load_records
-from unifiedreward_think.judge import WINDOW, OutputError, Protocol, _batches, judge, load_judgments, write_whole
+from unifiedreward_think.judge import WINDOW, Protocol, _batches, judge, load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import PreferenceRecord, RecordError, digest, order_shown
 from unifiedreward_think.tasks import TASKS, load_prompts
 from unifiedreward_think.verdict import render
+from unifiedreward_think.writing import OutputError
 
 REPO = Path(__file__).parents[1]
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
@@ -247,19 +247,9 @@ def test_native_video_gives_the_backend_the_frames_and_timing_of_each_video(take
         judge(records, Films(), replace(asked, native_video=False), tmp_path / "j.jsonl")
 
 
-def test_a_result_that_cannot_be_written_leaves_the_old_one_and_says_so(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    path.write_text("old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=r"results\.json: cannot be written .*File too large.*goes on from there"):
-            write_whole(path, "x" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_judged(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match=r"judgments\.jsonl: cannot be written"):
         judge([], LooksForRed(), protocol(), tmp_path / "file" / "judgments.jsonl")
 
 

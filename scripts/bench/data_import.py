@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
+from unifiedreward_think.writing import write_whole
+
 IMPORT = """
 import json, resource, sys, time
 from pathlib import Path
@@ -101,8 +103,7 @@ def main():
         "versions": {name: metadata.version(name) for name in ("pyarrow", "pandas")},
         "rounds": rounds,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(args.output, json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=1))
 
 

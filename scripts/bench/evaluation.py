@@ -30,6 +30,7 @@ from unifiedreward_think.models.loading import load_model, load_processor
 from unifiedreward_think.records import order_shown
 from unifiedreward_think.tasks import build_parts, load_prompts
 from unifiedreward_think.toy import dataset
+from unifiedreward_think.writing import write_whole
 
 REPO = Path(__file__).parents[2]
 BASE = REPO / "src/unifiedreward_think/toy/base"
@@ -152,8 +153,7 @@ def main():
         "device": str(network.device),
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(args.output, json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 

@@ -21,6 +21,8 @@ from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
+from unifiedreward_think.writing import write_whole
+
 GROUP = 8  # completions of a prompt
 PROMPT_WORDS = 290
 SIDE = 512  # of the two pictures
@@ -327,8 +329,7 @@ def main():
             settings.length = length
             table = report_length(settings, impls, rows, model, folder / "run")
             report["lengths"][str(length)] = table
-            settings.output.parent.mkdir(parents=True, exist_ok=True)
-            settings.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_whole(settings.output, json.dumps(report, indent=1) + "\n")
             for impl, row in table.items():
                 print(length, impl, {key: value for key, value in row.items() if key != "log"}, flush=True)
     if settings.plot:

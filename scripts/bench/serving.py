@@ -35,6 +35,7 @@ from unifiedreward_think.backends import Completion
 from unifiedreward_think.serving.client import RewardClient, data_url, request_body
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import render
+from unifiedreward_think.writing import write_whole
 
 REPO = Path(__file__).parents[2]
 SEEN = re.compile(r"saw (\w{6}) and (\w{6})")
@@ -296,8 +297,7 @@ def main():
     report["arguments"] = {key: str(value) for key, value in vars(args).items()}
     report["versions"] = {name: metadata.version(name) for name in ("torch", "transformers", "fastapi", "uvicorn")}
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_whole(args.output, json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 

@@ -29,12 +29,13 @@ from unifiedreward_think.data.files import DataError
 from unifiedreward_think.data.shards import as_json, described, read_stored
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.judge import Protocol, judge, load_judgments, write_whole
+from unifiedreward_think.judge import Protocol, judge, load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, order_shown
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.teacher import BudgetSpent, Prices, Teacher
+from unifiedreward_think.writing import write_whole
 
 
 def reasons(judgment: Judgment) -> list[str]:

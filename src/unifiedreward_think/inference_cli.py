@@ -20,11 +20,11 @@ from unifiedreward_think.backends.choose import add_arguments, make_backend
 from unifiedreward_think.data.files import report_left_out
 from unifiedreward_think.data.loading import Loaded, load_records
 from unifiedreward_think.inference import FRAME_CACHE, Judge, Result, read_prompt_file
-from unifiedreward_think.judge import write_whole
 from unifiedreward_think.media import DECODERS
 from unifiedreward_think.records import InputError, PreferenceRecord
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import DimensionScore
+from unifiedreward_think.writing import write_whole
 
 
 def main(

@@ -9,12 +9,10 @@ settings is refused, so that two experiments are never mixed.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,7 +23,6 @@ from unifiedreward_think.media import Clip, FrameSampling, MediaError, native_cl
 from unifiedreward_think.progress import progress
 from unifiedreward_think.records import (
     ORDERS,
-    InputError,
     Judgment,
     Order,
     PreferenceRecord,
@@ -36,6 +33,7 @@ from unifiedreward_think.records import (
 )
 from unifiedreward_think.tasks import TASKS, build_parts
 from unifiedreward_think.verdict import Style, Verdict, parse
+from unifiedreward_think.writing import append, open_to_append, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,11 +44,6 @@ Prompt = dict[str, Any] | Failure
 T = TypeVar("T")
 U = TypeVar("U")
 WINDOW = 16  # batches
-_MEND = "what was judged before stays stored: mend that, and the same command goes on from there"
-
-
-class OutputError(InputError):
-    """A result that cannot be written, on a full disk for example."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +98,7 @@ def judge(
     batches = _batches(work, backend.batch_size, protocol.frames.frames)
     missing = [[item for item in batch if not done.keys() >= set(_keys(item, protocol))] for batch in batches]
     with (
-        _opened(output) as file,
+        open_to_append(output) as file,
         progress(len(work), label, unit="pair", done=len(work) - sum(map(len, missing))) as advance,
     ):
         pictures: dict[str, Image] = {}  # of the last item
@@ -113,7 +106,7 @@ def judge(
         for batch in _look_ahead(todo, lambda items: _open(items, protocol, pictures)):
             judged = _judge_batch(batch, backend, protocol, settings)
             new = {key: row for row in judged if (key := _key(row)) not in done}
-            _append(file, new.values())
+            append(file, "".join(map(_line, new.values())))
             done |= new
             advance(len(batch))
     keys = [key for item in work for key in _keys(item, protocol)]
@@ -150,40 +143,6 @@ def load_judgments(path: Path) -> dict[Key, Judgment]:
             raise RecordError(f"{path}:{number}: {error}") from error
         rows[_key(judgment)] = judgment
     return rows
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, whenever the run is killed.
-
-    Raises:
-        OutputError: it cannot be written; what was there before stays.
-    """
-    scratch = path.with_name(f"{path.name}.new")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error}); {_MEND}") from error
-
-
-def _opened(output: Path) -> FileIO:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        return output.open("ab", buffering=0)  # a buffer would try to write its rest once more where a write failed
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written ({error}); {_MEND}") from error
-
-
-def _append(file: FileIO, rows: Iterable[Judgment]) -> None:
-    """Add rows to the file, and return when they are on the disk."""
-    data = "".join(map(_line, rows)).encode()
-    try:
-        while data:
-            data = data[file.write(data) :]
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(f"{file.name}: cannot be written ({error}); {_MEND}") from error
 
 
 def _resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[Key, Judgment]:

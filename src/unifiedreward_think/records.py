@@ -257,7 +257,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:  # syntax, bytes, a number too long, brackets too deep
                 message = f"{path}:{number}: not valid JSON ({error}); mend or remove the line"
                 raise RecordError(message) from error
             if not isinstance(row, dict):

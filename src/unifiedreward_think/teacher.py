@@ -21,6 +21,7 @@ from typing import Any
 from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
 from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.records import RecordError, read_json_lines
+from unifiedreward_think.writing import append, open_to_append, write_whole
 
 IMAGE_TOKENS = 2500  # the most a picture is taken to cost before the server says it
 SETTLE = 0.02  # seconds between looks at what requests in flight did cost
@@ -145,9 +146,8 @@ class Teacher(ServerBackend):
         self._write({"request": number, "usd": usd})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._ledger.parent.mkdir(parents=True, exist_ok=True)
-        with self._ledger.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with open_to_append(self._ledger) as file:
+            append(file, json.dumps(line) + "\n")
 
 
 _NO_MONEY = Failure("the budget is spent; raise --max-usd and run again")
@@ -163,7 +163,7 @@ def read_ledger(path: Path) -> tuple[int, float]:
     if path.is_file():
         data = path.read_bytes()
         if not data.endswith(b"\n"):  # the last line was cut by a kill; it was not sent, or is counted at its most
-            path.write_bytes(data[: data.rfind(b"\n") + 1])
+            write_whole(path, data[: data.rfind(b"\n") + 1])
         for number, row in read_json_lines(path):
             try:
                 costs[int(row["request"])] = float(row["usd"] if "usd" in row else row["at_most_usd"])

@@ -33,13 +33,13 @@ from unifiedreward_think.data.shards import (
     described,
     read_stored,
     total_rows,
-    write_bytes_whole,
 )
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.media import IMAGE_SUFFIXES, FrameSampling
 from unifiedreward_think.progress import progress
 from unifiedreward_think.records import digest
 from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.writing import write_whole
 
 Entry = tuple[tuple[str, ...], str]  # paths and kind of a media entry
 Prints = dict[Entry, Fingerprint]
@@ -149,7 +149,7 @@ def _fingerprints(folders: Sequence[Path], store: Path, sampling: FrameSampling,
                 found = [Fingerprint(*values) for values in json.loads(file.read_bytes())]
             else:
                 found = list(threads.map(lambda entry: fingerprint(entry[0], entry[1], sampling), new))
-                write_bytes_whole(file, as_json(found).encode())
+                write_whole(file, as_json(found))
             prints.update(zip(new, found, strict=True))
             advance(len(batch))
     return prints

@@ -35,6 +35,7 @@ from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import RecordError, Trace
 from unifiedreward_think.tasks import build_parts, load_prompts, solution
 from unifiedreward_think.verdict import Style
+from unifiedreward_think.writing import whole, write_whole
 
 FORMATS = ("records", "trl", "released-grpo", "released-sft", "llamafactory", "easyr1")
 PARQUET_ROWS = 1000  # pictures are inside: this is what memory holds
@@ -155,14 +156,14 @@ def export(folders: Sequence[Path], output: Path, form: str, exporter: Exporter)
         target = output / name
         written[name] = _write(target, rows)
     if form == "llamafactory":
-        (output / "dataset_info.json").write_text(as_json(DATASET_INFO), encoding="utf-8")
+        write_whole(output / "dataset_info.json", as_json(DATASET_INFO))
     lines = "".join(json.dumps(removal.to_json()) + "\n" for removal in left)
-    (output / "left_out.jsonl").write_text(lines, encoding="utf-8")
+    write_whole(output / "left_out.jsonl", lines)
     reasons = Counter(reason_kind(removal.row.reason) for removal in left)
     counts = {"written": written, "left out": dict(reasons)}
     inputs = [described(folder) for folder in folders]
     manifest = {"command": "export", "format": form, "style": exporter.style, "inputs": inputs, "counts": counts}
-    (output / "manifest.json").write_text(as_json({**manifest, **provenance()}), encoding="utf-8")
+    write_whole(output / "manifest.json", as_json({**manifest, **provenance()}))
     return counts
 
 
@@ -224,7 +225,7 @@ def _write(target: Path, rows: Iterator[dict[str, Any]]) -> int:
             count += len(chunk)
         return count
     opening, between, closing = ("[\n", ",\n", "\n]\n") if target.suffix == ".json" else ("", "\n", "\n")
-    with target.open("w", encoding="utf-8") as file:
+    with whole(target) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.write(opening)
         for row in rows:
             file.write((between if count else "") + json.dumps(row))

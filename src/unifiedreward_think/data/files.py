@@ -131,6 +131,39 @@ def _read_list(path: Path) -> Iterator[tuple[int, Any]]:
     yield from enumerate(values, start=1)
 
 
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """Return the keys and values of a YAML text; `name` is for errors.
+
+    Raises:
+        DataError: it is no YAML, or no keys and values.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    # The last four: a date that does not exist, a tag whose value does not fit, brackets too deep.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{name}: not valid YAML ({error}); mend it") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{name}: expected keys and values, found {type(values).__name__}")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise DataError(f"{name}: the key {odd[0]!r} is no text; put it in quotes")
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Raises:
+        DataError: it cannot be read, or is no such file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); check the path") from error
+    return parse_yaml(text, str(path))
+
+
 def _parse(text: bytes) -> Any:
     """Parse JSON; ValueError covers broken syntax, bytes that are no UTF-8, and numbers too long for Python."""
     return json.loads(text.decode("utf-8-sig"))

@@ -24,6 +24,7 @@ from urllib.parse import urlparse
 
 from unifiedreward_think.data.files import DataError, LeftOut
 from unifiedreward_think.records import RecordError
+from unifiedreward_think.writing import write_whole
 
 Location = Literal["bytes", "path", "frames", "any"]
 LOCATIONS: tuple[Location, ...] = ("bytes", "path", "frames", "any")
@@ -147,10 +148,7 @@ class MediaStore:
         name = hashlib.sha256(data).hexdigest()
         file = self._output / FOLDER / name[:2] / f"{name[:32]}{suffix}"
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            scratch = file.with_suffix(".new")
-            scratch.write_bytes(data)
-            scratch.replace(file)  # a killed run leaves no half-written file that a later one would trust
+            write_whole(file, data, cache=True)  # no half-written file that a later run would trust
         return f"{FOLDER}/{name[:2]}/{file.name}"
 
 

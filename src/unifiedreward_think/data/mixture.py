@@ -13,9 +13,9 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from unifiedreward_think.data.files import DataError
+from unifiedreward_think.data.files import DataError, read_yaml
 from unifiedreward_think.records import digest
 
 _STRATEGY = re.compile(r"(first|end|random):(\d+)(%?)")
@@ -74,7 +74,7 @@ def read_mixture(path: Path) -> dict[str, str | float]:
     Raises:
         DataError: it is no such file.
     """
-    values = _yaml(path)
+    values = read_yaml(path)
     kinds = {type(value) is str for value in values.values()}
     plain = all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in values.values())
     if not values or not plain or len(kinds) != 1:
@@ -90,7 +90,7 @@ def read_entries(path: Path) -> list[Entry]:
     Raises:
         DataError: it is no such file.
     """
-    entries = _yaml(path).get("datasets")
+    entries = read_yaml(path).get("datasets")
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "json_path" in e for e in entries):
         raise DataError(f"{path}: expected a list 'datasets' of objects with json_path")
     return [
@@ -101,15 +101,3 @@ def read_entries(path: Path) -> list[Entry]:
         )
         for entry in entries
     ]
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected keys and values, found {type(values).__name__}")
-    return values

@@ -28,6 +28,7 @@ from unifiedreward_think.media import FrameSampling, MediaError, image_paths, op
 from unifiedreward_think.progress import track
 from unifiedreward_think.records import digest
 from unifiedreward_think.tasks import TASKS, build_parts, load_prompts
+from unifiedreward_think.writing import write_whole
 
 CONTEXTS = (2048, 4096, 8192, 16384, 32768)
 SIDES = (256, 512, 768, 1024, 1536, 2048)
@@ -201,8 +202,7 @@ def write_report(
         tokens=measured,
         examples=[example(row, sampling) for row in drawn[:examples]],
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    write_whole(output, page)
 
 
 def _measured(

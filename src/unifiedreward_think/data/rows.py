@@ -19,6 +19,7 @@ from unifiedreward_think.media import FrameSampling, image_paths
 from unifiedreward_think.records import ORDERS, Order, PreferenceRecord, Trace, order_shown
 from unifiedreward_think.tasks import Part, build_parts, load_prompts, solution
 from unifiedreward_think.verdict import Style
+from unifiedreward_think.writing import whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,8 +82,8 @@ def write_parquet(dataset: Dataset, file: Path) -> None:
     from datasets.table import embed_table_storage
 
     embedded = dataset.with_format("arrow").map(embed_table_storage, batched=True, batch_size=100)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    embedded.with_format(None).to_parquet(file)
+    with whole(file) as scratch:
+        embedded.with_format(None).to_parquet(scratch)
 
 
 def main() -> None:

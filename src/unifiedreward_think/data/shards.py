@@ -23,6 +23,7 @@ from typing import Any
 from unifiedreward_think.data.files import BadRow, DataError
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Order, PreferenceRecord
+from unifiedreward_think.writing import whole, write_whole
 
 Counts = dict[str, Any]
 PART_ROWS = 20_000
@@ -89,7 +90,7 @@ class ShardFolder:
         text, file = as_json(settings), folder / "settings.json"
         if file.is_file() and file.read_text(encoding="utf-8") != text:
             raise DataError(f"{folder}: holds the output of other settings or inputs; choose another, or remove it")
-        write_bytes_whole(file, text.encode())
+        write_whole(file, text)
         for scratch in [*folder.glob("*.new"), *folder.glob("left_out/*.new")]:
             scratch.unlink()
         self.done = 0
@@ -106,9 +107,9 @@ class ShardFolder:
         name = f"part-{self.done:05d}"
         sha256 = write_table(self.folder / f"{name}.parquet", part.rows)
         lines = "".join(json.dumps(removal.to_json()) + "\n" for removal in part.removals)
-        write_bytes_whole(self.folder / "left_out" / f"{self.done:05d}.jsonl", lines.encode())
+        write_whole(self.folder / "left_out" / f"{self.done:05d}.jsonl", lines)
         meta = {"file": f"{name}.parquet", "rows": len(part.rows), "sha256": sha256, "counts": count(part, inputs)}
-        write_bytes_whole(self.folder / f"{name}.json", as_json(meta).encode())
+        write_whole(self.folder / f"{name}.json", as_json(meta))
         self.done += 1
 
     def finish(self, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class ShardFolder:
         for part in parts:
             merge(counts, part.pop("counts"))
         manifest = {**about, "counts": counts, "parts": parts, **provenance()}
-        write_bytes_whole(self.folder / "manifest.json", as_json(manifest).encode())
+        write_whole(self.folder / "manifest.json", as_json(manifest))
         return manifest
 
 
@@ -172,12 +173,10 @@ def write_table(path: Path, rows: Sequence[Stored]) -> str:
     values["preferred"] = [None if label is None else str(label) for label in values["preferred"]]
     values |= {name: [getattr(row, name) for row in rows] for name in OWN_COLUMNS}
     columns = {name: pa.array(column, kinds.get(name, pa.string())) for name, column in values.items()}
-    scratch = path.with_name(f"{path.name}.new")
-    parquet.write_table(pa.table(columns), scratch, compression="zstd")
-    with scratch.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    scratch.replace(path)
-    return sha256
+    with whole(path) as scratch:
+        parquet.write_table(pa.table(columns), scratch, compression="zstd")
+        with scratch.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _LABELS: dict[str | None, Any] = {"1": 1, "2": 2, "tie": "tie", None: None}
@@ -251,10 +250,3 @@ def with_record(stored: Stored, **changes: Any) -> Stored:
 def as_json(value: Any) -> str:
     """Return JSON for people, the same for the same value."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
-def write_bytes_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f"{path.name}.new")
-    scratch.write_bytes(data)
-    scratch.replace(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.data.columns import SPEC_KEYS, Column, Finder
-from unifiedreward_think.data.files import DataError
+from unifiedreward_think.data.files import DataError, parse_yaml
 from unifiedreward_think.data.labels import RULE_KEYS, Rule, label_rule
 from unifiedreward_think.data.media_store import LOCATIONS
 from unifiedreward_think.data.pairing import PAIRINGS
@@ -124,14 +124,7 @@ def read_source(text: str, name: str) -> Source:
     Raises:
         DataError: it is no YAML, a key is unknown or missing, or a value cannot mean what it says.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"{name}: not valid YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{name}: expected keys and values, found {type(values).__name__}")
+    values = parse_yaml(text, name)
     known = {entry.name for entry in fields(Source)}
     if unknown := set(values) - known:
         raise DataError(f"{name}: unknown key {min(map(str, unknown))!r}; known: {', '.join(sorted(known))}")

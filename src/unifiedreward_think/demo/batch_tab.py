@@ -20,9 +20,10 @@ from unifiedreward_think.data.loading import Loaded, load_records
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import Setup, Watched
 from unifiedreward_think.evaluation.report import write_html
-from unifiedreward_think.judge import judge, load_judgments, write_whole
+from unifiedreward_think.judge import judge, load_judgments
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
+from unifiedreward_think.writing import write_whole
 
 EVERY = 0.3  # seconds between two looks at the progress
 WAITING = '<p class="ur-empty">Progress and results appear here.</p>'

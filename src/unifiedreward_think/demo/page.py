@@ -21,8 +21,8 @@ from unifiedreward_think.demo.asking import Setup
 from unifiedreward_think.demo.batch_tab import build_batch
 from unifiedreward_think.demo.pair_tab import Session, build_tab
 from unifiedreward_think.evaluation.tables import title
-from unifiedreward_think.judge import write_whole
 from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.writing import write_whole
 
 HERE = Path(__file__).parent
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # of the machine: nothing is fetched

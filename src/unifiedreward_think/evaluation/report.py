@@ -36,6 +36,7 @@ from unifiedreward_think.evaluation.tables import (
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, read_json_lines
+from unifiedreward_think.writing import write_whole
 
 # Parts of a benchmark's results, and what is said of their numbers.
 PROTOCOLS = {
@@ -95,8 +96,7 @@ def write_html(
         stages=list(judgments),
         examples=examples(judgments, records, sampling, max_examples),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _named(text: str) -> tuple[str, Path]:

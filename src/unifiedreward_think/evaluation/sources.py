@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from unifiedreward_think.records import RecordError, digest, read_json_lines
+from unifiedreward_think.writing import write_whole
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -164,10 +164,7 @@ def _read_hub(name: str, split: str, config: str | None) -> Iterator[Mapping[str
 def _stored(data: bytes, suffix: str, cache: Path) -> str:
     file = cache / f"{hashlib.sha256(data).hexdigest()[:32]}{suffix}"
     if not file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, delete=False) as scratch:
-            scratch.write(data)
-        Path(scratch.name).replace(file)  # a killed run leaves no half-written file
+        write_whole(file, data, cache=True)  # a killed run leaves no half-written file
     return str(file)
 
 
@@ -181,5 +178,5 @@ def _fetched(url: str, name: str, cache: Path) -> str:
         except OSError as error:
             print(f"{url}: cannot be fetched ({error})", file=sys.stderr)
         else:
-            Path(_stored(data, "", file.parent)).replace(file)
+            write_whole(file, data, cache=True)
     return str(file)

@@ -36,6 +36,7 @@ from unifiedreward_think.evaluation.training_log import (
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import paired_test, summarize
 from unifiedreward_think.records import TASK_NAMES, Judgment, PreferenceRecord, RecordError, digest
+from unifiedreward_think.writing import write_whole
 
 # Plot -> what it says, and its curves: name -> key of the log. Curves that a run did not log are left out.
 CURVES: dict[str, tuple[str, dict[str, str]]] = {
@@ -124,8 +125,7 @@ def write_html(
         labels=CHANGES,
         colours=COLOURS,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def figures(run: TrainingRun) -> list[tuple[str, str, str]]:

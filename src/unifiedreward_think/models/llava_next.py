@@ -20,6 +20,7 @@ from typing import Any
 
 from unifiedreward_think.models.loading import UnsupportedModelError
 from unifiedreward_think.models.tiny import TEMPLATES
+from unifiedreward_think.writing import write_whole
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TEXT_NEEDED = (*SIZES, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
@@ -174,7 +175,7 @@ def write_weights(files: dict[Path, list[str]], output: Path, names: dict[str, s
         save_file(tensors, output / path.name, metadata={"format": "pt"})
     if [path.name for path in files] != ["model.safetensors"]:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (output / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        write_whole(output / "model.safetensors.index.json", json.dumps(index, indent=2))
     return size
 
 

@@ -16,6 +16,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.writing import write_whole
 
 STAGES = {
     "base": "base",
@@ -87,9 +88,8 @@ def main() -> None:
     args = parser.parse_args()
     results = gather(args.runs)
     text = table(results)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    args.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_whole(args.output, json.dumps(results, indent=1) + "\n")
+    write_whole(args.output.with_suffix(".md"), text)
     print(text)
 
 

@@ -25,6 +25,7 @@ from unifiedreward_think.tasks import TASKS, Media, build_parts, load_prompts
 from unifiedreward_think.toy.dataset import Pair, random_pair
 from unifiedreward_think.toy.world import Scene, draw_frames
 from unifiedreward_think.verdict import NOUNS, answer_text
+from unifiedreward_think.writing import write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -176,7 +177,7 @@ def pretrain(folder: Path, *, rows: int, batch: int, learning_rate: float, seed:
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink()
     log = json.dumps(trainer.state.log_history, indent=1)
-    (folder / "pretraining_log.json").write_text(log + "\n", encoding="utf-8")
+    write_whole(folder / "pretraining_log.json", log + "\n")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from unifiedreward_think.toy.teacher import (
     write_trace,
 )
 from unifiedreward_think.toy.world import COLOURS, MOTIONS, SHAPES, Scene, random_scene, write_scene
+from unifiedreward_think.writing import write_whole
 
 QUESTIONS = {"colour": "What colour is it?", "shape": "What shape is it?", "motion": "Which way does it move?"}
 CHOICES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": tuple(MOTIONS)}
@@ -159,14 +160,14 @@ def write(
             order: Order = "ab" if digest("toy order", record.id) % 2 else "ba"
             trace = Trace(record=record, order=order, completion=pair.trace(order))
             lines.append(json.dumps(trace.to_json() if split == "cold_start" else record.to_json()) + "\n")
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_whole(folder / f"{split}.jsonl", "".join(lines))
     manifest: dict[str, object] = {
         "seed": seed,
         "label_noise": label_noise,
         "counts": {split: dict(Counter(record.task for record, _ in rows)) for split, rows in splits.items()},
         "preferred": {split: dict(Counter(str(r.preferred) for r, _ in rows)) for split, rows in splits.items()},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 

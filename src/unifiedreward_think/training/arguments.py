@@ -5,17 +5,54 @@ The fields are TrlParser's: a YAML key or a `--flag` each; the command line wins
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.records import InputError
 from unifiedreward_think.tasks import load_prompts
 
 
 def option(text: str, *, choices: tuple[str, ...] = (), **kwargs: Any) -> Any:
     """Return a dataclass field with a help text, and with the values it may take."""
     return field(metadata={"help": text, **({"choices": list(choices)} if choices else {})}, **kwargs)
+
+
+def check_values(part: Any, origin: str) -> None:
+    """Refuse values of our own dataclasses that a YAML file may hold and a command line may not.
+
+    TrlParser takes over what a YAML file says without looking at its type, and at the choices of a field.
+
+    Raises:
+        InputError: names the key, and what it may be.
+    """
+    if not type(part).__module__.startswith("unifiedreward_think."):
+        return
+    hints = get_type_hints(type(part))
+    for each in fields(part):
+        value, choices = getattr(part, each.name), each.metadata.get("choices")
+        if choices and value not in choices and value is not each.default:
+            raise InputError(f"{origin}: {each.name} is {value!r}; write one of {', '.join(choices)}")
+        if not _fits(value, hints[each.name]):
+            expected = getattr(hints[each.name], "__name__", str(hints[each.name]))
+            raise InputError(f"{origin}: {each.name} is {value!r}; expected {expected}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is of a type hint: a plain type, a list of one, or a union of these.
+
+    >>> _fits(3, int), _fits(True, int), _fits(3, float), _fits(["a"], list[str]), _fits(None, int | None)
+    (True, False, True, True, True)
+    """
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 @dataclass

@@ -10,6 +10,8 @@ import trl
 from trl.trainer.utils import RepeatSampler
 
 from unifiedreward_think.models.loading import ReloadOnResume
+from unifiedreward_think.training.faults import FaultTolerant
+from unifiedreward_think.training.vllm_server import ServerRecovery
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -28,7 +30,7 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
         return super().__iter__()  # type: ignore[no-any-return]
 
 
-class GRPOTrainer(ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
+class GRPOTrainer(FaultTolerant, ServerRecovery, ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
     """Restores weights and row order on resume, and passes LLaVA-OneVision its `batch_num_images`.
 
     LLaVA-OneVision's processor emits `batch_num_images`, which TRL 1.16 neither accepts nor slices; the model needs it

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.judge import write_whole
 from unifiedreward_think.provenance import provenance
+from unifiedreward_think.records import InputError
+from unifiedreward_think.writing import write_whole
 
 RUN_FILE = "run.json"
 IN_CARD = (
@@ -46,8 +47,18 @@ def describe(args: Any, *others: Any, stage: str, finished: bool, **results: Any
 
 def write_run(folder: Path, row: dict[str, Any]) -> None:
     """Write run.json, complete or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / RUN_FILE, json.dumps(row, indent=1, sort_keys=True) + "\n")
+
+
+def must_be_finished(model: str) -> None:
+    """Refuse the folder of a run that was stopped before its end, by a signal for example, as a model.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    file = Path(model) / RUN_FILE
+    if file.is_file() and not json.loads(file.read_text(encoding="utf-8"))["finished"]:
+        raise InputError(f"{model}: its run is not finished; run its command again, which goes on where it was stopped")
 
 
 def finish(trainer: Any, processor: Any, args: Any, *others: Any, stage: str, counts: dict[str, Any]) -> None:
@@ -57,9 +68,9 @@ def finish(trainer: Any, processor: Any, args: Any, *others: Any, stage: str, co
     if trainer.is_world_process_zero():
         processor.save_pretrained(folder)
         log = trainer.state.log_history
-        (folder / "log_history.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+        write_whole(folder / "log_history.json", json.dumps(log, indent=1) + "\n")
         row = describe(args, *others, stage=stage, finished=True, counts=counts)
-        (folder / "README.md").write_text(model_card(folder.name, row, log), encoding="utf-8")
+        write_whole(folder / "README.md", model_card(folder.name, row, log))
         write_run(folder, row)  # last: it says that the folder is complete
         if args.push_to_hub:
             from huggingface_hub import upload_folder

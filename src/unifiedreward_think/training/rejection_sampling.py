@@ -22,11 +22,12 @@ from typing import Any
 from unifiedreward_think.backends import Backend, Sampling
 from unifiedreward_think.data.loading import DataError, Loaded, load_checked_records, report_left_out
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.judge import Protocol, judge, write_whole
+from unifiedreward_think.judge import Protocol, judge
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, option
-from unifiedreward_think.training.output import describe
+from unifiedreward_think.training.output import describe, must_be_finished
+from unifiedreward_think.writing import write_whole
 
 STAGE = "rejection_sampling"
 
@@ -71,6 +72,7 @@ def main() -> None:
     if data.check_data:
         print(f"data checked: {counts}")
         return
+    must_be_finished(args.model_name_or_path)
     from unifiedreward_think.backends.transformers import TransformersBackend
 
     backend = TransformersBackend(

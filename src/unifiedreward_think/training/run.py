@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
-from unifiedreward_think.training.output import RUN_FILE, describe, write_run
+from unifiedreward_think.data.files import read_yaml
+from unifiedreward_think.records import InputError
+from unifiedreward_think.training.arguments import DataArguments, TrainingExtras, check_values
+from unifiedreward_think.training.checkpoints import misfit, newest, run_shape
+from unifiedreward_think.training.output import RUN_FILE, describe, must_be_finished, write_run
 
 SWITCHES = {"resume", "overwrite"}  # arguments that do not change what a run computes
 
@@ -41,13 +44,32 @@ def own_help(module_doc: str | None, own: Sequence[type], trl: Sequence[str]) ->
 
 
 def parse(*types: type) -> tuple[Any, ...]:
-    """Parse YAML and command line into dataclasses with TrlParser; unknown keys fail."""
+    """Parse YAML and command line into dataclasses with TrlParser.
+
+    Raises:
+        InputError: the config cannot be read, a key is unknown, or a value cannot mean what it says.
+        SystemExit: the command line is at fault (status 2).
+    """
     from trl import TrlParser
 
     argv = ["--help" if arg == "--help_all" else arg for arg in sys.argv[1:]]
     _prepare_deepspeed(argv)
-    parsed: tuple[Any, ...] = TrlParser(types).parse_args_and_config(argv)
+    origin = _flags(argv).config or "the command line"
+    try:
+        parsed: tuple[Any, ...] = TrlParser(types).parse_args_and_config(argv)
+    except ValueError as error:  # what TRL, transformers and our own dataclasses refuse
+        raise InputError(f"{origin}: {error}") from error
+    for part in parsed:
+        check_values(part, origin)
     return parsed
+
+
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Return what is needed before the rest can be parsed."""
+    known = argparse.ArgumentParser(add_help=False)
+    known.add_argument("--deepspeed")
+    known.add_argument("--config")
+    return known.parse_known_args(list(argv))[0]
 
 
 def refuse(args: Any, model_args: Any) -> None:
@@ -70,6 +92,7 @@ def refuse(args: Any, model_args: Any) -> None:
         ),
         "save_steps inside a rollout: a resumed run would lose the rest of the rollout; save at multiples of "
         f"{rollout} / gradient_accumulation_steps": splits_rollout,
+        "save_only_model: no run could go on from such checkpoints; leave it out": args.save_only_model,
         "push_to_hub during training: would push unfinished folders; set hub_strategy to end": (
             args.push_to_hub and args.hub_strategy != "end"
         ),
@@ -85,6 +108,7 @@ def load(model_args: Any, data: DataArguments, extras: TrainingExtras, counts: d
     from unifiedreward_think.models.loading import VISION_TOWERS, freeze_vision, load_model, load_processor
 
     path, revision = model_args.model_name_or_path, model_args.model_revision
+    must_be_finished(path)
     model = load_model(
         path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation, revision=revision
     )
@@ -107,11 +131,9 @@ def start(args: Any, *others: Any, stage: str) -> str | None:
         stage: name of the stage.
 
     Raises:
-        SystemExit: the run is already finished (status 0, unless with other arguments), or `output_dir` holds something
-            else and `resume: never` came without `overwrite`.
+        SystemExit: the run is already finished (status 0, unless with other arguments), `output_dir` holds something
+            else, `resume: never` came without `overwrite`, or the checkpoint does not fit the number of processes.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     folder = Path(args.output_dir)
     extras = next(part for part in others if isinstance(part, TrainingExtras))
     row = describe(args, *others, stage=stage, finished=False)
@@ -120,14 +142,37 @@ def start(args: Any, *others: Any, stage: str) -> str | None:
     args.distributed_state.wait_for_everyone()  # every process looks before the first one changes anything
     if args.process_index == 0:
         if afresh and folder.exists():
-            shutil.rmtree(folder)
+            _empty(folder)
         write_run(folder, row)
     args.distributed_state.wait_for_everyone()
-    return get_last_checkpoint(str(folder))  # type: ignore[no-any-return]
+    return _checkpoint(folder, args)
+
+
+def _checkpoint(folder: Path, args: Any) -> str | None:
+    """Return the newest whole checkpoint that this run can go on from, saying which ones are passed over."""
+    found, passed_over = newest(folder)
+    if found is not None and (problem := misfit(found, run_shape(args))):
+        raise SystemExit(problem)
+    if args.process_index == 0:
+        for line in passed_over:
+            print(line, file=sys.stderr)
+        if found is not None or passed_over:
+            print(f"going on from {found or 'the start'}", file=sys.stderr)
+    return None if found is None else str(found)
+
+
+def _empty(folder: Path) -> None:
+    """Delete what a folder holds, run.json last: a run killed in between is still known as ours."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == RUN_FILE):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _check_folder(folder: Path, row: dict[str, Any], *, afresh: bool, overwrite: bool) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
+    # A run killed at its very start leaves run.json under its scratch name.
+    if not folder.exists() or not {path.name for path in folder.iterdir()} - {f"{RUN_FILE}.new"}:
         return
     if not (folder / RUN_FILE).exists():
         raise SystemExit(f"{folder} is not empty and holds no run of ours: choose another output_dir")
@@ -157,14 +202,9 @@ def _prepare_deepspeed(argv: Sequence[str]) -> None:
     transformers initialises torch.distributed but not deepspeed.comm on the CPU, and DeepSpeed then miscounts the
     ranks. The shared-memory op is switched off because it would be compiled for a minute and is not needed.
     """
-    import yaml
-
-    known = argparse.ArgumentParser(add_help=False)
-    known.add_argument("--deepspeed")
-    known.add_argument("--config")
-    flags, _ = known.parse_known_args(list(argv))
-    settings = yaml.safe_load(Path(flags.config).read_text(encoding="utf-8")) if flags.config else {}
-    if not (flags.deepspeed or (settings or {}).get("deepspeed")):
+    flags = _flags(argv)
+    settings = read_yaml(Path(flags.config)) if flags.config else {}
+    if not (flags.deepspeed or settings.get("deepspeed")):
         return
     if "RANK" not in os.environ:
         raise SystemExit("deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 -m ...")

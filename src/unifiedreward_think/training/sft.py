@@ -59,8 +59,9 @@ def train(
     from trl import SFTTrainer
 
     from unifiedreward_think.models.loading import ReloadOnResume
+    from unifiedreward_think.training.faults import FaultTolerant
 
-    class Trainer(ReloadOnResume, SFTTrainer):  # type: ignore[misc]
+    class Trainer(FaultTolerant, ReloadOnResume, SFTTrainer):  # type: ignore[misc]
         """TRL's trainer with a resume that restores the weights, and a loss that is a mean over all tokens of a step.
 
         The Qwen-VL models declare that their own loss takes no token count, whereupon transformers averages over

@@ -1,0 +1,346 @@
+"""Kill every stage at random moments, start it again, and compare with a run that nobody killed.
+
+    nice python scripts/bench/kills.py --output results/survival.json          # 208 kills
+    nice python scripts/bench/kills.py --kills 1 --stages sft judging --output /tmp/kills.json
+
+Each stage runs its real main function on a tiny random model, in a process forked from this one, which has imported the
+libraries and done nothing else. A kill is SIGKILL, or every third time for the training stages on one process SIGTERM,
+when the process has used a random share of the processor time of an undisturbed run. The same command then starts
+again, is killed again, and so on. A kill is survived if the run it belongs to ends with the results of the undisturbed
+run: weights, sampled traces and imported files byte for byte, every judgment exactly once, and for two ranks the logged
+values. On two ranks one of them is killed, and the other must end by itself.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import resource
+import runpy
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unifiedreward_think.provenance import provenance
+from unifiedreward_think.writing import write_whole
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+REPO = Path(__file__).parents[2]
+PROMPTS = REPO / "configs" / "toy" / "prompts"
+KILLS = {
+    **{"sft": 26, "grpo": 26, "grpo_stock": 16, "rejection_sampling": 32, "judging": 32},
+    **{"import": 40, "split": 30, "sft_2_ranks": 3, "grpo_2_ranks": 3},
+}
+PATIENCE = 900  # seconds after which a process counts as hanging
+STEPS = 4
+CLOCK = ("time", "_per_second")  # in the names of logged values that differ from run to run
+
+
+@dataclass
+class Stage:
+    """A command, what it leaves behind, and how often it was killed."""
+
+    name: str
+    module: str
+    arguments: list
+    results: object  # output folder -> what must be the same
+    ranks: int = 1
+    asks: bool = False  # SIGTERM saves and ends with status 0
+    seconds: float = 0.0  # of processor time, undisturbed
+    expected: object = None
+    killed: int = 0
+    asked: int = 0
+    survived: int = 0
+    half_written: int = 0  # kills that left a checkpoint without its seal
+    runs: int = 0
+    finished: list = field(default_factory=list)  # results of the runs that were killed
+    moments: list = field(default_factory=list)  # share of the undisturbed run at each kill
+    problems: list = field(default_factory=list)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def trained(folder):
+    assert json.loads((folder / "run.json").read_text())["finished"]
+    return {"weights": sha256(folder / "model.safetensors")}
+
+
+def logged(folder):
+    rows = json.loads((folder / "log_history.json").read_text())
+    return [{k: v for k, v in row.items() if not any(word in k for word in CLOCK)} for row in rows if "loss" in row]
+
+
+def judged(folder):
+    """Every line of judgments.jsonl without its time: a lost or doubled one shows."""
+    rows = [json.loads(line) for line in (folder / "judgments.jsonl").read_text().splitlines()]
+    keys = [(row["record_id"], row["order"], row["sample"]) for row in rows]
+    return {"judgments": len(keys), "doubled": len(keys) - len(set(keys)), "rows": [{**r, "seconds": 0} for r in rows]}
+
+
+def sampled(folder):
+    return {**judged(folder), "kept": sha256(folder / "kept.jsonl"), "hard": sha256(folder / "hard.jsonl")}
+
+
+def evaluated(folder):
+    return {**judged(folder), "results": (folder / "results.json").exists()}
+
+
+def imported(folder):
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def make_inputs(root):
+    """Draw a toy world, a random model, and pairs to import."""
+    from PIL import Image
+
+    from unifiedreward_think.models import tiny
+    from unifiedreward_think.tasks import load_prompts
+    from unifiedreward_think.toy import dataset
+
+    dataset.write(root / "toy", cold_start=8, train=12, heldout=4)
+    tiny.build("qwen2_5_vl", root / "model", corpus=load_prompts("cot", folder=PROMPTS).values())
+    pairs = root / "pairs"
+    pairs.mkdir()
+    rows = []
+    for i in range(400):
+        names = [f"{i % 40}-{side}.png" for side in "ab"]
+        rows.append({"prompt": f"picture {i}", "image_a": names[0], "image_b": names[1], "winner": "ab"[i % 2]})
+        for k, name in enumerate(names if i < 40 else ()):
+            Image.new("RGB", (8, 8), (i, k * 99, 9)).save(pairs / name)
+    write_whole(pairs / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def flags(options):
+    return [part for key, value in options.items() for part in (f"--{key}", value)]
+
+
+def stages(root):
+    """Return all stages, their arguments without the output folder."""
+    common = {"prompt_dir": PROMPTS, "frames": 4, "frame_cache": root / "frames", "dtype": "float32"}
+    training = {
+        **{**common, "model_name_or_path": root / "model", "limit": 4, "use_cpu": "true", "bf16": "false"},
+        **{"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "logging_steps": 1},
+        **{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3},
+        **{"activation_checkpointing": "false", "disable_tqdm": "true", "report_to": "none"},
+    }
+    sft = {**training, "max_length": "null", "train_files": root / "toy/cold_start.jsonl"}
+    grpo = {**training, "train_files": root / "toy/train.jsonl", "num_generations": 2, "beta": 0.04}
+    grpo |= {"max_completion_length": 8, "reward_funcs": "bench_rewards.mean_token"}
+    sampling = {**common, "model_name_or_path": root / "model", "train_files": root / "toy/train.jsonl", "samples": 2}
+    sampling |= {"max_new_tokens": 6, "batch_size": 2, "require_correct": "false", "require_strict": "false"}
+    judging = {"model": root / "model", "data": root / "toy/train.jsonl", "orders": "both", "prompt-dir": PROMPTS}
+    judging |= {"frames": 4, "frame-cache": root / "frames", "dtype": "float32", "max-new-tokens": 6, "batch-size": 2}
+    reading = {"source": REPO / "configs/data/own_data.yaml", "input": root / "pairs/pairs.jsonl", "part-rows": 40}
+    train, data, two = (
+        "unifiedreward_think.training.",
+        "unifiedreward_think.data.__main__",
+        "gradient_accumulation_steps",
+    )
+    found = [
+        Stage("sft", f"{train}sft", flags(sft), trained, asks=True),
+        Stage("grpo", f"{train}grpo", flags(grpo), trained, asks=True),
+        Stage("grpo_stock", f"{train}grpo", flags({**grpo, "shared_prefix": "false"}), trained, asks=True),
+        Stage("rejection_sampling", f"{train}rejection_sampling", flags(sampling), sampled),
+        Stage("judging", "unifiedreward_think.evaluation.__main__", flags(judging), evaluated),
+        Stage("import", data, ["import", *flags(reading)], imported),
+        Stage("split", data, ["split", "--input", root / "undisturbed/import"], imported),
+        Stage("sft_2_ranks", f"{train}sft", flags({**sft, two: 1}), logged, ranks=2),
+        Stage("grpo_2_ranks", f"{train}grpo", flags({**grpo, two: 1}), logged, ranks=2),
+    ]
+    return {stage.name: stage for stage in found}
+
+
+def start(stage, output, log):
+    """Fork the processes of a stage and return their ids."""
+    option = "--output" if stage.module.endswith("__main__") else "--output_dir"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [fork(stage, [*stage.arguments, option, output], rank, port, log) for rank in range(stage.ranks)]
+
+
+def fork(stage, arguments, rank, port, log):
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        with log.open("ab", buffering=0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        if stage.ranks > 1:
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": stage.ranks, "LOCAL_WORLD_SIZE": stage.ranks}
+            names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({key: str(value) for key, value in names.items()})
+        sys.argv = [stage.module, *map(str, arguments)]
+        status = run_stage(stage.module)
+    finally:
+        os._exit(status)
+
+
+def run_stage(module):
+    """Run a stage as `python -m` does, and return the status of the process."""
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+def wait(pids):
+    """Return the statuses of processes; None, and a kill, for those that do not end."""
+    statuses, began = dict.fromkeys(pids), time.monotonic()
+    while left := [pid for pid, status in statuses.items() if status is None]:
+        if time.monotonic() > began + PATIENCE:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            break
+        for pid in left:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                statuses[pid] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return list(statuses.values())
+
+
+def looked_at(pid):
+    """Return whether a process has ended, and the processor time it has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0] == "Z", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def kill_once(stage, output, log, chance):
+    """Start the stage and kill it at a random moment. Return whether it ended before."""
+    pids = start(stage, output, log)
+    victim, share = chance.choice(pids), chance.random()
+    ended = False
+    while not ended and looked_at(victim)[1] < share * stage.seconds:
+        time.sleep(0.01)
+        ended = any(looked_at(pid)[0] for pid in pids)
+    if ended:
+        if set(statuses := wait(pids)) != {0}:
+            stage.problems.append(f"ended by itself with {statuses}, see {log}")
+        return True
+    asking = stage.asks and stage.killed % 3 == 2
+    os.kill(victim, signal.SIGTERM if asking else signal.SIGKILL)
+    stage.killed += 1
+    stage.asked += asking
+    stage.moments.append(round(share, 3))
+    statuses = wait(pids)
+    if None in statuses:
+        stage.problems.append(f"{statuses.count(None)} processes hang after a kill, see {log}")
+    if asking and statuses[0] not in (0, -signal.SIGTERM):  # before it listens, the signal just ends it
+        stage.problems.append(f"SIGTERM ended it with {statuses[0]}, see {log}")
+    stage.half_written += any(not (path / "complete.json").exists() for path in output.glob("checkpoint-*"))
+    return False
+
+
+def undisturbed(stage, root):
+    """Run the stage once without a kill: what it leaves is expected of the others."""
+    output, log = root / "undisturbed" / stage.name, root / f"{stage.name}.log"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    statuses = wait(start(stage, output, log))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert set(statuses) == {0}, f"{stage.name} fails undisturbed with {statuses}:\n{log.read_text()[-3000:]}"
+    stage.seconds = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / stage.ranks
+    stage.expected = stage.results(output)
+
+
+def torment(stage, root, kills, chance):
+    """Kill one run of the stage until it ends by itself, and compare what it leaves."""
+    if stage.expected is None:
+        undisturbed(stage, root)
+    output, log, before = root / "killed" / f"{stage.name}-{stage.runs}", root / f"{stage.name}.log", stage.killed
+    while stage.killed < kills and not kill_once(stage, output, log, chance):
+        pass
+    statuses = wait(start(stage, output, log))
+    found = stage.results(output) if set(statuses) == {0} else None
+    stage.survived += (stage.killed - before) * (found == stage.expected)
+    if found != stage.expected:
+        stage.problems.append(f"run {stage.runs} ended with {statuses} and other results, see {output}")
+    stage.runs += 1
+    stage.finished.append(found)
+    print(f"{stage.name}: {stage.survived} of {stage.killed} kills survived {stage.problems or ''}", flush=True)
+
+
+def row(stage):
+    """Return what is reported of a stage."""
+    found = [results for results in stage.finished if isinstance(results, dict) and "judgments" in results]
+    return {
+        **{"kills": stage.killed, "by SIGTERM": stage.asked, "survived": stage.survived, "runs": stage.runs},
+        "runs with the results of the undisturbed one": sum(one == stage.expected for one in stage.finished),
+        "judgments lost": sum(stage.expected["judgments"] - (one["judgments"] - one["doubled"]) for one in found),
+        "judgments doubled": sum(one["doubled"] for one in found),
+        "kills that left a half-written checkpoint": stage.half_written,
+        "processor seconds undisturbed": round(stage.seconds, 2),
+        "problems": stage.problems,
+        "share of the run at each kill": stage.moments,
+    }
+
+
+def report(known, seed):
+    """Return the counts of all stages that have begun."""
+    rows = {name: row(stage) for name, stage in known.items() if stage.runs}
+    keys = ("kills", "survived", "runs", "runs with the results of the undisturbed one")
+    total = {key: sum(each[key] for each in rows.values()) for key in (*keys, "judgments lost", "judgments doubled")}
+    about = {"command": " ".join(["python", *sys.argv]), "seed": seed, "steps of a training run": STEPS}
+    return {**about, "total": total, "stages": rows, **provenance()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, help=f"of each stage (default: {KILLS})")
+    parser.add_argument("--stages", nargs="+", choices=list(KILLS), default=list(KILLS))
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--work", type=Path, help="folder that keeps runs and logs (default: a temporary one)")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file of the counts")
+    args = parser.parse_args()
+    from trl import GRPOTrainer, SFTTrainer  # noqa: F401 - every forked process has them then
+
+    from unifiedreward_think.training import shared_prefix_trainer  # noqa: F401
+
+    sys.path.insert(0, str(Path(__file__).parent))  # of bench_rewards
+    with tempfile.TemporaryDirectory() as temporary:
+        root = (args.work or Path(temporary)).absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        maker = os.fork()  # torch must not have computed anything in the process that is forked
+        if not maker:
+            make_inputs(root)
+            os._exit(0)
+        assert wait([maker]) == [0], "the inputs could not be made"
+        known = stages(root)
+        if "split" in args.stages:
+            undisturbed(known["import"], root)  # which it reads
+        quota = {name: args.kills or KILLS[name] for name in args.stages}
+        chances = {name: random.Random(f"{args.seed} {name}") for name in quota}
+        while left := [name for name in quota if known[name].killed < quota[name]]:
+            for name in left:  # in turns, so that a report that is cut short speaks of all of them
+                torment(known[name], root, quota[name], chances[name])
+                write_whole(args.output, json.dumps(report(known, args.seed), indent=1) + "\n")
+    total = report(known, args.seed)["total"]
+    print(json.dumps(total))
+    failed = total["kills"] != total["survived"] or any(stage.problems for stage in known.values())
+    raise SystemExit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

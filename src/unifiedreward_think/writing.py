@@ -1,0 +1,118 @@
+"""Files that are whole or not there, whenever the run is killed or the disk is full.
+
+write_whole(folder / "results.json", text)          # the old file, or the new one; never half of it
+with whole(folder / "part.parquet") as scratch:     # the same, for what another library writes
+table.write(scratch)
+with open_to_append(path) as file:                  # line by line: at most the last one is cut
+append(file, line)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+from unifiedreward_think.records import InputError
+
+MENDS = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "the file would be larger than the limit (ulimit -f): raise it",
+    errno.EROFS: "the disk is read-only: choose another folder",
+    errno.EACCES: "change the permissions, or choose another folder",
+}
+
+
+class OutputError(InputError):
+    """A result that cannot be written, on a full disk for example; the message names the file and the mend."""
+
+
+def write_whole(path: Path, content: str | bytes, *, cache: bool = False) -> None:
+    """Write a file whole or not at all, its folder made if needed.
+
+    Args:
+        path: of the file.
+        content: text is written as UTF-8.
+        cache: see `whole`.
+
+    Raises:
+        OutputError: it cannot be written; what was there before stays.
+    """
+    with whole(path, cache=cache) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole(path: Path, *, cache: bool = False) -> Iterator[Path]:
+    """Yield a path to write to; the file takes its place at `path` when the block ends well, and is removed otherwise.
+
+    A killed run can leave it behind, its name ending in ".new"; the next write takes its place.
+
+    Args:
+        path: where the file ends up. One process at a time writes it, and it is on the disk when the block has ended.
+        cache: it is one of many small files that can be made again: nobody waits for the disk, and other processes may
+            be making the same file.
+
+    Raises:
+        OutputError: it cannot be written; what was there before stays.
+    """
+    scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.new" if cache else f"{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        if not cache:
+            _sync(scratch)
+        scratch.replace(path)
+    except OSError as error:
+        if error.filename not in (None, str(scratch), str(path.parent)):
+            raise  # the block read another file
+        raise _cannot(path, error) from error
+    finally:
+        if scratch.is_file():
+            scratch.unlink()
+
+
+def open_to_append(path: Path) -> FileIO:
+    """Open a file for `append`, its folder made if needed.
+
+    Raises:
+        OutputError: it cannot be opened.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab", buffering=0)  # a buffer would try to write its rest once more where a write failed
+    except OSError as error:
+        raise _cannot(path, error) from error
+
+
+def append(file: FileIO, text: str) -> None:
+    """Add text to a file of `open_to_append`, and return when it is on the disk.
+
+    Raises:
+        OutputError: it cannot be written, or not all of it.
+    """
+    data = text.encode()
+    try:
+        while data:
+            data = data[file.write(data) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise _cannot(Path(str(file.name)), error) from error
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _cannot(path: Path, error: OSError) -> OutputError:
+    mend = MENDS.get(error.errno or 0, "mend that")
+    return OutputError(
+        f"{path}: cannot be written ({error}); {mend}. What was stored before stays, and the same command goes on from "
+        "there"
+    )

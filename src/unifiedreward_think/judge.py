@@ -274,31 +274,52 @@ def _judge_batch(
         yield from (_judgment(item, sample, answer, settings, seconds) for sample, answer in enumerate(mine))
 
 
-def _judgment(
-    item: Item, sample: int, answer: Completion | Failure, settings: Mapping[str, Any], seconds: float
+def judgment(
+    record: PreferenceRecord, order: Order, answer: Completion | Failure, *, style: Style, **made: Any
 ) -> Judgment:
-    record, order = item
-    task = TASKS[record.task]
+    """Return the judgment that an answer is: parsed, or failed with its reason.
+
+    Args:
+        record: what was judged.
+        order: the order it was shown in.
+        answer: what the backend gave for it.
+        style: what the strict parser expects.
+        made: how the answer came about; fields of the judgment, such as `model`.
+    """
     if isinstance(answer, Failure):
-        said: dict[str, Any] = {"completion": None, "error": answer.reason, "seconds": 0.0}
+        said: dict[str, Any] = {"completion": None, "error": answer.reason}
         verdict = Verdict(winner=None, strict=False, problems=("not judged",))
     else:
-        took = seconds if answer.seconds is None else answer.seconds
-        said = {"completion": answer.text, "finish_reason": answer.finish_reason, "seconds": round(took, 4)}
-        verdict = parse(answer.text, task.noun, style=settings["style"])
+        said = {"completion": answer.text, "finish_reason": answer.finish_reason}
+        verdict = parse(answer.text, TASKS[record.task].noun, style=style)
     return Judgment(
         record_id=record.id,
         order=order,
-        sample=sample,
         verdict=verdict,
         preferred=record.preferred,
         task=record.task,
         source=record.source,
         group=record.group,
+        **said,
+        **made,
+    )
+
+
+def _judgment(
+    item: Item, sample: int, answer: Completion | Failure, settings: Mapping[str, Any], seconds: float
+) -> Judgment:
+    record, order = item
+    took = 0.0 if isinstance(answer, Failure) else seconds if answer.seconds is None else answer.seconds
+    return judgment(
+        record,
+        order,
+        answer,
+        style=settings["style"],
+        sample=sample,
         model=settings["model"],
         sampling={key: value for key, value in settings.items() if key not in ("model", "decoder")},
-        decoder=settings["decoder"] if task.media_kind == "video" else "",
-        **said,
+        decoder=settings["decoder"] if TASKS[record.task].media_kind == "video" else "",
+        seconds=round(took, 4),
     )
 
 

@@ -1,4 +1,4 @@
-"""From the pairs of a request to the questions a backend answers, and from its answers to judgments."""
+"""From the pairs of a request to the questions a backend answers, and from its judgments to what a reply says."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from unifiedreward_think.backends import Completion, Failure, Sampling
+from unifiedreward_think.backends import Sampling
 from unifiedreward_think.records import ORDERS, Judgment, Order, PreferenceRecord, digest, order_shown
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.batching import Question
 from unifiedreward_think.serving.intake import Picture
 from unifiedreward_think.serving.limits import Limits
 from unifiedreward_think.serving.schemas import Status
-from unifiedreward_think.tasks import TASKS, build_parts
-from unifiedreward_think.verdict import Style, Verdict, parse
+from unifiedreward_think.tasks import build_parts
+from unifiedreward_think.verdict import Style
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,19 +107,6 @@ def question(pair: Shown, entries: Sequence[Entry], settings: Settings) -> Quest
     }
     seed = digest(settings.sampling.seed, pair.record.id, pair.order, 0)  # as the judge's
     return Question(key=digest("pair", pair.record.id, pair.order), row=row, sampling=settings.sampling, seed=seed)
-
-
-def judgment(pair: Shown, answer: Completion | Failure, settings: Settings, model: str) -> Judgment:
-    """Return the judgment that an answer is."""
-    if isinstance(answer, Failure):
-        verdict = Verdict(winner=None, strict=False, problems=("not judged",))
-        said: dict[str, Any] = {"completion": None, "error": answer.reason}
-    else:
-        verdict = parse(answer.text, TASKS[pair.record.task].noun, style=settings.style)
-        said = {"completion": answer.text, "finish_reason": answer.finish_reason}
-    return Judgment(
-        record_id=pair.record.id, order=pair.order, verdict=verdict, task=pair.record.task, model=model, **said
-    )
 
 
 def status_of(row: Judgment) -> tuple[Status, str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from unifiedreward_think.judge import judgment
 from unifiedreward_think.serving import ranking
 from unifiedreward_think.serving.batching import Batcher, Question
 from unifiedreward_think.serving.chat import answer_chat
@@ -18,7 +19,6 @@ from unifiedreward_think.serving.questions import (
     Entry,
     Settings,
     Shown,
-    judgment,
     pair_record,
     question,
     shown,
@@ -132,7 +132,7 @@ class Service:
         # A key of its own: a remembered answer would say nothing of the backend's health.
         fresh = Question(key=secrets.randbits(64), row=asked.row, sampling=asked.sampling, seed=asked.seed)
         (answer,) = await self._batcher.ask([fresh], seconds=self.settings.limits.deadline, urgent=True)
-        status, reason = status_of(judgment(Shown(0, 1, record, "ab"), answer, self.settings, self.model))
+        status, reason = status_of(judgment(record, "ab", answer, style=self.settings.style, model=self.model))
         return Health(
             status="error" if status == "error" else "ok" if status == "ok" else "degraded",
             canary=status,
@@ -194,7 +194,7 @@ class Service:
         answers = await self._batcher.ask(questions, seconds=left, admitted=admitted)
         rows = []
         for pair, answer in zip(pairs, answers, strict=True):
-            row = judgment(pair, answer, self.settings, self.model)
+            row = judgment(pair.record, pair.order, answer, style=self.settings.style, model=self.model)
             rows.append((pair, row))
             self._telemetry.judgments.labels(row.task, status_of(row)[0]).inc()
             if row.verdict.winner is not None:

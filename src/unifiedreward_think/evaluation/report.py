@@ -35,6 +35,7 @@ from unifiedreward_think.evaluation.tables import (
 )
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import summarize
+from unifiedreward_think.pages import write_page
 from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, read_json_lines
 
 # Parts of a benchmark's results, and what is said of their numbers.
@@ -75,11 +76,9 @@ def write_html(
     Raises:
         RecordError: a judgment that is to be shown has no record.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = environment.get_template("report.html").render(
+    write_page(
+        path,
+        Path(__file__).with_name("report.html"),
         title=title,
         table=table_rows(results),
         counts=list(dict.fromkeys(map(counts, results.values()))),
@@ -95,8 +94,6 @@ def write_html(
         stages=list(judgments),
         examples=examples(judgments, records, sampling, max_examples),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -49,6 +49,7 @@ _REASONS = {
     401: "the API key is missing or wrong",
     408: "the body came too slowly",
     413: "over a limit of size",
+    421: "sent to a name that this server does not go by",
     422: "a request that cannot be judged, such as a malformed picture",
     429: "the server is full; try again after Retry-After seconds",
     504: "the deadline passed before anything was judged",
@@ -61,7 +62,7 @@ _CHAT_ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorReply, "description": "no model of this name"},
     502: {"model": ErrorReply, "description": "the backend failed, or did not answer in time"},
 }
-_GET_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (400, 401, 408, 413, 429)}
+_GET_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (400, 401, 408, 413, 421, 429)}
 
 
 def create_app(
@@ -69,6 +70,7 @@ def create_app(
     settings: Settings,
     *,
     api_key: str = "",
+    hosts: Sequence[str] = (),
     fetch_hosts: Sequence[str] = (),
     max_wait: float = 0.01,
     max_queue: int = 4096,
@@ -80,6 +82,7 @@ def create_app(
         backend: judges.
         settings: how.
         api_key: that requests must bring; empty for none.
+        hosts: as in `Guard`.
         fetch_hosts: hosts that pictures may be fetched from; none forbids it.
         max_wait: as in `Batcher`.
         max_queue: as in `Batcher`.
@@ -108,7 +111,9 @@ def create_app(
     app.add_exception_handler(InputError, _refused)
     app.add_exception_handler(HTTPException, _http)
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
-    app.add_middleware(Guard, limits=settings.limits, telemetry=telemetry, paths=paths, api_key=api_key)
+    app.add_middleware(
+        Guard, limits=settings.limits, telemetry=telemetry, paths=paths, api_key=api_key, hosts=frozenset(hosts)
+    )
     return app
 
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
+from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.serving.__main__ import _parser, make_app, own_hosts
 from unifiedreward_think.serving.app import create_app
 from unifiedreward_think.serving.limits import Limits
@@ -247,7 +248,6 @@ def test_a_chat_of_a_published_client_is_answered_under_its_model_name():
     [
         ({"model": "gpt"}, 404, "'UnifiedReward'"),
         ({"tools": [{}]}, 400, "tools"),
-        ({"stream": True}, 400, "stream"),
         ({"max_tokens": 10**6}, 400, "limit is 8192"),
         ({"messages": []}, 422, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 422, "image_url"),
@@ -257,6 +257,20 @@ def test_a_chat_that_cannot_be_answered_as_asked_is_refused(change, status, mess
     body = {"model": "UnifiedReward", "messages": [{"role": "user", "content": "Which?"}], "stream": False, **change}
     reply = post("/v1/chat/completions", body)
     assert reply.status_code == status and message in reply.json()["error"]["message"]
+
+
+def test_a_chat_is_streamed_to_clients_that_ask_for_it():
+    body = {"model": "UnifiedReward", "messages": [{"role": "user", "content": "Which?"}]}
+    backend = Says(lambda row: Completion("<answer>Image 1 is better</answer>", "stop"))
+    with LiveServer(backend) as url:
+        judge = ServerBackend("UnifiedReward", server=f"{url}/v1")
+        row = {"id": "x", "order": "ab", "prompt": [{"role": "user", "content": []}], "images": []}
+        row["prompt"][0]["content"] = [{"type": "text", "text": "Which?"}]
+        heard = []
+        streamed = judge.stream(row, sampling=Sampling(), seed=0, on_text=heard.append)
+        whole = httpx.post(f"{url}/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    assert streamed == Completion("<answer>Image 1 is better</answer>", "stop")
+    assert heard == [streamed.text] and whole == streamed.text
 
 
 def test_the_request_of_flow_grpo_is_answered_as_its_client_sends_it():

@@ -23,6 +23,7 @@ from unifiedreward_think import __version__
 from unifiedreward_think.backends import Backend
 from unifiedreward_think.records import InputError
 from unifiedreward_think.serving.batching import Batcher
+from unifiedreward_think.serving.chat import events
 from unifiedreward_think.serving.fetch import Fetcher
 from unifiedreward_think.serving.guard import Guard, refusal
 from unifiedreward_think.serving.intake import Intake
@@ -62,6 +63,7 @@ _CHAT_ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorReply, "description": "no model of this name"},
     502: {"model": ErrorReply, "description": "the backend failed, or did not answer in time"},
 }
+_EVENTS = {"content": {"text/event-stream": {}}, "description": "the completion; with `stream` as events"}
 _GET_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (400, 401, 408, 413, 421, 429)}
 
 
@@ -128,10 +130,11 @@ def _add_judging(app: FastAPI, service: Service, telemetry: Telemetry) -> None:
         """Judge a group: win rates and Bradley-Terry scores."""
         return await _while_present(request, service.rank(asked), telemetry)
 
-    @app.post("/v1/chat/completions", responses=_CHAT_ERRORS)
-    async def chat(asked: ChatRequest, request: Request) -> ChatReply:
+    @app.post("/v1/chat/completions", response_model=ChatReply, responses={**_CHAT_ERRORS, 200: _EVENTS})
+    async def chat(asked: ChatRequest, request: Request) -> ChatReply | Response:
         """Answer an OpenAI chat completion."""
-        return await _while_present(request, service.chat(asked), telemetry)
+        reply = await _while_present(request, service.chat(asked), telemetry)
+        return Response(events(reply), media_type="text/event-stream") if asked.stream else reply
 
 
 def _add_watching(app: FastAPI, service: Service, telemetry: Telemetry) -> None:

@@ -51,6 +51,19 @@ async def answer_chat(asked: ChatRequest, batcher: Batcher, intake: Intake, sett
     return ChatReply(id=f"chatcmpl-{secrets.token_hex(12)}", created=created, model=asked.model, choices=choices)
 
 
+def events(reply: ChatReply) -> str:
+    """Return a chat completion as the events of a stream: each choice whole, since its batch writes them together."""
+    shared = {"id": reply.id, "object": "chat.completion.chunk", "created": reply.created, "model": reply.model}
+    chunks = []
+    for choice in reply.choices:
+        chunks += [
+            {"index": choice.index, "delta": choice.message.model_dump(), "finish_reason": None},
+            {"index": choice.index, "delta": {}, "finish_reason": choice.finish_reason},
+        ]
+    lines = [json.dumps({**shared, "choices": [chunk]}) for chunk in chunks]
+    return "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"])
+
+
 def _sampling(asked: ChatRequest, settings: Settings) -> Sampling:
     if asked.model not in settings.names:
         raise Refused(f"model {asked.model!r} is not served here; use {settings.names[0]!r}", status=404)

@@ -7,6 +7,8 @@
 """
 
 import argparse
+import os
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -66,18 +68,31 @@ def drawn_examples(folder):
     return list(chosen.values())
 
 
+def end_by_signals():
+    """Let a signal to end do so by an exception, so that the folder of this run is removed."""
+
+    def end(number, _):
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, end)
+
+
 def main():
     """Serve the page until it is interrupted."""
     args = arguments().parse_args()
     note = settle(args)
+    end_by_signals()
     from unifiedreward_think.data.loading import load_records
-    from unifiedreward_think.demo.asking import Setup
+    from unifiedreward_think.demo.asking import Setup, by_content
     from unifiedreward_think.demo.page import build_demo, look
     from unifiedreward_think.media import FrameSampling
     from unifiedreward_think.tasks import load_prompts
 
     with tempfile.TemporaryDirectory(prefix="unifiedreward-demo-") as folder:
         work = Path(folder).resolve()
+        os.environ["GRADIO_TEMP_DIR"] = str(work / "gradio")  # what is uploaded goes with the rest; read on import
         examples = load_records([str(args.examples)], need_label=False).rows if args.examples else drawn_examples(work)
         setup = Setup(
             backend=make_backend(args),
@@ -88,6 +103,7 @@ def main():
             media_root=args.media_root,
             work=work,
             examples=examples,
+            known=by_content(examples),
             note=note,
         )
         build_demo(setup).launch(server_name=args.host, server_port=args.port, **look())

@@ -1,6 +1,6 @@
 """The demo, in headless Chromium where there is one, and its parts without.
 
-UNIFIEDREWARD_SCREENSHOTS names a folder for screenshots of what was tested.
+Screenshots of what was tested go to the folder that UNIFIEDREWARD_SCREENSHOTS names, by default to build/screenshots.
 """
 
 import json
@@ -19,8 +19,17 @@ import pytest
 from PIL import Image
 
 from unifiedreward_think.backends import Completion, Sampling
+from unifiedreward_think.backends.replay import ReplayBackend
 from unifiedreward_think.demo import view
-from unifiedreward_think.demo.asking import Asking, Setup, Stopped, StreamingBackend, make_record
+from unifiedreward_think.demo.asking import (
+    Asking,
+    Setup,
+    Stopped,
+    Stops,
+    StreamingBackend,
+    by_content,
+    make_record,
+)
 from unifiedreward_think.demo.batch_tab import load_pairs
 from unifiedreward_think.judge import judge_item, load_judgments
 from unifiedreward_think.media import FrameSampling
@@ -30,6 +39,7 @@ from unifiedreward_think.verdict import answer_text, parse, render
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+SCREENSHOTS = Path(os.environ.get("UNIFIEDREWARD_SCREENSHOTS") or ROOT / "build" / "screenshots")
 TITLES = ["Image generation", "Video generation", "Image understanding", "Video understanding"]
 browser_test = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -38,12 +48,14 @@ class Redder:
     """Prefer the candidate with more red; of two answers always the first. Writes a word at a time."""
 
     model, batch_size, settings = "outputs/redder", 2, {}
-    pause = 0.02
+    pause, batch_pause = 0.02, 0.0
 
     def __init__(self):
-        self.words = 0
+        self.words = self.calls = 0
 
     def complete(self, prompts, *, sampling, seeds):
+        self.calls += 1
+        time.sleep(self.batch_pause)
         return [
             [Completion(self._text(prompt), "stop")] * len(mine) for prompt, mine in zip(prompts, seeds, strict=True)
         ]
@@ -173,6 +185,54 @@ def test_the_transformers_backend_streams_what_it_completes():
         backend.stream(prompt, sampling=Sampling(max_new_tokens=12), seed=0, on_text=refuse)
 
 
+def test_a_stop_is_told_before_a_backend_that_does_not_stream_is_done(setup, tmp_path):
+    class Silent:
+        model, batch_size, settings = "silent", 1, {}
+        free = threading.Event()
+
+        def complete(self, prompts, *, sampling, seeds):
+            assert self.free.wait(60)
+            return [[Completion("<think>x</think><answer>Image 1 is better</answer>", "stop")]]
+
+    record = make_record("image_generation", "a kite", [drawn(tmp_path, "a", "red"), drawn(tmp_path, "b", "blue")])
+    asking = Asking(record, "ab", Silent(), setup.protocol())
+    threading.Timer(0.2, asking.stopped.set).start()
+    texts = iter(asking)
+    assert next(texts) == "" and asking.stopped.is_set()
+    Silent.free.set()
+    assert list(texts) == [] and asking.judgments[0].candidate == 1  # it was written by then: nothing is thrown away
+
+
+def test_a_stop_ends_what_its_session_asked_in_its_tab_and_nothing_else():
+    stops = Stops()
+    mine, other, batch = stops.event("me", "image"), stops.event("you", "image"), stops.event("me", "batch")
+    stops.event("me", "image").set()
+    assert mine.is_set() and not other.is_set() and not batch.is_set()
+    stops.begin("me", "image")
+    assert mine.is_set() and not stops.event("me", "image").is_set()  # the old question stays stopped, the new one runs
+    running = stops.event("me", "image")
+    stops.begin("me", "image")
+    assert stops.event("me", "image") is running
+    stops.leave("me")
+    assert running.is_set() and batch.is_set() and not other.is_set()
+
+
+def test_a_stored_run_is_replayed_word_by_word_with_all_its_votes(setup, tmp_path):
+    example = next(record for record in setup.examples if record.task == "image_generation")
+    protocol = setup.protocol(votes=3)
+    rows = judge_item(example, "ba", setup.backend, protocol)
+    rows = [replace(row, completion=f"{row.completion}\n{row.sample}", seconds=0.5) for row in rows]
+    (tmp_path / "judgments.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    typed = make_record(example.task, example.prompt, [entry[0] for entry in example.media])
+    record = by_content([example])[typed.id]
+    asking = Asking(record, "ba", ReplayBackend(tmp_path / "judgments.jsonl"), protocol)
+    texts = list(asking)
+    assert len(texts) > 3 and texts[-1] == rows[0].completion
+    assert [row.completion for row in asking.judgments] == [row.completion for row in rows]
+    unknown = Asking(typed, "ba", asking.backend, protocol)
+    assert list(unknown) == [""] and "holds no completion" in unknown.judgments[0].error
+
+
 def judged(order, winner, sample=0):
     text = f"<answer>{answer_text(winner, 'Image')}</answer>" if winner else "no idea"
     verdict = parse(text, "Image")
@@ -243,6 +303,7 @@ def test_a_file_of_pairs_cannot_reach_outside_the_media_folder(tmp_path, toy_dat
 def url(setup):
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
+    os.environ["GRADIO_TEMP_DIR"] = str(setup.work / "gradio")  # it would fill /tmp/gradio
     from unifiedreward_think.demo.page import build_demo, look
 
     demo = build_demo(setup)
@@ -303,9 +364,8 @@ class Visit:
         return self.find(".ur-verdict").inner_text().replace("\n", " ")
 
     def shoot(self, name):
-        if folder := os.environ.get("UNIFIEDREWARD_SCREENSHOTS"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=Path(folder) / f"demo_{name}.png", full_page=True)
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"demo_{name}.png", full_page=True)
 
 
 @pytest.fixture
@@ -418,6 +478,48 @@ def test_errors_stand_where_they_occur(visit, tmp_path):
     assert "answer is not" in window.find(".ur-problems").inner_text()
     assert window.find(".ur-message").count() == 0
     window.shoot("error")
+
+
+@browser_test
+def test_a_corrupt_video_is_named_where_the_verdict_would_stand(visit, setup, tmp_path):
+    example = next(record for record in setup.examples if record.task == "video_generation")
+    whole = Path(example.media[0][0]).read_bytes()
+    (tmp_path / "cut_short.mp4").write_bytes(whole[: len(whole) // 2])
+    window = visit().open("Video generation")
+    box = window.find(".ur-film .block", has_text="Video B")
+    box.get_by_label("Clear").click()
+    box.locator("input[type=file]").set_input_files(tmp_path / "cut_short.mp4")
+    box.locator("video").wait_for(state="attached")
+    window.wrong = [said for said in window.wrong if "video" not in said.lower()]  # the browser cannot play it either
+    window.find("button.ur-judge").click()
+    window.find(".ur-card .ur-alert").wait_for()
+    said = window.find(".ur-card").inner_text()
+    assert "No judgment" in said and "cut_short.mp4: PyAV cannot read this video" in said
+    assert str(setup.work) not in said and "/" not in said.split("cut_short")[0]
+    window.shoot("corrupt_video")
+
+
+@browser_test
+def test_stop_in_the_batch_tab_keeps_what_was_judged(visit, setup, toy_data):
+    window = visit().open("Batch")
+    window.find(".ur-pairs").locator("input[type=file]").set_input_files(toy_data / "heldout.jsonl")
+    window.find(".ur-pairs", has_text="heldout.jsonl").wait_for()
+    setup.backend.batch_pause, before = 1.5, setup.backend.calls
+    try:
+        window.find("button.ur-judge").click()
+        window.find(".ur-batch progress").wait_for()
+        window.page.wait_for_function("document.querySelector('.ur-batch progress').value > 0")
+        window.find("button.ur-stop").click()
+        window.find(".ur-alert", has_text="Stopped after").wait_for()
+    finally:
+        setup.backend.batch_pause = Redder.batch_pause
+    said = window.find(".ur-message .ur-alert").inner_text()
+    done = int(re.fullmatch(r"Stopped after (\d) of 8 judgments\.", said)[1])
+    assert 2 <= done < 8 and setup.backend.calls - before == done / 2  # two pairs a batch: no other batch was begun
+    with window.page.expect_download() as download:
+        window.find("button", has_text="Judgments").click()
+    assert len(load_judgments(download.value.path())) == done
+    window.shoot("batch_stopped")
 
 
 @browser_test
@@ -542,10 +644,10 @@ def test_text_is_readable_and_fits_a_phone(visit, scheme):
 
 
 @browser_test
-def test_the_command_serves_the_toy_model(chromium):
-    """As the user types it, on whatever toy model there is, from another folder."""
+def test_the_command_serves_the_toy_model_and_leaves_nothing_behind(chromium, tmp_path):
+    """As the user types it, on whatever toy model there is."""
     command = [sys.executable, str(ROOT / "gradio" / "app.py"), "--toy"]
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as app:
@@ -560,9 +662,14 @@ def test_the_command_serves_the_toy_model(chromium):
             window.shoot("toy")
             assert not window.wrong
             window.context.close()
+            assert list(tmp_path.glob("unifiedreward-demo-*/gradio/*"))
+            app.terminate()
+            app.wait(60)
         finally:
             watchdog.cancel()
             app.kill()
+    # torch keeps a cache of the machine there, whoever uses it.
+    assert [found.name for found in tmp_path.iterdir() if not found.name.startswith("torchinductor_")] == []
 
 
 def test_the_command_names_what_is_missing():

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling, Video
+from unifiedreward_think.backends import server as server_module
 from unifiedreward_think.backends.server import ServerBackend, data_url, read_reply
 from unifiedreward_think.judge import Protocol, judge, load_judgments
 from unifiedreward_think.media import Clip, FrameSampling, open_image
@@ -303,6 +304,110 @@ def free_port():
     with closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
+
+
+# Streaming
+
+
+def pieces(text=GOOD, finish="stop", size=7, **first):
+    """A streamed chat completion, as bytes of server-sent events."""
+    deltas = [{"content": text[i : i + size]} for i in range(0, len(text), size)]
+    chunks = [{"delta": delta, "finish_reason": None} for delta in [{"role": "assistant", **first}, *deltas]]
+    chunks += [{"delta": {}, "finish_reason": finish}]
+    events = [{"id": "1", "object": "chat.completion.chunk", "choices": [{"index": 0, **c}]} for c in chunks]
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in [*events, {"choices": []}]) + "data: [DONE]\n\n"
+
+
+EVENTS = {"Content-Type": "text/event-stream"}
+
+
+def streaming(text=GOOD, finish="stop", **first):
+    return lambda body, nth: (
+        (200, EVENTS, pieces(text, finish, **first).encode())
+        if body.get("stream")
+        else (200, {}, reply(text, finish, **first))
+    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"text": GOOD + " and so on, for a long time"},
+        {"text": "<think>\nstill th", "finish": "length"},
+        {"text": "", "finish": "stop"},
+        {"reasoning_content": "thoughts"},
+        {"text": "<think>", "finish": "content_filter"},
+    ],
+)
+def test_what_is_streamed_is_what_is_completed_at_once(said):
+    with serving(streaming(**said)) as server:
+        judge = backend(server)
+        heard = []
+        sampling = Sampling(temperature=0.5, top_p=0.9, max_new_tokens=32)
+        streamed = judge.stream(prompt(), sampling=sampling, seed=5, on_text=heard.append)
+        (whole,) = judge.complete([prompt()], sampling=sampling, seeds=[[5]])
+        first, second = server.bodies
+    assert [streamed] == whole and first == {**second, "stream": True}
+    assert isinstance(streamed, Failure) or "".join(heard) == streamed.text
+    assert len(heard) > 3 or len(said.get("text", GOOD)) < 30
+
+
+def test_stopping_a_stream_closes_its_connection():
+    closed = threading.Event()
+
+    def endless(handler, *_):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        try:
+            while True:
+                handler.wfile.write(pieces("on and on").partition("data: [DONE]")[0].encode())
+        except ConnectionError:
+            closed.set()
+
+    def stop(piece):
+        raise InterruptedError
+
+    with serving() as server:
+        judge = backend(server)
+        server.http.RequestHandlerClass.send = endless
+        with pytest.raises(InterruptedError):
+            judge.stream(prompt(), sampling=Sampling(), seed=0, on_text=stop)
+        assert closed.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((500, {}, b"out of memory"), "answered 500: out of memory"),
+        ((200, EVENTS, b'data: {"error": {"message": "engine died"}}\n\n'), "engine died"),
+        ((200, {**EVENTS, "Content-Length": "9999"}, pieces()[:60].encode()), "connection to the server was lost"),
+        ((200, EVENTS, pieces(finish=None).split("</answer>")[0].encode()), "finish reason None"),
+    ],
+)
+def test_a_stream_that_breaks_off_is_a_failure_with_its_reason(answer, reason):
+    with serving(lambda body, nth: answer) as server:
+        found = backend(server).stream(prompt(), sampling=Sampling(), seed=0, on_text=lambda piece: None)
+    assert isinstance(found, Failure) and reason in found.reason
+
+
+def test_a_picture_of_many_pairs_is_encoded_once(monkeypatch):
+    encoded = []
+    show = server_module._image_part
+    monkeypatch.setattr(server_module, "_image_part", lambda image: encoded.append(image) or show(image))
+    pictures = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in range(4)]
+    pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
+    prompts = [{**prompt(f"{a}{b}"), "images": [pictures[a], pictures[b]]} for a, b in pairs]
+    with serving() as server:
+        answers = backend(server).complete(prompts, sampling=Sampling(), seeds=[[0]] * 12)
+        shown = [
+            [part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url"]
+            for body in server.bodies
+        ]
+    assert len(answers) == 12 and len(encoded) == 4
+    urls = [data_url(picture) for picture in pictures]
+    assert sorted(shown) == sorted([urls[a], urls[b]] for a, b in pairs)
 
 
 def test_a_server_that_is_down_is_found_before_anything_is_judged():

@@ -19,6 +19,8 @@ import pytest
 from PIL import Image
 
 from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
+from unifiedreward_think.backends.server import ServerBackend
+from unifiedreward_think.serving.__main__ import _parser, make_app, own_hosts
 from unifiedreward_think.serving.app import create_app
 from unifiedreward_think.serving.limits import Limits
 from unifiedreward_think.serving.questions import Settings
@@ -246,7 +248,6 @@ def test_a_chat_of_a_published_client_is_answered_under_its_model_name():
     [
         ({"model": "gpt"}, 404, "'UnifiedReward'"),
         ({"tools": [{}]}, 400, "tools"),
-        ({"stream": True}, 400, "stream"),
         ({"max_tokens": 10**6}, 400, "limit is 8192"),
         ({"messages": []}, 422, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 422, "image_url"),
@@ -256,6 +257,34 @@ def test_a_chat_that_cannot_be_answered_as_asked_is_refused(change, status, mess
     body = {"model": "UnifiedReward", "messages": [{"role": "user", "content": "Which?"}], "stream": False, **change}
     reply = post("/v1/chat/completions", body)
     assert reply.status_code == status and message in reply.json()["error"]["message"]
+
+
+def test_a_chat_is_streamed_to_clients_that_ask_for_it():
+    body = {"model": "UnifiedReward", "messages": [{"role": "user", "content": "Which?"}]}
+    backend = Says(lambda row: Completion("<answer>Image 1 is better</answer>", "stop"))
+    with LiveServer(backend) as url:
+        judge = ServerBackend("UnifiedReward", server=f"{url}/v1")
+        row = {"id": "x", "order": "ab", "prompt": [{"role": "user", "content": []}], "images": []}
+        row["prompt"][0]["content"] = [{"type": "text", "text": "Which?"}]
+        heard = []
+        streamed = judge.stream(row, sampling=Sampling(), seed=0, on_text=heard.append)
+        whole = httpx.post(f"{url}/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    assert streamed == Completion("<answer>Image 1 is better</answer>", "stop")
+    assert heard == [streamed.text] and whole == streamed.text
+
+
+def test_the_request_of_flow_grpo_is_answered_as_its_client_sends_it():
+    content = [
+        {"type": "image_url", "image_url": {"url": bench.picture(1).replace("image/png", "image")}},
+        {"type": "text", "text": "<image>\nAssign a score from 1 to 5 after 'Final Score:'."},
+    ]
+    body = {"model": "UnifiedReward-7b-v1.5", "messages": [{"role": "user", "content": content}], "temperature": 0}
+
+    async def work(http):
+        return await http.post("/v1/chat/completions", json=body, headers={"Authorization": "Bearer flowgrpo"})
+
+    reply = run(work, Says(lambda row: Completion(f"Final Score: 4 {bench.seen(row['images'][0])}", "stop")))
+    assert reply.json()["choices"][0]["message"]["content"] == f"Final Score: 4 {bench.colour_of(1)}"
 
 
 def test_a_chat_whose_backend_fails_is_an_error_and_no_text():
@@ -389,6 +418,17 @@ def test_a_backend_that_is_gone_is_asked_once_a_batch():
     assert [row["reason"] for row in rows] == ["no server answers"] * 6 and backend.calls == [6]
 
 
+def test_a_chat_whose_pictures_come_too_slowly_is_refused_at_the_deadline(monkeypatch):
+    async def slow(self, address):
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr("unifiedreward_think.serving.fetch.Fetcher.__call__", slow)
+    body = bench.chat_body("a kite", ["https://slow.example/a.png", bench.picture(2)], "{media_1}{media_2}{prompt}")
+    settings = replace(SETTINGS, limits=Limits(deadline=0.2))
+    reply = post("/v1/chat/completions", body, settings=settings, fetch_hosts=["slow.example"])
+    assert reply.status_code == 504 and "deadline" in reply.json()["error"]["message"]
+
+
 class LiveServer:
     """The application behind a real socket, so that clients can really leave."""
 
@@ -493,6 +533,18 @@ def test_an_old_canary_is_judged_anew_and_not_remembered():
 
     run(work, backend, replace(SETTINGS, canary_seconds=-1))
     assert backend.calls == [1, 1, 1]
+
+
+def test_a_backend_that_hangs_is_not_healthy():
+    backend = Gated()
+
+    async def work(http):
+        reply = await http.get("/health")
+        backend.go.set()
+        return reply
+
+    reply = run(work, backend, replace(SETTINGS, canary_deadline=0.3))
+    assert reply.status_code == 503 and "no answer within the deadline of 0.3 s" in reply.json()["reason"]
 
 
 def test_metrics_count_requests_and_judgments():
@@ -645,6 +697,35 @@ def test_all_requests_together_hold_no_more_than_they_may():
         busy, slow, metrics = run(work, backend, replace(SETTINGS, limits=Limits(**budget)))
         assert (slow.status_code, busy.status_code, busy.headers["retry-after"]) == (200, 429, "1")
         assert 'held{unit="pixels"} 0.0' in metrics.text and 'held{unit="bytes"} 0.0' in metrics.text
+
+
+def test_a_page_whose_name_was_made_to_point_here_is_refused():
+    hosts = own_hosts("127.0.0.1", ["judge.example"])
+
+    async def work(http):
+        named = {}
+        for host in ("127.0.0.1:8080", "LOCALHOST", "[::1]:9", "judge.example", "evil.example:8080", "", "127.0.0.1.x"):
+            reply = await http.post("/v1/compare", json=pair(1, 2), headers={"Host": host})
+            named[host] = reply.status_code
+        return named, await http.get("/health", headers={"Host": "evil.example"}), await http.get("/metrics")
+
+    named, health, metrics = run(work, hosts=hosts)
+    assert list(named.values()) == [200] * 4 + [421] * 3
+    assert health.status_code == 421 and health.json()["error"]["type"] == "invalid_request_error"
+    assert metrics.status_code == 421  # it came from http://test
+
+
+def test_the_command_goes_by_the_names_of_this_machine_only(monkeypatch):
+    made = {}
+    monkeypatch.setattr("unifiedreward_think.serving.__main__.make_backend", lambda args: bench.ScriptedBackend())
+    monkeypatch.setattr("unifiedreward_think.serving.app.create_app", lambda *_, **options: made.update(options))
+    for host, more, found in [
+        ("127.0.0.1", [], ["localhost", "127.0.0.1", "[::1]"]),
+        ("0.0.0.0", [], []),
+        ("0.0.0.0", ["a.example"], ["localhost", "127.0.0.1", "[::1]", "0.0.0.0", "a.example"]),
+    ]:
+        make_app(_parser().parse_args(["--model", "m", "--host", host, *(["--allow-hosts", *more] if more else [])]))
+        assert made["hosts"] == found
 
 
 def test_a_key_is_needed_everywhere_but_for_health():

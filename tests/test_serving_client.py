@@ -145,6 +145,14 @@ def test_a_candidate_alone_has_no_win_rate(url):
         flow_grpo_reward(RewardClient(url))(images(1, 2, 3), ["kite", "kite", "boat"], None)
 
 
+def test_an_evaluation_of_one_image_a_prompt_gets_the_reward_for_what_is_missing(url):
+    reward = flow_grpo_reward(RewardClient(url), missing=0.5)
+    scores, info = reward(images(1, 2, 3), ["kite", "boat", "kite"], None)
+    assert scores[1] == 0.5 and sorted([scores[0], scores[2]]) == [0, 1]
+    assert info["missing"] == 1 and "needs the group" in info["reasons"][1] and info["reasons"][::2] == ["", ""]
+    assert reward(images(4), ["sea"], None)[0] == [0.5]
+
+
 def test_trl_ranks_the_answers_to_the_same_question_about_the_same_picture():
     asked = []
 

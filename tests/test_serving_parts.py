@@ -4,6 +4,8 @@ import asyncio
 import io
 import json
 import random
+import re
+import time
 
 import httpx
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unifiedreward_think.media import open_image
 from unifiedreward_think.serving import ranking
 from unifiedreward_think.serving.client import data_url
 from unifiedreward_think.serving.fetch import Fetcher
@@ -239,6 +242,16 @@ def test_what_is_fetched_is_limited_and_its_failure_has_a_reason():
         fetch("https://pictures.example/a", broken)
 
 
+def test_millions_of_short_strings_are_not_even_looked_at():
+    body = b"[" + b'"",' * 2_000_000 + b'""]'
+    started = time.process_time()
+    with pytest.raises(Refused, match="besides the strings"):
+        check_json(body, Limits())
+    refused = time.process_time() - started
+    sum(1 for _ in re.finditer(rb'""', body))  # what looking at all of them takes at the least
+    assert refused < (time.process_time() - started - refused) / 2
+
+
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +309,60 @@ def test_equal_pictures_are_decoded_once_and_the_cache_keeps_its_size():
     text, kept, size = asyncio.run(work())
     assert 'media_total{cache="hit"} 1.0' in text and 'media_total{cache="miss"} 6.0' in text
     assert kept == 3 and size == 3 * 64
+
+
+def decoding(monkeypatch, before=lambda: None):
+    """Count what is decoded, each after `before`."""
+    decoded = []
+
+    def counted(file, **options):
+        decoded.append(1)
+        before()
+        return open_image(file, **options)
+
+    monkeypatch.setattr("unifiedreward_think.serving.intake.open_image", counted)
+    return decoded
+
+
+def test_requests_that_come_together_have_a_picture_decoded_once(monkeypatch):
+    decoded = decoding(monkeypatch, lambda: time.sleep(0.2))
+    source = data_url(Image.new("RGB", (4, 4), "red"))
+
+    async def one(intake):
+        with intake.request() as media:
+            return (await media.picture(source, "x")).image
+
+    async def work():
+        telemetry = Telemetry()
+        intake = Intake(Limits(), Fetcher(limit=10), telemetry)
+        asking = [asyncio.create_task(one(intake)) for _ in range(9)]
+        await asyncio.sleep(0.05)
+        asking[0].cancel()  # the client that came first leaves
+        images = await asyncio.gather(*asking[1:], one(intake))
+        return images, telemetry.text().decode()
+
+    images, metrics = asyncio.run(work())
+    assert decoded == [1] and len({id(image) for image in images}) == 1
+    assert 'media_total{cache="shared"} 9.0' in metrics and 'media_total{cache="miss"} 1.0' in metrics
+
+
+def test_a_broken_picture_of_two_requests_is_named_in_each_as_that_one_calls_it(monkeypatch):
+    decoding(monkeypatch, lambda: time.sleep(0.1))
+    source = data_url(PICTURES[0][:-30])
+
+    async def one(intake, where):
+        with intake.request() as media:
+            try:
+                await media.picture(source, where)
+            except Refused as error:
+                return str(error)
+
+    async def work():
+        intake = Intake(Limits(), Fetcher(limit=10), Telemetry())
+        return await asyncio.gather(one(intake, "media[0]"), one(intake, "candidates[1]"))
+
+    first, second = asyncio.run(work())
+    assert first.startswith("media[0]: ") and second.startswith("candidates[1]: ") and "not a readable" in second
 
 
 def test_broken_exif_data_are_refused():

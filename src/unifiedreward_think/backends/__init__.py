@@ -108,6 +108,7 @@ class Backend(Protocol):
         """Return len(seeds[i]) completions for prompt i, or for each that fails the reason.
 
         A prompt is `prompt`, the messages with a placeholder for each picture, `images`, the opened pictures, and
-        the `id` and `order` of what is judged; with native video also `videos`, each a `Video`.
+        the `id` and `order` of what is judged; with native video also `videos`, each a `Video`; and `sample`, the
+        number of the sample that the first seed is for, where that is not 0.
         """
         ...

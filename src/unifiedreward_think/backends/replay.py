@@ -8,12 +8,16 @@ item with an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
 from unifiedreward_think.records import Judgment, RecordError, read_json_lines
+
+LONGEST_TALE = 10.0
 
 
 class ReplayBackend:
@@ -50,11 +54,28 @@ class ReplayBackend:
     def complete(
         self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion | Failure]]:
-        """Return the stored completions of samples 0 to len(seeds[i]) of prompt i; `sampling` changes nothing."""
+        """Return the stored completions of the samples of prompt i, from 0 on; `sampling` changes nothing."""
         return [
-            [self._find(prompt["id"], prompt["order"], sample) for sample in range(len(mine))]
+            [self._find(prompt["id"], prompt["order"], prompt.get("sample", 0) + k) for k in range(len(mine))]
             for prompt, mine in zip(prompts, seeds, strict=True)
         ]
+
+    def stream(
+        self, prompt: Mapping[str, Any], *, sampling: Sampling, seed: int, on_text: Callable[[str], object]
+    ) -> Completion | Failure:
+        """Return the stored first sample of a prompt; `on_text` takes it word by word, at the pace of its writing.
+
+        A slow one is told faster, so that nobody waits longer than LONGEST_TALE seconds. An exception of `on_text` is
+        passed on.
+        """
+        found = self._find(prompt["id"], prompt["order"], 0)
+        if isinstance(found, Completion):
+            words = re.findall(r"\s*\S+|\s+$", found.text)
+            pause = min(found.seconds or 0.0, LONGEST_TALE) / max(1, len(words))
+            for word in words:
+                time.sleep(pause)
+                on_text(word)
+        return found
 
     def _find(self, name: str, order: str, sample: int) -> Completion | Failure:
         row = self._stored.get((name, order, sample))

@@ -21,8 +21,10 @@ import io
 import json
 import mimetypes
 import os
-from collections.abc import Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling, Video, end_at_tag, with_images
@@ -112,10 +114,37 @@ class ServerBackend:
         except openai.APIStatusError:
             return
 
+    def stream(
+        self, prompt: Mapping[str, Any], *, sampling: Sampling, seed: int, on_text: Callable[[str], object]
+    ) -> Completion | Failure:
+        """Return one completion of one prompt, as `complete` asks for it; `on_text` takes each piece as it comes.
+
+        An exception of `on_text` closes the connection, which ends the writing, and is passed on.
+
+        Raises:
+            BackendError: the request failed, and the server is gone.
+        """
+        import httpx
+
+        openai = _sdk()
+        messages = with_images(prompt, _image_part, _video_part)
+        asked = self._request(messages, sampling, seed, {**self._stop, **_frames_asked(prompt)})
+        try:
+            with openai.OpenAI(**self._client) as client, client.chat.completions.create(**asked, stream=True) as said:
+                answer = _listen(said, on_text)
+        except openai.APIError as error:
+            answer = self._failure(error)
+        except httpx.TransportError as error:  # the SDK names only what goes wrong before the first piece
+            answer = Failure(f"the connection to the server was lost ({error})")
+        if isinstance(answer, Failure):
+            self._check()
+        return answer
+
     async def _complete(
         self, prompts: Sequence[Mapping[str, Any]], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion | Failure]]:
         gate = asyncio.Semaphore(self._concurrency)
+        show = _once_each(prompts)
         async with _sdk().AsyncOpenAI(**self._client) as client:
 
             async def ask(messages: Messages, seed: int, extra: Mapping[str, Any]) -> Completion | Failure:
@@ -124,7 +153,7 @@ class ServerBackend:
 
             async def samples(prompt: Mapping[str, Any], mine: Sequence[int]) -> list[Completion | Failure]:
                 async with gate:
-                    messages = await asyncio.to_thread(with_images, prompt, _image_part, _video_part)
+                    messages = await asyncio.to_thread(with_images, prompt, show, _video_part)
                 extra = {**self._stop, **_frames_asked(prompt)}
                 return await asyncio.gather(*(ask(messages, seed, extra) for seed in mine))
 
@@ -133,24 +162,34 @@ class ServerBackend:
     async def _ask(
         self, client: Any, messages: Messages, sampling: Sampling, seed: int, extra: Mapping[str, Any]
     ) -> Completion | Failure:
-        openai = _sdk()
+        asked = self._request(messages, sampling, seed, extra)
         try:
-            reply = await client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=messages,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_new_tokens,
-                seed=seed % SEEDS,
-                extra_body=extra,
-            )
-        except openai.APIStatusError as error:
-            return Failure(f"the server answered {error.status_code}: {error.response.text[:QUOTED]}")
-        except openai.APITimeoutError:
-            return Failure(f"the server gave no answer within {self._client['timeout']:g} s")
-        except openai.APIConnectionError as error:
-            return Failure(f"the connection to the server was lost ({error.__cause__ or error})")
+            reply = await client.chat.completions.with_raw_response.create(**asked)
+        except _sdk().APIError as error:
+            return self._failure(error)
         return read_reply(reply.text)
+
+    def _request(self, messages: Messages, sampling: Sampling, seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "messages": messages,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "seed": seed % SEEDS,
+            "extra_body": extra,
+        }
+
+    def _failure(self, error: Exception) -> Failure:
+        """Return what an error of the SDK says of a request."""
+        openai = _sdk()
+        if isinstance(error, openai.APIStatusError):
+            return Failure(f"the server answered {error.status_code}: {error.response.text[:QUOTED]}")
+        if isinstance(error, openai.APITimeoutError):
+            return Failure(f"the server gave no answer within {self._client['timeout']:g} s")
+        if isinstance(error, openai.APIConnectionError):
+            return Failure(f"the connection to the server was lost ({error.__cause__ or error})")
+        return Failure(f"the server broke off: {error}"[:QUOTED])  # an error among the pieces of a stream
 
 
 def data_url(image: Image) -> str:
@@ -168,11 +207,52 @@ def read_reply(body: str) -> Completion | Failure:
         text, thoughts = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return Failure(f"the reply is no chat completion ({type(error).__name__}): {body[:QUOTED]}")
+    return _completion(text, thoughts, reason)
+
+
+def _completion(text: Any, thoughts: Any, reason: Any) -> Completion | Failure:
     if thoughts:
         return Failure("the server splits the chain of thought off; start it without a reasoning parser")
     if not isinstance(text, str) or reason not in ("stop", "length"):
         return Failure(f"the server returned no text (finish reason {reason!r})")
     return end_at_tag(text, reason)
+
+
+def _listen(said: Iterable[Any], on_text: Callable[[str], object]) -> Completion | Failure:
+    """Read the pieces of a streamed chat completion, up to the closing answer tag."""
+    text, thoughts, reason = "", "", None
+    for chunk in said:
+        for choice in chunk.choices:  # the last chunk of some servers has none
+            delta = choice.delta.to_dict()
+            thoughts += delta.get("reasoning_content") or delta.get("reasoning") or ""
+            before, text = text, end_at_tag(text + (delta.get("content") or ""), "").text
+            reason = choice.finish_reason or reason
+            if len(text) > len(before):
+                on_text(text[len(before) :])
+        if text.endswith(STOP_STRING):
+            return _completion(text, thoughts, "stop")
+    return _completion(text, thoughts, reason)
+
+
+def _once_each(prompts: Sequence[Mapping[str, Any]]) -> Callable[[Image], dict[str, Any]]:
+    """Return what shows a picture to the server, encoding each only once while prompts of a batch still need it.
+
+    The pairs of a group share their candidates: 8 pictures in both orders are shown 112 times.
+    """
+    left = Counter(id(image) for prompt in prompts for image in prompt["images"])
+    locks = {key: Lock() for key in left}  # prompts are made in several threads
+    encoded: dict[int, dict[str, Any]] = {}
+
+    def show(image: Image) -> dict[str, Any]:
+        key = id(image)  # the prompts keep it alive
+        with locks[key]:
+            part = encoded.pop(key, None) or _image_part(image)
+            left[key] -= 1
+            if left[key]:
+                encoded[key] = part
+        return part
+
+    return show
 
 
 def _image_part(image: Image) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from unifiedreward_think.data.tokens import TokenCounter, picture_size
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.intervals import Rate
 from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image
+from unifiedreward_think.pages import write_page
 from unifiedreward_think.progress import track
 from unifiedreward_think.records import digest
 from unifiedreward_think.tasks import TASKS, build_parts, load_prompts
-from unifiedreward_think.writing import write_whole
 
 CONTEXTS = (2048, 4096, 8192, 16384, 32768)
 SIDES = (256, 512, 768, 1024, 1536, 2048)
@@ -176,8 +176,6 @@ def write_report(
     Raises:
         DataError: a folder is not complete, or a processor cannot be loaded.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     counters = [TokenCounter(name) for name in processors]
     counts = Counts()
     for _, _, row in read_stored(folders):
@@ -187,9 +185,9 @@ def write_report(
     measured = [_measured(drawn[:sample], counter, sampling, prompts) for counter in counters]
     sides = media_sides(drawn[:sample], sampling)
     unreadable = sides.pop("unreadable", 0)
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = environment.get_template("report.html").render(
+    write_page(
+        output,
+        Path(__file__).with_name("report.html"),
         title="Preference data",
         folders=[str(folder) for folder in folders],
         total=total_rows(folders),
@@ -202,7 +200,6 @@ def write_report(
         tokens=measured,
         examples=[example(row, sampling) for row in drawn[:examples]],
     )
-    write_whole(output, page)
 
 
 def _measured(

@@ -10,7 +10,6 @@ The judgments are those that the judge would write.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style
 
 PACE = 0.05  # seconds between two updates of the page
+BATCH = 16  # pairs at most
 
 
 @runtime_checkable
@@ -36,8 +36,8 @@ class StreamingBackend(Protocol):
 
     def stream(
         self, prompt: Mapping[str, Any], *, sampling: Sampling, seed: int, on_text: Callable[[str], object]
-    ) -> Completion:
-        """Return one completion, having passed each piece of it to `on_text`."""
+    ) -> Completion | Failure:
+        """Return the completion that `complete` would, having passed each piece of it to `on_text`."""
         ...
 
 
@@ -54,6 +54,7 @@ class Setup:
         media_root: media of an uploaded file of pairs lie in this folder; nothing outside it is opened.
         work: folder for the files that are offered for download, within the system's folder for temporary files.
         examples: pairs to try.
+        known: the examples by their content; asked about, they keep their own id, by which a stored run is replayed.
         note: what is to be known of the model, shown above the tabs.
     """
 
@@ -65,6 +66,7 @@ class Setup:
     media_root: Path
     work: Path
     examples: Sequence[PreferenceRecord] = ()
+    known: Mapping[str, PreferenceRecord] = field(default_factory=dict)
     note: str = ""
 
     def protocol(self, *, votes: int = 1, temperature: float = 1.0) -> JudgeProtocol:
@@ -100,12 +102,45 @@ def make_record(task: str, prompt: str, media: Sequence[str | None], answers: Se
     )
 
 
+def by_content(records: Sequence[PreferenceRecord]) -> dict[str, PreferenceRecord]:
+    """Return records by the names that their contents would give them on the page."""
+    asked = (make_record(r.task, r.prompt, [entry[0] for entry in r.media], r.answers) for r in records)
+    return {found.id: record for found, record in zip(asked, records, strict=True)}
+
+
 class Stopped(Exception):  # nothing went wrong
     """Nobody listens any more."""
 
 
+class Stops:
+    """What the stop buttons are to end, by session and tab.
+
+    The work itself says on the page that it was stopped: were that the button's doing, something written just before
+    could arrive after it.
+    """
+
+    def __init__(self) -> None:
+        self._events: dict[tuple[str, str], Event] = {}
+
+    def event(self, session: str, tab: str) -> Event:
+        """Return what is set when a session stops what it asked in a tab."""
+        return self._events.setdefault((session, tab), Event())
+
+    def begin(self, session: str, tab: str) -> None:
+        """Forget an earlier stop, as something is asked anew."""
+        if self.event(session, tab).is_set():
+            del self._events[session, tab]
+
+    def leave(self, session: str) -> None:
+        """End whatever a session has asked, as nobody is there to see it."""
+        for key in [key for key in self._events if key[0] == session]:
+            self._events.pop(key).set()
+
+
 class Watched:
     """A backend that can be stopped, and whose first completion can be heard while it is written.
+
+    Its batches are small: between two of them one sees the progress, and can stop.
 
     Args:
         backend: writes; one that cannot tell what it writes is heard at its end only.
@@ -114,7 +149,8 @@ class Watched:
     """
 
     def __init__(self, backend: Backend, stopped: Event, hear: Callable[[str], object] | None = None) -> None:
-        self.model, self.batch_size, self.settings = backend.model, backend.batch_size, backend.settings
+        self.model, self.settings = backend.model, backend.settings
+        self.batch_size = min(backend.batch_size, BATCH)
         self._backend, self._stopped, self._hear = backend, stopped, hear
 
     def complete(
@@ -127,7 +163,9 @@ class Watched:
         (prompt,), ((seed, *others),) = prompts, seeds
         first = self._backend.stream(prompt, sampling=sampling, seed=seed, on_text=self._pass_on)
         self._check()
-        rest = self._backend.complete([prompt], sampling=sampling, seeds=[others])[0] if others else []
+        if not others:
+            return [[first]]
+        (rest,) = self._backend.complete([{**prompt, "sample": 1}], sampling=sampling, seeds=[others])
         return [[first, *rest]]
 
     def _pass_on(self, piece: str) -> None:
@@ -144,13 +182,15 @@ class Watched:
 class Asking:
     """An iterator over what the model has written so far; at its end `judgments` holds the rows.
 
-    Closing it (the user pressed stop or left) ends the writing at the next word.
+    Setting `stopped`, or closing the iterator, ends the writing at the next word, or where a backend does not stream,
+    at the next batch. A stop is told at once, by one more text; the iterator ends when the model is free again.
     """
 
     record: PreferenceRecord
     order: Order
     backend: Backend
     protocol: JudgeProtocol
+    stopped: Event = field(default_factory=Event)
     judgments: list[Judgment] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[str]:
@@ -158,30 +198,32 @@ class Asking:
 
         Raises:
             InputError: the backend cannot judge anything.
+            Stopped: before the answer was whole.
         """
         said: SimpleQueue[str | None] = SimpleQueue()
-        stopped = Event()
-        backend = Watched(self.backend, stopped, said.put)
+        backend = Watched(self.backend, self.stopped, said.put)
         with ThreadPoolExecutor(max_workers=1) as thread:
             judging = thread.submit(judge_item, self.record, self.order, backend, self.protocol)
             judging.add_done_callback(lambda _: said.put(None))
             try:
-                yield from _texts(said)
-            finally:
-                stopped.set()
+                yield from _texts(said, self.stopped)
+            except GeneratorExit:
+                self.stopped.set()
+                raise
         self.judgments = judging.result()
 
 
-def _texts(said: SimpleQueue[str | None]) -> Iterator[str]:
-    text = ""
-    while (piece := said.get()) is not None:
-        text += piece
-        time.sleep(PACE)
+def _texts(said: SimpleQueue[str | None], stopped: Event) -> Iterator[str]:
+    """Yield the text so far whenever there is more of it, until None is said or it is stopped."""
+    text, done = "", False
+    while not done:
+        before = text
+        done = stopped.wait(PACE)
         try:
-            while (more := said.get_nowait()) is not None:
-                text += more
+            while (piece := said.get_nowait()) is not None:
+                text += piece
+            done = True
         except Empty:
+            pass
+        if done or text != before:
             yield text
-            continue
-        yield text
-        return

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,7 +17,8 @@ import gradio as gr
 from unifiedreward_think.data.files import BadRow, format_bad_rows
 from unifiedreward_think.data.loading import Loaded, load_records
 from unifiedreward_think.demo import view
-from unifiedreward_think.demo.asking import Setup, Watched
+from unifiedreward_think.demo.asking import Setup, Stopped, Stops, Watched
+from unifiedreward_think.demo.pair_tab import stop_handlers
 from unifiedreward_think.evaluation.report import write_html
 from unifiedreward_think.judge import judge, load_judgments
 from unifiedreward_think.metrics import summarize
@@ -26,11 +26,13 @@ from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
 from unifiedreward_think.writing import write_whole
 
 EVERY = 0.3  # seconds between two looks at the progress
+TAB = "batch"
+QUEUED = '<p class="ur-empty">Waiting for the model.</p>'
 WAITING = '<p class="ur-empty">Progress and results appear here.</p>'
 DOWNLOADS = {"Judgments": "judgments.jsonl", "Records": "records.jsonl", "Report": "report.html"}
 
 
-def build_batch(setup: Setup) -> None:
+def build_batch(setup: Setup, stops: Stops) -> None:
     """Lay out the batch tab and connect its events."""
     gr.Markdown(
         "A JSONL file of pairs, a record a line, as every script of this repository reads them; labels are optional. "
@@ -48,28 +50,26 @@ def build_batch(setup: Setup) -> None:
             )
             with gr.Row():
                 start = gr.Button("Judge the file", variant="primary", elem_classes="ur-judge", scale=2, min_width=140)
-                stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
+                stop = gr.Button("Stop", variant="stop", elem_classes="ur-stop", scale=1, min_width=80)
         with gr.Column(scale=6, min_width=320):
             message = gr.HTML(elem_classes="ur-message", padding=False)
             progress = gr.HTML(WAITING, elem_classes="ur-batch", padding=False)
             with gr.Row():
                 links = [gr.DownloadButton(name, interactive=False, min_width=110) for name in DOWNLOADS]
     outputs = [message, progress, *links]
-    running = start.click(
-        partial(_judge_file, setup),
+
+    def judge_file(request: gr.Request, file: str | None, orders: str) -> Iterator[list[Any]]:
+        yield from _judge_file(setup, stops.event(str(request.session_hash), TAB), file, orders)
+
+    begin, halt = stop_handlers(stops, TAB, QUEUED)
+    stop.click(halt, queue=False, api_visibility="private")
+    start.click(begin, outputs=[message, progress], queue=False, api_visibility="private").then(
+        judge_file,
         inputs=[file, orders],
         outputs=outputs,
         concurrency_limit=1,
         concurrency_id="model",
         show_progress="hidden",
-        api_visibility="private",
-    )
-    stop.click(
-        _stopped,
-        inputs=[progress],
-        outputs=[message, progress],
-        cancels=[running],
-        queue=False,
         api_visibility="private",
     )
 
@@ -95,46 +95,64 @@ def load_pairs(file: Path, media_root: Path) -> Loaded[PreferenceRecord]:
     return Loaded(rows, named)
 
 
-def _judge_file(setup: Setup, file: str | None, orders: str) -> Iterator[list[Any]]:
+def _judge_file(setup: Setup, stopped: Event, file: str | None, orders: str) -> Iterator[list[Any]]:
+    """Judge an uploaded file; where that is stopped, what was judged before it is kept."""
     off = [gr.DownloadButton(interactive=False) for _ in DOWNLOADS]
     try:
         if file is None:
             raise InputError("Choose a file of pairs first.")
         loaded = load_pairs(Path(file), setup.media_root)
-        left_out = view.alert(_about_bad(loaded.bad)) if loaded.bad else ""
+        said = view.alert(_about_bad(loaded.bad)) if loaded.bad else ""
         if not loaded.rows:
-            yield [left_out, WAITING, *off]
+            yield [said, WAITING, *off]
             return
         folder = Path(tempfile.mkdtemp(dir=setup.work))
-        for done, total in _judged(setup, loaded.rows, orders, folder):
-            yield [left_out, view.bar(done, total, f"{done} of {total} judgments"), *off]
-        judgments = _finish(setup, loaded.rows, folder)
+        done, total = 0, _total(loaded.rows, orders)
+        for done in _judged(setup, loaded.rows, orders, folder, stopped):
+            words = "Stopping after this batch: " if stopped.is_set() else ""
+            yield [said, view.bar(done, total, f"{words}{done} of {total} judgments"), *off]
+        if done < total:
+            said += view.alert(f"Stopped after {done} of {total} judgments.")
+        judgments = _finish(setup, loaded.rows, folder) if done else []
     except InputError as error:
         yield [view.alert(str(error).replace(str(Path(str(file)).parent) + "/", "")), WAITING, *off]
         return
     failed = [row for row in judgments if row.error]
     if failed:
-        left_out += view.alert(f"{len(failed)} judgments failed; the first: {failed[0].record_id}: {failed[0].error}")
+        said += view.alert(f"{len(failed)} judgments failed; the first: {failed[0].record_id}: {failed[0].error}")
+    if not judgments:
+        yield [said, WAITING, *off]
+        return
     links = [gr.DownloadButton(value=str(folder / name), interactive=True) for name in DOWNLOADS.values()]
-    yield [left_out, view.summary(summarize(judgments)), *links]
+    yield [said, view.summary(summarize(judgments)), *links]
 
 
-def _judged(setup: Setup, records: Sequence[PreferenceRecord], orders: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """Judge into a file beside the page, and yield how many of how many judgments it holds."""
+def _total(records: Sequence[PreferenceRecord], orders: str) -> int:
+    return sum(2 if orders == "both" and record.swappable else 1 for record in records)
+
+
+def _judged(
+    setup: Setup, records: Sequence[PreferenceRecord], orders: str, folder: Path, stopped: Event
+) -> Iterator[int]:
+    """Judge into a file beside the page, and yield how many judgments it holds; a stop ends it after the batch."""
     protocol = replace(setup.protocol(), orders="both" if orders == "both" else "one")
-    total = sum(2 if orders == "both" and record.swappable else 1 for record in records)
     output = folder / DOWNLOADS["Judgments"]
-    stopped = Event()
-    backend = Watched(setup.backend, stopped)
+
+    def written() -> int:
+        return output.read_bytes().count(b"\n") if output.exists() else 0
+
     with ThreadPoolExecutor(max_workers=1) as thread:
-        judging = thread.submit(judge, records, backend, protocol, output)
+        judging = thread.submit(judge, records, Watched(setup.backend, stopped), protocol, output)
         try:
             while not judging.done():
-                yield output.read_bytes().count(b"\n") if output.exists() else 0, total
-                time.sleep(EVERY)
-        finally:
+                yield written()
+                wait([judging], timeout=EVERY)
+        except GeneratorExit:
             stopped.set()
-    judging.result()
+            raise
+    with suppress(Stopped):
+        judging.result()
+    yield written()
 
 
 def _finish(setup: Setup, records: Sequence[PreferenceRecord], folder: Path) -> list[Judgment]:
@@ -155,8 +173,3 @@ def _finish(setup: Setup, records: Sequence[PreferenceRecord], folder: Path) -> 
 
 def _about_bad(bad: Sequence[BadRow]) -> str:
     return f"{len(bad)} rows left out:\n{format_bad_rows(bad)}"
-
-
-def _stopped(shown: str) -> tuple[str, Any]:
-    """Say that the judging has ended; finished results stay."""
-    return view.alert("Stopped."), WAITING if "<progress" in shown else gr.skip()

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from unifiedreward_think.demo import view
-from unifiedreward_think.demo.asking import Setup
+from unifiedreward_think.demo.asking import Setup, Stops
 from unifiedreward_think.demo.batch_tab import build_batch
 from unifiedreward_think.demo.pair_tab import Session, build_tab
 from unifiedreward_think.evaluation.tables import title
@@ -34,15 +34,15 @@ def build_demo(setup: Setup) -> gr.Blocks:
     """Return the page, to be launched with the options of `look`."""
     with gr.Blocks(title="UnifiedReward-Think", analytics_enabled=False) as demo:
         gr.HTML(view.heading(setup.note), padding=False)
-        session = gr.State({})
+        session, stops = gr.State({}), Stops()
         with gr.Tabs():
             events = []
             for task in TASKS:
                 if task in setup.prompts:
                     with gr.Tab(title(task)):
-                        events += build_tab(task, setup, session)
+                        events += build_tab(task, setup, session, stops)
             with gr.Tab("Batch"):
-                build_batch(setup)
+                build_batch(setup, stops)
             with gr.Tab("History"):
                 table = gr.HTML(view.history([]), padding=False)
                 with gr.Row():
@@ -59,6 +59,11 @@ def build_demo(setup: Setup) -> gr.Blocks:
                 show_progress="hidden",
                 api_visibility="private",
             )
+
+        def leave(request: gr.Request) -> None:
+            stops.leave(str(request.session_hash))
+
+        demo.unload(leave)
     return demo
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from html import escape
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gradio as gr
 
 from unifiedreward_think.demo import view
-from unifiedreward_think.demo.asking import Asking, Setup, make_record
+from unifiedreward_think.demo.asking import Asking, Setup, Stopped, Stops, make_record
 from unifiedreward_think.media import MediaError, open_image
 from unifiedreward_think.records import InputError, Judgment, Order, PreferenceRecord
 from unifiedreward_think.tasks import TASKS
@@ -22,7 +24,7 @@ EMPTY = '<p class="ur-empty">The verdict appears here: scores by dimension, the 
 Session = dict[tuple[str, Order], view.Asked]
 
 
-def build_tab(task: str, setup: Setup, session: Any) -> list[Any]:
+def build_tab(task: str, setup: Setup, session: Any, stops: Stops) -> list[Any]:
     """Lay out the tab of a task, connect its events, and return those that end with a judgment."""
     examples = [record for record in setup.examples if record.task == task]
     with gr.Row(equal_height=False):
@@ -51,9 +53,11 @@ def build_tab(task: str, setup: Setup, session: Any) -> list[Any]:
                 prompt = gr.HTML('<p class="ur-small">What the model was asked, after it was asked.</p>')
             with gr.Accordion("Raw text", open=False, elem_classes="ur-rawtext"):
                 raw = gr.HTML('<p class="ur-small">The completion word for word, after it is written.</p>')
-    events = [
-        button.click(
-            partial(_ask, setup, task, swap=again),
+    begin, halt = stop_handlers(stops, task, view.waiting())
+    stop.click(halt, queue=False, api_visibility="private")
+    return [
+        button.click(begin, outputs=[message, result], queue=False, api_visibility="private").then(
+            _asker(setup, task, stops, swap=again),
             inputs=[session, *fields, votes, heat],
             outputs=[message, result, prompt, raw, session],
             # One model answers one question at a time, whoever asks.
@@ -64,10 +68,22 @@ def build_tab(task: str, setup: Setup, session: Any) -> list[Any]:
         )
         for button, again in ((judge, False), (swap, True))
     ]
-    stop.click(
-        _stopped, inputs=[result], outputs=[message, result], cancels=events, queue=False, api_visibility="private"
-    )
-    return events
+
+
+def stop_handlers(stops: Stops, tab: str, waiting: str) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """Return what a click on a button that asks does at once, and what a click on stop does.
+
+    What is asked may have to wait for the model: the page says so, and the question can be stopped already.
+    """
+
+    def begin(request: gr.Request) -> tuple[str, str]:
+        stops.begin(str(request.session_hash), tab)
+        return "", waiting
+
+    def halt(request: gr.Request) -> None:
+        stops.event(str(request.session_hash), tab).set()
+
+    return begin, halt
 
 
 def _fields(task: str, example: PreferenceRecord | None) -> list[Any]:
@@ -145,22 +161,39 @@ def _values(record: PreferenceRecord) -> list[Any]:
     return [record.prompt, *(entry[0] for entry in record.media), *record.answers]
 
 
-def _ask(setup: Setup, task: str, session: Session, *values: Any, swap: bool) -> Iterator[tuple[Any, ...]]:
+def _asker(setup: Setup, task: str, stops: Stops, *, swap: bool) -> Callable[..., Iterator[tuple[Any, ...]]]:
+    def ask(request: gr.Request, session: Session, *values: Any) -> Iterator[tuple[Any, ...]]:
+        stopped = stops.event(str(request.session_hash), task)
+        yield from _ask(setup, task, stopped, session, values, swap=swap)
+
+    return ask
+
+
+def _ask(
+    setup: Setup, task: str, stopped: Event, session: Session, values: Sequence[Any], *, swap: bool
+) -> Iterator[tuple[Any, ...]]:
     """Judge what the fields hold, in the order A, B, or with `swap` in the other one than before."""
     *said, votes, temperature = values
+    ended = view.alert("Stopped."), EMPTY, gr.skip(), "", gr.skip()
     count = 2 if task.endswith("generation") else 1
     try:
         record = make_record(task, said[0] or "", said[1 : 1 + count], [text or "" for text in said[1 + count :]])
+        record = setup.known.get(record.id, record)
         order = _order(session, record, swap)
-        asking = Asking(record, order, setup.backend, setup.protocol(votes=int(votes), temperature=temperature))
+        protocol = setup.protocol(votes=int(votes), temperature=temperature)
+        asking = Asking(record, order, setup.backend, protocol, stopped)
         asked = view.prompt(record, order, setup.prompts)
         yield "", view.writing(record, order, "", setup.style), asked, "", gr.skip()
         for text in asking:
-            yield gr.skip(), view.writing(record, order, text, setup.style), gr.skip(), gr.skip(), gr.skip()
+            card = view.writing(record, order, text, setup.style)
+            yield ended if stopped.is_set() else ("", card, gr.skip(), gr.skip(), gr.skip())
+    except Stopped:
+        yield ended
+        return
     except InputError as error:
         yield view.alert(str(error)), EMPTY, "", "", gr.skip()
         return
-    rows = asking.judgments
+    rows = [replace(row, error=_by_name(row.error, record)) for row in asking.judgments]
     session = {key: value for key, value in session.items() if key != (record.id, order)}
     session[record.id, order] = (record, rows)
     yield "", view.card(record, rows, _other(session, record, order)), gr.skip(), view.raw(rows), session
@@ -177,6 +210,8 @@ def _other(session: Session, record: PreferenceRecord, order: Order) -> list[Jud
     return found[1] if found else []
 
 
-def _stopped(card: str) -> tuple[str, Any]:
-    """Say that the writing has ended; a finished verdict stays."""
-    return view.alert("Stopped."), EMPTY if "ur-card writing" in card else gr.skip()
+def _by_name(error: str, record: PreferenceRecord) -> str:
+    """Call files by their names: where they lie here is no business of whoever uploaded them."""
+    for path in (path for entry in record.media for path in entry):
+        error = error.replace(path, Path(path).name)
+    return error

@@ -15,6 +15,7 @@ from unifiedreward_think.evaluation.examples import shown_verdict
 from unifiedreward_think.evaluation.tables import HEADLINE, counts, table_rows, title
 from unifiedreward_think.inference import combine
 from unifiedreward_think.metrics import both_orders, pair_orders
+from unifiedreward_think.pages import load_template
 from unifiedreward_think.records import Judgment, Order, PreferenceRecord
 from unifiedreward_think.tasks import TASKS, Media, build_parts
 from unifiedreward_think.verdict import Style, parse
@@ -27,6 +28,11 @@ def writing(record: PreferenceRecord, order: Order, text: str, style: Style) -> 
     verdict = parse(text, TASKS[record.task].noun, style=style)
     row = Judgment(record_id=record.id, task=record.task, order=order, completion=text, verdict=verdict)
     return _render("card", v=shown_verdict(row), record=record, **_names(record, order), writing=True)
+
+
+def waiting() -> str:
+    """Return the card while the model is still busy with another question."""
+    return _render("waiting")
 
 
 def card(record: PreferenceRecord, rows: Sequence[Judgment], other: Sequence[Judgment] = ()) -> str:
@@ -149,13 +155,7 @@ def _mentions(text: str, noun: str, order: str) -> list[tuple[str, str]]:
 
 @cache
 def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("view.html").module
+    return load_template(Path(__file__).with_name("view.html")).module
 
 
 def _render(name: str, **values: Any) -> str:

@@ -25,7 +25,7 @@ from unifiedreward_think.metrics import flags_of
 from unifiedreward_think.records import Judgment
 
 Runs = Mapping[str, Sequence[Judgment]]  # stage -> its judgments
-COLOURS = 6  # as many as report.html defines; further stages start over
+COLOURS = 6  # as many as pages/style.css defines; further stages start over
 # Keys of trainer.state.log_history that are drawn, and their titles. The loss of GRPO says nothing: "loss" is
 # drawn for runs without a reward.
 CURVES = {

@@ -35,8 +35,8 @@ from unifiedreward_think.evaluation.tables import (
 )
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import summarize
+from unifiedreward_think.pages import write_page
 from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, read_json_lines
-from unifiedreward_think.writing import write_whole
 
 # Parts of a benchmark's results, and what is said of their numbers.
 PROTOCOLS = {
@@ -76,11 +76,9 @@ def write_html(
     Raises:
         RecordError: a judgment that is to be shown has no record.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = environment.get_template("report.html").render(
+    write_page(
+        path,
+        Path(__file__).with_name("report.html"),
         title=title,
         table=table_rows(results),
         counts=list(dict.fromkeys(map(counts, results.values()))),
@@ -96,7 +94,6 @@ def write_html(
         stages=list(judgments),
         examples=examples(judgments, records, sampling, max_examples),
     )
-    write_whole(path, page)
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -35,8 +35,8 @@ from unifiedreward_think.evaluation.training_log import (
 )
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import paired_test, summarize
+from unifiedreward_think.pages import write_page
 from unifiedreward_think.records import TASK_NAMES, Judgment, PreferenceRecord, RecordError, digest
-from unifiedreward_think.writing import write_whole
 
 # Plot -> what it says, and its curves: name -> key of the log. Curves that a run did not log are left out.
 CURVES: dict[str, tuple[str, dict[str, str]]] = {
@@ -103,14 +103,13 @@ def write_html(
         sampling: how videos become the frames that are shown.
         max_examples: how many pairs are shown, of every task and change in turn.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     found = windows(run.completions)
     results = {name: summarize(rows) for name, rows in judgments.items()}
     changes = compare(judgments["before"], judgments["after"]) if judgments else {}
-    page = environment.get_template("training_report.html").render(
+    write_page(
+        path,
+        Path(__file__).with_name("training_report.html"),
+        title=f"Training of {run.name}",
         run=run,
         settings={key: run.about["arguments"][key] for key in SETTINGS if key in run.about["arguments"]},
         figures=figures(run),
@@ -125,7 +124,6 @@ def write_html(
         labels=CHANGES,
         colours=COLOURS,
     )
-    write_whole(path, page)
 
 
 def figures(run: TrainingRun) -> list[tuple[str, str, str]]:

@@ -82,6 +82,7 @@ def make_app(args: argparse.Namespace) -> FastAPI:
         make_backend(args),
         settings,
         api_key=os.environ.get(KEY, ""),
+        hosts=own_hosts(args.host, args.allow_hosts),
         fetch_hosts=args.fetch_hosts,
         max_wait=args.max_wait,
         max_queue=args.max_queue,
@@ -89,11 +90,34 @@ def make_app(args: argparse.Namespace) -> FastAPI:
     )
 
 
+def own_hosts(host: str, more: Sequence[str]) -> list[str]:
+    """Return what requests may call a server that listens on `host`; nothing stands for any name.
+
+    Behind a loopback address there is no key, so that a page of another site must not come in under a name of its own.
+
+    >>> own_hosts("::1", ["judge.example"])
+    ['localhost', '127.0.0.1', '[::1]', 'judge.example']
+    >>> own_hosts("0.0.0.0", [])
+    []
+    """
+    if not _loopback(host) and not more:
+        return []
+    listening = f"[{host}]" if ":" in host else host
+    return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", listening, *more]))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("server").add_argument
     add("--host", default="127.0.0.1", help=f"address to listen on; another machine's needs {KEY} (default: loopback)")
     add("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
+    add(
+        "--allow-hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names by which requests may call the server besides its own, behind a proxy for example",
+    )
     add("--drain-seconds", type=int, default=300, help="for requests in flight when told to stop (default: 300)")
     add("--quiet", action="store_true", help="no line for each request")
     add("--names", nargs="+", default=MODEL_NAMES, help="of the model, in chats")

@@ -23,6 +23,7 @@ from unifiedreward_think import __version__
 from unifiedreward_think.backends import Backend
 from unifiedreward_think.records import InputError
 from unifiedreward_think.serving.batching import Batcher
+from unifiedreward_think.serving.chat import events
 from unifiedreward_think.serving.fetch import Fetcher
 from unifiedreward_think.serving.guard import Guard, refusal
 from unifiedreward_think.serving.intake import Intake
@@ -49,6 +50,7 @@ _REASONS = {
     401: "the API key is missing or wrong",
     408: "the body came too slowly",
     413: "over a limit of size",
+    421: "sent to a name that this server does not go by",
     422: "a request that cannot be judged, such as a malformed picture",
     429: "the server is full; try again after Retry-After seconds",
     504: "the deadline passed before anything was judged",
@@ -61,7 +63,8 @@ _CHAT_ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorReply, "description": "no model of this name"},
     502: {"model": ErrorReply, "description": "the backend failed, or did not answer in time"},
 }
-_GET_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (400, 401, 408, 413, 429)}
+_EVENTS = {"content": {"text/event-stream": {}}, "description": "the completion; with `stream` as events"}
+_GET_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (400, 401, 408, 413, 421, 429)}
 
 
 def create_app(
@@ -69,6 +72,7 @@ def create_app(
     settings: Settings,
     *,
     api_key: str = "",
+    hosts: Sequence[str] = (),
     fetch_hosts: Sequence[str] = (),
     max_wait: float = 0.01,
     max_queue: int = 4096,
@@ -80,6 +84,7 @@ def create_app(
         backend: judges.
         settings: how.
         api_key: that requests must bring; empty for none.
+        hosts: as in `Guard`.
         fetch_hosts: hosts that pictures may be fetched from; none forbids it.
         max_wait: as in `Batcher`.
         max_queue: as in `Batcher`.
@@ -108,7 +113,9 @@ def create_app(
     app.add_exception_handler(InputError, _refused)
     app.add_exception_handler(HTTPException, _http)
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
-    app.add_middleware(Guard, limits=settings.limits, telemetry=telemetry, paths=paths, api_key=api_key)
+    app.add_middleware(
+        Guard, limits=settings.limits, telemetry=telemetry, paths=paths, api_key=api_key, hosts=frozenset(hosts)
+    )
     return app
 
 
@@ -123,10 +130,11 @@ def _add_judging(app: FastAPI, service: Service, telemetry: Telemetry) -> None:
         """Judge a group: win rates and Bradley-Terry scores."""
         return await _while_present(request, service.rank(asked), telemetry)
 
-    @app.post("/v1/chat/completions", responses=_CHAT_ERRORS)
-    async def chat(asked: ChatRequest, request: Request) -> ChatReply:
+    @app.post("/v1/chat/completions", response_model=ChatReply, responses={**_CHAT_ERRORS, 200: _EVENTS})
+    async def chat(asked: ChatRequest, request: Request) -> ChatReply | Response:
         """Answer an OpenAI chat completion."""
-        return await _while_present(request, service.chat(asked), telemetry)
+        reply = await _while_present(request, service.chat(asked), telemetry)
+        return Response(events(reply), media_type="text/event-stream") if asked.stream else reply
 
 
 def _add_watching(app: FastAPI, service: Service, telemetry: Telemetry) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 from unifiedreward_think.backends import Failure, Sampling
 from unifiedreward_think.records import digest
 from unifiedreward_think.serving.batching import Batcher, Question
-from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia
+from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia, opening
 from unifiedreward_think.serving.limits import Limits, Refused
 from unifiedreward_think.serving.questions import Settings
 from unifiedreward_think.serving.schemas import ChatMessage, ChatReply, ChatRequest, Choice, ImagePart
@@ -30,7 +30,8 @@ async def answer_chat(asked: ChatRequest, batcher: Batcher, intake: Intake, sett
     sampling = _sampling(asked, settings)
     with intake.request() as media:
         until = time.monotonic() + settings.limits.deadline
-        turns, pictures = await _turns(asked, media, settings.limits)
+        async with opening(until):
+            turns, pictures = await _turns(asked, media, settings.limits)
         about = [json.dumps(turns), *(picture.sha256 for picture in pictures), *map(str, astuple(sampling))]
         row = {"id": "chat", "order": "ab", "prompt": turns, "images": [picture.image for picture in pictures]}
         questions = []
@@ -39,7 +40,7 @@ async def answer_chat(asked: ChatRequest, batcher: Batcher, intake: Intake, sett
             seed = digest(sampling.seed, i) if asked.seed is not None or not sampling.temperature else None
             drawn = secrets.randbits(63) if seed is None else seed
             questions.append(Question(key=digest("chat", drawn, *about), row=row, sampling=sampling, seed=drawn))
-        answers = await batcher.ask(questions, seconds=until - time.monotonic())
+        answers = await batcher.ask(questions, seconds=max(0.0, until - time.monotonic()))
     choices = []
     for i, answer in enumerate(answers):
         if isinstance(answer, Failure):
@@ -48,6 +49,19 @@ async def answer_chat(asked: ChatRequest, batcher: Batcher, intake: Intake, sett
         choices.append(Choice(index=i, message=ChatMessage(content=answer.text), finish_reason=reason))
     created = int(time.time())
     return ChatReply(id=f"chatcmpl-{secrets.token_hex(12)}", created=created, model=asked.model, choices=choices)
+
+
+def events(reply: ChatReply) -> str:
+    """Return a chat completion as the events of a stream: each choice whole, since its batch writes them together."""
+    shared = {"id": reply.id, "object": "chat.completion.chunk", "created": reply.created, "model": reply.model}
+    chunks = []
+    for choice in reply.choices:
+        chunks += [
+            {"index": choice.index, "delta": choice.message.model_dump(), "finish_reason": None},
+            {"index": choice.index, "delta": {}, "finish_reason": choice.finish_reason},
+        ]
+    lines = [json.dumps({**shared, "choices": [chunk]}) for chunk in chunks]
+    return "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"])
 
 
 def _sampling(asked: ChatRequest, settings: Settings) -> Sampling:

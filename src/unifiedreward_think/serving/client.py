@@ -108,7 +108,7 @@ class RewardClient:
             RewardError: it is not healthy, or cannot be reached.
         """
         try:
-            reply = httpx.get(f"{self._options['base_url'].rstrip('/')}/health", timeout=60)
+            reply = httpx.get(f"{self._options['base_url'].rstrip('/')}/health", timeout=self._options["timeout"])
         except httpx.TransportError as error:
             raise _unreachable(self._options["base_url"], error) from error
         return _read(reply)

@@ -1,4 +1,4 @@
-"""What every request passes before it is parsed: the key, the size, the nesting; and what is counted after it.
+"""What every request passes before it is parsed: the host, the key, the size, the nesting; then it is counted.
 
 Plain ASGI, since a framework's middleware would read the body before its size is known.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -34,14 +35,25 @@ class Guard:
         telemetry: counts requests.
         paths: that are counted by name; others together, so that no client can make up labels.
         api_key: that requests must bring as a bearer token; empty for none.
+        hosts: names and addresses that requests may call this server by; none lets them call it what they like.
     """
 
-    def __init__(self, app: App, *, limits: Limits, telemetry: Telemetry, paths: frozenset[str], api_key: str) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        limits: Limits,
+        telemetry: Telemetry,
+        paths: frozenset[str],
+        api_key: str,
+        hosts: frozenset[str],
+    ) -> None:
         self._app = app
         self._limits = limits
         self._telemetry = telemetry
         self._paths = paths
         self._key = f"Bearer {api_key}".encode() if api_key else b""
+        self._hosts = frozenset(host.lower() for host in hosts)
         self._bytes = Budget(limits.flying_bytes, "bytes")
         telemetry.watch_held("bytes", lambda: self._bytes.held)
 
@@ -70,6 +82,7 @@ class Guard:
         headers = dict(scope["headers"])
         with self._bytes.share() as take:
             try:
+                self._check_host(headers.get(b"host", b""))
                 self._check_key(scope["path"], headers.get(b"authorization", b""))
                 body = await self._body(headers.get(b"content-length", b""), receive, take)
                 check_json(body, self._limits)
@@ -84,6 +97,12 @@ class Guard:
                 return first.pop() if first else await receive()
 
             await self._app(scope, replay, send)
+
+    def _check_host(self, given: bytes) -> None:
+        """Refuse a foreign name: a site whose name was made to point here (DNS rebinding) asks under its own."""
+        host = re.sub(r":\d*\Z", "", given.decode("latin-1")).lower()
+        if self._hosts and host not in self._hosts:
+            raise Refused("this server does not go by that name; --allow-hosts adds names", status=421)
 
     def _check_key(self, path: str, given: bytes) -> None:
         if self._key and path not in OPEN_PATHS and not hmac.compare_digest(given, self._key):

@@ -13,9 +13,10 @@ import hashlib
 import io
 import re
 import struct
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from unifiedreward_think.media import MediaError, frame_indices, open_image
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,")
+# Flow-GRPO's client leaves the format out; it is told by the content anyway.
+_DATA_URL = re.compile(r"data:image(?:/[a-z0-9.+-]{1,32})?;base64,")
 
 
 class Picture(NamedTuple):
@@ -64,6 +66,7 @@ class Intake:
         self._cache_pictures = cache_pictures
         self._kept: OrderedDict[str, Image] = OrderedDict()
         self._kept_bytes = 0
+        self._decoding: dict[str, asyncio.Task[Image]] = {}
         self._pixels = Budget(limits.flying_pixels, "pixels")
         telemetry.watch_held("pixels", lambda: self._pixels.held)
 
@@ -91,18 +94,33 @@ class Intake:
         except (binascii.Error, ValueError) as error:
             raise Refused(f"{where}: not valid base64 ({error})") from error
 
+    async def decoded(self, sha256: str, decode: Callable[[], Image]) -> Image:
+        """Return what `decode` returns, in a thread; whoever asks for the same picture meanwhile waits for that.
+
+        One that leaves does not stop it for the others.
+        """
+        if (task := self._decoding.get(sha256)) is None:
+            task = self._decoding[sha256] = asyncio.create_task(asyncio.to_thread(decode))
+            task.add_done_callback(lambda done: self._keep(sha256, done))
+        else:
+            self._telemetry.media.labels("shared").inc()
+        return await asyncio.shield(task)
+
     def known(self, sha256: str) -> Image | None:
         """Return a picture that was decoded before."""
         if (image := self._kept.get(sha256)) is not None:
             self._kept.move_to_end(sha256)
-        self._telemetry.media.labels("miss" if image is None else "hit").inc()
+            self._telemetry.media.labels("hit").inc()
         return image
 
-    def keep(self, picture: Picture) -> None:
+    def _keep(self, sha256: str, done: asyncio.Task[Image]) -> None:
         """Remember a picture, and forget those not used for longest when there are too many."""
-        if picture.sha256 not in self._kept:
-            self._kept[picture.sha256] = picture.image
-            self._kept_bytes += _size(picture.image)
+        del self._decoding[sha256]
+        if done.cancelled() or done.exception():
+            return
+        self._telemetry.media.labels("miss").inc()
+        self._kept[sha256] = done.result()
+        self._kept_bytes += _size(done.result())
         while self._kept_bytes > self._cache_bytes or len(self._kept) > self._cache_pictures:
             self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
 
@@ -129,8 +147,10 @@ class RequestMedia:
         if (image := self._intake.known(sha256)) is None:
             # The header first: the pixels count before any of them is decoded.
             self._count(self._declared(content, where), where)
-            image = await asyncio.to_thread(self._decode, content, where)
-            self._intake.keep(Picture(sha256, image))
+            try:
+                image = await self._intake.decoded(sha256, lambda: self._decode(content))
+            except MediaError as error:  # named here: it may be another request that had it decoded
+                raise Refused(f"{where}: {error}") from error
         else:
             self._count(image.width * image.height, where)
         return Picture(sha256, image)
@@ -155,16 +175,23 @@ class RequestMedia:
             raise Refused(f"{where}: {width}x{height} pixels; the limit is {self._intake.limits.pixels}", status=413)
         return width * height
 
-    def _decode(self, content: bytes, where: str) -> Image:
-        try:
-            return open_image(io.BytesIO(content), name=where, limit=self._intake.limits.pixels, formats=FORMATS)
-        except MediaError as error:
-            raise Refused(str(error)) from error
+    def _decode(self, content: bytes) -> Image:
+        return open_image(io.BytesIO(content), name="picture", limit=self._intake.limits.pixels, formats=FORMATS)
 
     def _count(self, pixels: int, where: str) -> None:
         if self._take.taken + pixels > self._intake.limits.request_pixels:
             raise Refused(f"{where}: more than {self._intake.limits.request_pixels} pixels in one request", status=413)
         self._take(pixels)
+
+
+@asynccontextmanager
+async def opening(until: float) -> AsyncIterator[None]:
+    """Allow the pictures of a request to be opened until a time of the monotonic clock, and refuse it then."""
+    try:
+        async with asyncio.timeout(max(0.0, until - time.monotonic())):
+            yield
+    except TimeoutError as error:
+        raise Refused("the deadline passed while the pictures were opened", status=504) from error
 
 
 def _declared_size(content: bytes, where: str) -> tuple[int, int]:

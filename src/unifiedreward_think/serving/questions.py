@@ -30,6 +30,7 @@ class Settings:
         limits: of requests.
         names: under which chats call the model.
         canary_seconds: how long a canary judgment counts.
+        canary_deadline: seconds after which a canary without an answer says that the backend hangs.
     """
 
     prompts: Mapping[str, str]
@@ -40,6 +41,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     names: tuple[str, ...] = MODEL_NAMES
     canary_seconds: float = 30.0
+    canary_deadline: float = 60.0
 
 
 class Entry(NamedTuple):

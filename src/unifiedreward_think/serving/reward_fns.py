@@ -20,6 +20,8 @@ from typing import Any
 
 from unifiedreward_think.serving.client import RewardClient, RewardError, data_url
 
+_ALONE = "a win rate needs the group; give all samples of a prompt in one call (on several GPUs: gather them first)"
+
 
 def groups(keys: Sequence[Hashable]) -> list[list[int]]:
     """Return the places of equal keys, in the order in which each first appears."""
@@ -30,7 +32,13 @@ def groups(keys: Sequence[Hashable]) -> list[list[int]]:
 
 
 def win_rates(
-    client: RewardClient, task: str, prompts: Sequence[str], candidates: Sequence[Any], **more: Any
+    client: RewardClient,
+    task: str,
+    prompts: Sequence[str],
+    candidates: Sequence[Any],
+    *,
+    alone: bool = False,
+    **more: Any,
 ) -> tuple[list[float | None], list[str]]:
     """Return each candidate's win rate among those of the same prompt, and why it has none ("" where it has).
 
@@ -39,19 +47,19 @@ def win_rates(
         task: as in `records.TASK_NAMES`.
         prompts: one for each candidate; equal ones make a group.
         candidates: pictures, videos or answers.
+        alone: a candidate without another of its prompt has no win rate; by default it is an error.
         more: as `RewardClient.rank` takes; `media` is a list for each candidate, and only equal ones make a group.
 
     Raises:
-        RewardError: a group has one candidate only, or the server refuses it.
+        RewardError: a group has one candidate only, unless `alone`, or the server refuses it.
     """
     # Encoded first: trainers decode the picture of each row anew, so only its content says whether two are the same.
     media = [[_encoded(entry) for entry in entries] for entries in more.pop("media", [[]] * len(prompts))]
     found = groups([(prompt, str(about)) for prompt, about in zip(prompts, media, strict=True)])
-    if lonely := [group[0] for group in found if len(group) < 2]:
-        raise RewardError(
-            f"only one candidate for {prompts[lonely[0]]!r}: a win rate needs the group; give all samples of a prompt "
-            "in one call (on several GPUs: gather them first)"
-        )
+    lonely = [group[0] for group in found if len(group) < 2]
+    if lonely and not alone:
+        raise RewardError(f"only one candidate for {prompts[lonely[0]]!r}: {_ALONE}")
+    found = [group for group in found if len(group) > 1]
     asked = [
         {
             "task": task,
@@ -63,7 +71,7 @@ def win_rates(
         for group in found
     ]
     rates: list[float | None] = [None] * len(prompts)
-    reasons = [""] * len(prompts)
+    reasons = [_ALONE if i in lonely else "" for i in range(len(prompts))]
     for group, reply in zip(found, client.rank_all(asked), strict=True):
         for i, row in zip(group, reply["candidates"], strict=True):
             rates[i], reasons[i] = row["win_rate"], row["reason"]
@@ -78,12 +86,13 @@ def flow_grpo_reward(
     Args:
         client: of the reward server.
         task: "image_generation", or "video_generation" for batches of videos.
-        missing: the reward of a candidate that has none; by default that raises RewardError.
+        missing: the reward of a candidate that has none, because no game of it can be read or because it is the only
+            one of its prompt in the call; by default that raises RewardError.
         more: as `RewardClient.rank` takes, such as `orders="both"`.
     """
 
     def reward(images: Any, prompts: Sequence[str], metadata: Any = None) -> tuple[list[float], dict[str, Any]]:
-        rates, reasons = win_rates(client, task, list(prompts), to_pictures(images), **more)
+        rates, reasons = win_rates(client, task, list(prompts), to_pictures(images), alone=missing is not None, **more)
         lost = [i for i, rate in enumerate(rates) if rate is None]
         if lost and missing is None:
             raise RewardError(f"{len(lost)} of {len(rates)} candidates have no reward; the first: {reasons[lost[0]]}")

@@ -178,6 +178,7 @@ class ChatRequest(BaseModel):
     seed: int | None = None
     n: int | None = Field(default=None, ge=1, le=16)
     do_sample: bool | None = Field(default=None, description="false asks for greedy decoding, as some clients do")
+    stream: bool | None = Field(default=None, description="answer by events, each choice whole, as batches are shared")
 
 
 class ChatMessage(BaseModel):

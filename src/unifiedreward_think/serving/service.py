@@ -13,7 +13,7 @@ from unifiedreward_think.judge import judgment
 from unifiedreward_think.serving import ranking
 from unifiedreward_think.serving.batching import Batcher, Question
 from unifiedreward_think.serving.chat import answer_chat
-from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia
+from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia, opening
 from unifiedreward_think.serving.limits import Refused
 from unifiedreward_think.serving.questions import (
     Entry,
@@ -131,7 +131,7 @@ class Service:
         asked = question(Shown(0, 1, record, "ab"), entries, self.settings)
         # A key of its own: a remembered answer would say nothing of the backend's health.
         fresh = Question(key=secrets.randbits(64), row=asked.row, sampling=asked.sampling, seed=asked.seed)
-        (answer,) = await self._batcher.ask([fresh], seconds=self.settings.limits.deadline, urgent=True)
+        (answer,) = await self._batcher.ask([fresh], seconds=self.settings.canary_deadline, urgent=True)
         status, reason = status_of(judgment(record, "ab", answer, style=self.settings.style, model=self.model))
         return Health(
             status="error" if status == "error" else "ok" if status == "ok" else "degraded",
@@ -171,12 +171,9 @@ class Service:
             raise Refused(f"media: {asked.task} takes {kind}s")
         if not all(isinstance(entry, wanted if generation else TextItem) for entry in asked.candidates):
             raise Refused(f"candidates: {asked.task} takes {f'{kind}s' if generation else 'texts'}")
-        try:
-            async with asyncio.timeout(until - time.monotonic()):
-                about = [await self._entry(item, f"media[{i}]", media) for i, item in enumerate(asked.media)]
-                found = [await self._entry(item, f"candidates[{i}]", media) for i, item in enumerate(asked.candidates)]
-        except TimeoutError as error:
-            raise Refused("the deadline passed while the pictures were opened", status=504) from error
+        async with opening(until):
+            about = [await self._entry(item, f"media[{i}]", media) for i, item in enumerate(asked.media)]
+            found = [await self._entry(item, f"candidates[{i}]", media) for i, item in enumerate(asked.candidates)]
         return about, found
 
     async def _entry(self, item: ImageItem | VideoItem | TextItem, where: str, media: RequestMedia) -> Entry:

@@ -30,7 +30,8 @@ class Telemetry:
         self.shared = Counter("shared_answers", "Questions that needed no judging of their own.", ["how"], **own)
         self.expired = Counter("expired", "Questions that were not answered within their deadline.", **own)
         self.left = Counter("clients_left", "Requests whose client left before the answer.", **own)
-        self.media = Counter("media", "Pictures by whether they were decoded before.", ["cache"], **own)
+        # "shared": another request had just begun to decode it.
+        self.media = Counter("media", "Pictures by whether they had to be decoded.", ["cache"], **own)
         self._queue = Gauge("queue", "Questions that wait.", **own)
         self._held = Gauge("held", "What the requests in flight hold.", ["unit"], **own)
 

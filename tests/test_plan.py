@@ -1,15 +1,21 @@
 """The memory plan: parameter counts against the real architectures, bytes against what runs of tiny models take."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unifiedreward_think.models.architecture import load_architecture, read_architecture
 from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
 from unifiedreward_think.records import InputError
+from unifiedreward_think.training import memory_plan
 from unifiedreward_think.training import plan as command
-from unifiedreward_think.training.memory_plan import plan
+from unifiedreward_think.training.memory_plan import DEFAULTS, GIB, plan
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if path.parent.name not in ("data", "toy")]
@@ -188,5 +194,164 @@ def test_weights_gradients_and_optimizer_states_are_exact(lora, step):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_within_a_tenth(family, checkpointing, step):
     found, measured = step(family, checkpointing=checkpointing)
-    told = found.training["activations"] + found.training["vision"]
+    told = found.phases["training"]["activations"] + found.phases["training"]["vision"]
     assert told == pytest.approx(measured["activations"], rel=0.1)
+
+
+# The command.
+
+
+def job(gpus=8, memory=80, **keys):
+    grpo = {
+        "num_generations": 8,
+        "max_completion_length": 1024,
+        "beta": 0.04,
+        "dtype": "bfloat16",
+        "max_pixels": 147456,
+    }
+    zero = {"deepspeed": str(ROOT / "configs" / "deepspeed" / "zero3.json")}
+    return command.make_job({**grpo, **zero, **keys}, gpus, memory)
+
+
+SEVEN = read_architecture(PUBLISHED["Qwen2.5-VL-7B-Instruct"][1])
+
+
+def test_zero3_splits_the_states_over_the_gpus_and_offloading_takes_them_away():
+    names = ("weights", "reference model", "gradients", "optimizer")
+    one, eight = (plan(SEVEN, job(gpus)).always for gpus in (1, 8))
+    trained = SEVEN.parameters - SEVEN.tower.parameters
+    assert [one[name] for name in names] == [2 * SEVEN.parameters] * 2 + [2 * trained, 12 * trained]
+    assert [eight[name] for name in names] == [-(-one[name] // 8) for name in names]
+    offload = str(ROOT / "configs" / "deepspeed" / "zero3_offload.json")
+    assert [plan(SEVEN, job(8, deepspeed=offload)).always[name] for name in names] == [0, 0, 0, 0]
+
+
+CHANGES = {"gradient_accumulation_steps": 2, "shared_prefix": False}
+
+
+def test_what_a_key_changes():
+    base = plan(SEVEN, job())
+    assert plan(SEVEN, job(beta=0.0)).always["reference model"] == 0
+    assert "generation" not in plan(SEVEN, job(use_vllm=True)).phases
+    assert plan(SEVEN, job(use_vllm=True)).always["vLLM"] == int(0.3 * 80 * GIB)
+    twice, stock = (plan(SEVEN, job(**{key: value})).phases for key, value in CHANGES.items())
+    assert twice["generation"]["KV cache"] == 2 * base.phases["generation"]["KV cache"]
+    assert twice["training"] == base.phases["training"]
+    assert stock["training"]["activations"] > base.phases["training"]["activations"]
+    assert stock["training"]["vision"] > 7e9 > base.phases["training"]["vision"]
+    assert plan(SEVEN, job(freeze_vision=False)).always["optimizer"] > base.always["optimizer"]
+
+
+@given(
+    memory=st.integers(10, 200),
+    gpus=st.sampled_from([1, 2, 8, 64]),
+    stage=st.sampled_from(["sft", "grpo", "sampling"]),
+    checkpointing=st.booleans(),
+    zero=st.booleans(),
+    rows=st.sampled_from([1, 8, 32]),
+)
+def test_the_advice_makes_a_job_fit_or_says_that_it_does_not(memory, gpus, stage, checkpointing, zero, rows):
+    keys = {"dtype": "bfloat16", "max_pixels": 262144, "gradient_checkpointing": checkpointing}
+    keys |= {"per_device_train_batch_size": rows, "batch_size": rows}
+    keys |= {"grpo": {"num_generations": 8}, "sampling": {"samples": 4}, "sft": {}}[stage]
+    keys |= {"deepspeed": str(ROOT / "configs" / "deepspeed" / "zero3.json")} if zero else {}
+    found = command.make_job(keys, gpus, memory)
+    steps = command.ladder(SEVEN, found)
+    totals = [plan(SEVEN, found).total, *(plan(SEVEN, changed).total for _, changed in steps)]
+    assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
+    said = command.report(SEVEN, found)
+    assert ("does not fit" in said) == (totals[0] > memory * GIB)
+    assert ("that is not enough" in said) == (totals[-1] > memory * GIB)
+    assert all(total > memory * GIB for total in totals[:-1])
+    more = command.gpus_needed(SEVEN, found)
+    assert more is None or plan(SEVEN, dataclasses.replace(found, gpus=more)).total <= memory * GIB
+
+
+@pytest.fixture
+def told(monkeypatch, capsys, tmp_path):
+    """Run the command on a config with the published 7B model; return its status and what it prints."""
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Qwen2.5-VL-7B-Instruct"][1]))
+    monkeypatch.chdir(ROOT)
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["plan", *map(str, words), "--model", str(tmp_path)])
+        try:
+            command.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def test_the_paper_configs_fit_on_the_machines_that_they_name(told):
+    seven = [path for path in CONFIGS if path.parent.name == "qwen2_5_vl_7b"]
+    for path in seven:
+        head = path.read_text()
+        machine = ("--gpus", 64, "--gpu-memory", 96) if "# 64 x H20 96 GB" in head else ("--gpus", 8)
+        status, said = told(path, *machine)
+        assert (status, "8.292 B parameters" in said, "fits" in said) == (0, True, True), said
+
+
+def test_a_job_that_does_not_fit_says_what_to_change(told):
+    config = ROOT / "configs" / "qwen2_5_vl_7b" / "grpo_8gpu.yaml"
+    status, said = told(config, "--gpus", 8, "--gpu-memory", 40)
+    flags = [line.split() for line in said.splitlines() if line.startswith("  --")]
+    assert status == 1 and "does not fit" in said and flags
+    changes = [word for line in flags for word in line[: line.index("->")]]
+    assert told(config, "--gpus", 8, "--gpu-memory", 40, *changes)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "0"], "must be above 0"),
+        (["--gpus", "8", "--learning_rate", "1"], "learning_rate is no key that memory depends on"),
+        (["--gpus", "8", "--frames"], "frames has no value"),
+        (["--gpus", "8", "4"], "'4' does not belong to any key"),
+        (["--gpus", "8", "--optim", "adafactor"], "optim: adafactor is not covered"),
+        (["--gpus", "8", "--use_peft", "true", "--lora_target_modules", "all-linear"], "is not a list of layers"),
+        (["--gpus", "8", "--max_pixels", "null"], "max_pixels is not set"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(words, message, told):
+    with pytest.raises(InputError, match=message):
+        told(ROOT / "configs" / "qwen2_5_vl_7b" / "cold_start.yaml", *words)
+
+
+def test_zero_stages_without_formulas_are_refused(told, tmp_path):
+    (tmp_path / "zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
+    config = ROOT / "configs" / "qwen2_5_vl_7b" / "cold_start.yaml"
+    with pytest.raises(InputError, match="ZeRO stage 2 is not covered"):
+        told(config, "--gpus", "8", "--deepspeed", tmp_path / "zero2.json")
+    with pytest.raises(InputError, match="no such config"):
+        told(tmp_path / "none.yaml", "--gpus", "8")
+
+
+@pytest.mark.slow
+def test_the_defaults_are_those_of_the_arguments():
+    from trl import GRPOConfig, ModelConfig
+
+    from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras
+    from unifiedreward_think.training.rejection_sampling import SamplingArguments
+
+    theirs = {}
+    for kind in (GRPOConfig, ModelConfig, DataArguments, TrainingExtras, SharedPrefixArguments, SamplingArguments):
+        for field in dataclasses.fields(kind):
+            if field.name != "dtype" or kind is ModelConfig:
+                theirs[field.name] = field.default
+    # None stands for a choice that the arguments make when they are built.
+    chosen = {"bf16": True, "gradient_checkpointing": True}
+    assert {name: chosen.get(name, theirs.get(name)) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_can_be_planned(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    family = {"qwen2_5_vl_7b": "Qwen2.5-VL-7B-Instruct", "qwen3_vl_8b": "Qwen3-VL-8B-Instruct"}
+    name = family.get(path.parent.name, "llava-onevision-qwen2-7b-ov-hf")
+    found = command.make_job(yaml.safe_load(path.read_text()), 8)
+    shape = read_architecture(PUBLISHED[name][1])
+    assert plan(shape, found).total > 2 * shape.parameters / 8
+    assert memory_plan.tokens_a_step(shape, found)["completion tokens"] > 0

@@ -27,6 +27,7 @@ ARGUMENTS = {
     "training.sft": ["--config", "--train_files", "--freeze_vision", "--help_all"],
     "training.grpo": ["--config", "--train_files", "--reward_funcs", "--help_all"],
     "training.rejection_sampling": ["--config", "--samples", "--keep", "--hard_below"],
+    "training.plan": ["--gpus", "--gpu-memory", "--model", "--prompt-tokens", "--completion-tokens"],
     "evaluation": ["--model", "--data", "--output", "--orders", "--limit", "--skip-bad", "--max-pixels"],
     "evaluation.report": ["--run", "--output"],
     "evaluation.rescore": ["--compare", "--write"],

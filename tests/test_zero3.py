@@ -24,9 +24,13 @@ from stages import (
     weights,
 )
 
+from unifiedreward_think.models.architecture import load_architecture
 from unifiedreward_think.training import rejection_sampling
+from unifiedreward_think.training.memory_plan import plan
+from unifiedreward_think.training.plan import make_job
 
 REPO = Path(__file__).parents[1]
+DEEPSPEED = "configs/deepspeed/zero3_cpu.json"
 PATIENCE = 600  # seconds for one launch, most of it imports
 # What vLLM makes of the names in a Qwen2.5-VL checkpoint (`hf_to_vllm_mapper` in its models/qwen2_5_vl.py),
 # and the modules that the names must then lead to.
@@ -114,7 +118,7 @@ def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(own))  # JSON is YAML
     script = {"sft": "scripts/0.cold_start.sh", "grpo": "scripts/grpo.sh"}[stage]
-    command = ["bash", script, config, "--deepspeed", "configs/deepspeed/zero3_cpu.json"]
+    command = ["bash", script, config, "--deepspeed", DEEPSPEED]
     command += ["--save_strategy", "steps", "--save_steps", "1"]
     two = tmp_path / "two"
     checked(command, NPROC="2")
@@ -129,10 +133,23 @@ def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path
         assert set(weights(two / step)) == set(one) and all(vllm_name(key).startswith(VLLM_MODULES) for key in one)
     assert all(tensor.equal(after[key]) for key, tensor in weights(two / "checkpoint-2").items())
 
+    told = plan(
+        load_architecture(str(source)), make_job({**own, "max_pixels": 1024, "deepspeed": str(REPO / DEEPSPEED)}, 2)
+    ).always
+    assert optimizer_bytes(two / "checkpoint-2") == pytest.approx(told["optimizer"], rel=0.01)  # padded to even sizes
+
     interrupt_after_first_step(two)
     checked(command, NPROC="2")
     again = weights(two)
     assert read_log(two) == ranks and all(again[key].equal(after[key]) for key in after)
+
+
+def optimizer_bytes(checkpoint):
+    """What the optimizer of rank 0 holds: a copy of its share of the weights, and their moments."""
+    (file,) = checkpoint.glob("global_step*/*pp_rank_0_*optim_states.pt")
+    state = torch.load(file, weights_only=False)["optimizer_state_dict"]
+    moments = [value for own in state["optimizer_state_dict"]["state"].values() for value in own.values()]
+    return sum(tensor.nbytes for tensor in [*state["fp32_flat_groups"], *moments] if tensor.ndim)
 
 
 def interrupt_after_first_step(run):

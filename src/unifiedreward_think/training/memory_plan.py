@@ -108,16 +108,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Bytes on one GPU by what takes them; training and generation follow each other, so the larger one counts."""
+    """Bytes on one GPU by what takes them: what is always there, and what each phase adds; phases follow each other."""
 
     always: dict[str, int]
-    training: dict[str, int]
-    generation: dict[str, int]
+    phases: dict[str, dict[str, int]]
 
     @property
     def total(self) -> int:
         """The peak."""
-        return sum(self.always.values()) + max(sum(self.training.values()), sum(self.generation.values()))
+        return sum(self.always.values()) + max(sum(parts.values()) for parts in self.phases.values())
 
 
 def plan(shape: Architecture, job: Job) -> Plan:
@@ -126,12 +125,13 @@ def plan(shape: Architecture, job: Job) -> Plan:
     Raises:
         InputError: a key has a value whose memory is not known here.
     """
-    generates = job.stage == "sampling" or (job.stage == "grpo" and not job["use_vllm"])
-    return Plan(
-        always=_states(shape, job),
-        training=_training(shape, job) if job.stage != "sampling" else {},
-        generation=_generation(shape, job) if generates else {},
-    )
+    phases = {}
+    if job.stage == "sampling" or (job.stage == "grpo" and not job["use_vllm"]):
+        phases["generation"] = _generation(shape, job)
+    if job.stage != "sampling":
+        phases["training"] = _training(shape, job)
+        phases["optimizer step"] = _step(shape, job)
+    return Plan(always=_states(shape, job), phases=phases)
 
 
 def prompt_length(shape: Architecture, job: Job) -> int:
@@ -263,6 +263,14 @@ def _training(shape: Architecture, job: Job) -> dict[str, int]:
             min(shape.parameters, job.zero.get("stage3_max_live_parameters", 1e9))
         )
     return found
+
+
+def _step(shape: Architecture, job: Job) -> dict[str, int]:
+    """Return what DeepSpeed adds in an optimizer step: float32 gradients of a group of weights."""
+    if not job.zero or offloaded(job, "optimizer"):
+        return {}
+    group = int(job.zero.get("sub_group_size", 1e9))
+    return {"float32 gradients": 4 * min(group, -(-trainable(shape, job) // job.gpus))}
 
 
 def _head(shape: Architecture, job: Job, forward: int) -> int:

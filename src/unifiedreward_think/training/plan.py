@@ -93,17 +93,27 @@ def deepspeed(path: str | None) -> dict[str, Any]:
 def overrides(words: Sequence[str]) -> dict[str, Any]:
     """Read keys of the config from the rest of the command line.
 
-    >>> overrides(["--frames", "4", "--use_peft", "true"])
-    {'frames': 4, 'use_peft': True}
+    >>> overrides(["--frames", "4", "--lora_target_modules", "q_proj", "v_proj"])
+    {'frames': 4, 'lora_target_modules': ['q_proj', 'v_proj']}
+
+    Raises:
+        InputError: a key is none that memory depends on, or has no value.
     """
     import yaml
 
-    names, values = words[::2], words[1::2]
-    if wrong := [name for name in names if name.removeprefix("--") not in DEFAULTS or not name.startswith("--")]:
-        raise InputError(f"{wrong[0]} is no key that memory depends on; those are {', '.join(DEFAULTS)}")
-    if len(names) != len(values):
-        raise InputError(f"{names[-1]} has no value")
-    return {name[2:]: yaml.safe_load(value) for name, value in zip(names, values, strict=True)}
+    found: dict[str, list[Any]] = {}
+    for word in words:
+        if word.startswith("--"):
+            found[word[2:]] = []
+        elif found:
+            found[next(reversed(found))].append(yaml.safe_load(word))
+        else:
+            raise InputError(f"{word!r} does not belong to any key")
+    if unknown := sorted(found.keys() - DEFAULTS.keys()):
+        raise InputError(f"--{unknown[0]} is no key that memory depends on; those are {', '.join(sorted(DEFAULTS))}")
+    if empty := [name for name, values in found.items() if not values]:
+        raise InputError(f"--{empty[0]} has no value")
+    return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
 
 
 def ladder(shape: Architecture, job: Job) -> list[tuple[dict[str, Any], Job]]:
@@ -179,8 +189,9 @@ def report(shape: Architecture, job: Job) -> str:
 
 
 def _table(found: Plan) -> list[str]:
-    phases = {"": found.always, "training: ": found.training, "generation: ": found.generation}
-    sizes = {phase + name: size for phase, parts in phases.items() for name, size in parts.items()}
+    sizes = dict(found.always)
+    for phase, parts in found.phases.items():
+        sizes |= {f"{phase}: {name}": size for name, size in parts.items()}
     return [f"{name:32}{size / GIB:8.1f} GB" for name, size in sizes.items() if size]
 
 

@@ -1,6 +1,7 @@
 """What a user types: the stage scripts through bash, and every `python -m` entry point's --help."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ STAGES = {
     "1.rejection_sampling.sh": ("configs/toy/rejection_sampling.yaml", "unifiedreward_think.training.sft"),
     "grpo.sh": ("configs/toy/grpo.yaml", "unifiedreward_think.training.grpo"),
 }
-SAMPLING = "python -m unifiedreward_think.training.rejection_sampling --config configs/toy/rejection_sampling.yaml"
+SAMPLING = "unifiedreward_think.training.rejection_sampling --config configs/toy/rejection_sampling.yaml"
 # Every module that `python -m` runs; those a user types most, with arguments that the help has to name.
 RUNNABLE = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__main__")
@@ -26,6 +27,7 @@ ARGUMENTS = {
     "training.sft": ["--config", "--train_files", "--freeze_vision", "--help_all"],
     "training.grpo": ["--config", "--train_files", "--reward_funcs", "--help_all"],
     "training.rejection_sampling": ["--config", "--samples", "--keep", "--hard_below"],
+    "training.plan": ["--gpus", "--gpu-memory", "--model", "--prompt-tokens", "--completion-tokens"],
     "evaluation": ["--model", "--data", "--output", "--orders", "--limit", "--skip-bad", "--max-pixels"],
     "evaluation.report": ["--run", "--output"],
     "evaluation.rescore": ["--compare", "--write"],
@@ -40,7 +42,8 @@ ARGUMENTS = {
 
 def bash(script, *arguments, cwd=ROOT, **environment):
     """Run a stage script on a machine without a GPU, as DRY_RUN unless told otherwise."""
-    clean = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "NODE_RANK")}
+    own = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "HOSTFILE")
+    clean = {key: value for key, value in os.environ.items() if key not in own and not key.startswith("SLURM_")}
     return subprocess.run(
         ["bash", ROOT / "scripts" / script, *arguments],
         cwd=cwd,
@@ -59,12 +62,12 @@ def printed(script, *arguments, **options):
 
 
 def training(script, launcher, **options):
-    """What a stage prints for training, after the sampling of stage 1."""
+    """What a stage prints for training, after the sampling of stage 1, which several nodes do on a port of its own."""
     config, module = STAGES[script]
     lines = printed(script, config, **options)
     expected = f"{launcher} -m {module} --config {config.replace('rejection_sampling', 'rejection_sft')}"
     if script.startswith("1."):
-        assert lines == [SAMPLING, expected]
+        assert lines == [f"{launcher} -m {SAMPLING}", expected.replace("--master_port 29500", "--master_port 29501")]
     else:
         assert lines == [expected]
 
@@ -92,23 +95,61 @@ def test_a_stage_runs_in_as_many_processes_as_asked_or_as_gpus_are_visible(scrip
     training(script, "torchrun --standalone --nproc_per_node 1", CUDA_VISIBLE_DEVICES="5")
 
 
-@pytest.mark.parametrize("script", ["0.cold_start.sh", "grpo.sh"])
+EIGHT = "torchrun --nnodes 8 --node_rank 3 --nproc_per_node 8 --master_addr 10.0.0.1 --master_port 29500"
+
+
+@pytest.mark.parametrize("script", STAGES)
 def test_a_stage_runs_as_this_nodes_share_of_eight(script):
-    launcher = "torchrun --nnodes 8 --node_rank 3 --nproc_per_node 8 --master_addr 10.0.0.1 --master_port 29500"
     node = {"NNODES": "8", "NODE_RANK": "3", "MASTER_ADDR": "10.0.0.1"}
-    training(script, launcher, NPROC="8", **node)
-    training(script, launcher, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7", **node)
+    training(script, EIGHT, NPROC="8", **node)
+    training(script, EIGHT, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7", **node)
     for missing in ("NODE_RANK", "MASTER_ADDR"):
         result = bash(script, STAGES[script][0], **{k: v for k, v in node.items() if k != missing})
         assert result.returncode != 0 and missing in result.stderr and not result.stdout
 
 
-def test_sampling_is_refused_on_several_nodes_and_says_what_to_do():
-    config = STAGES["1.rejection_sampling.sh"][0]
-    node = {"NNODES": "8", "NODE_RANK": "3", "MASTER_ADDR": "10.0.0.1"}
-    result = bash("1.rejection_sampling.sh", config, **node)
-    assert (result.returncode, result.stdout) == (2, "") and "one node" in result.stderr
-    assert printed("1.rejection_sampling.sh", config, SAMPLE_ONLY="1", **node) == [SAMPLING]
+def test_a_deepspeed_hostfile_names_the_nodes(tmp_path):
+    hosts = [f"10.0.0.{i + 1} slots={4 + i}" for i in range(8)]
+    file = tmp_path / "hostfile"
+    file.write_text("# our nodes\n\n" + "\n".join(hosts))
+    fourth = EIGHT.replace("--nproc_per_node 8", "--nproc_per_node 7")
+    training("grpo.sh", fourth, HOSTFILE=str(file), NODE_RANK="3")
+    training("grpo.sh", EIGHT, HOSTFILE=str(file), NODE_RANK="3", NPROC="8")
+    file.write_text("\n".join([*hosts[:3], f"{socket.gethostname()} slots=8", *hosts[4:]]) + "\n")
+    training("grpo.sh", EIGHT, HOSTFILE=str(file))
+    training("grpo.sh", "torchrun --standalone --nproc_per_node 2", HOSTFILE=str(file), NNODES="1", NPROC="2")
+    file.write_text(f"{socket.gethostname()} slots=2")
+    training("grpo.sh", "torchrun --standalone --nproc_per_node 2", HOSTFILE=str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("10.0.0.1 slots=8\n10.0.0.2 slots=8\n", "does not name this machine"),
+        ("10.0.0.1 slots=8\n10.0.0.2\n", "expected 'host slots=8', found '10.0.0.2 '"),
+        ("10.0.0.1 slots=0\n", "expected 'host slots=8'"),
+        ("# nobody\n", "names no host"),
+    ],
+)
+def test_a_hostfile_that_cannot_be_used_is_refused(text, message, tmp_path):
+    (tmp_path / "hostfile").write_text(text)
+    result = bash("grpo.sh", STAGES["grpo.sh"][0], HOSTFILE=str(tmp_path / "hostfile"))
+    assert (result.returncode, result.stdout) == (2, "") and message in result.stderr
+
+
+def test_slurm_names_the_nodes(tmp_path):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-8]" ] && printf "10.0.0.1\\n10.0.0.2\\n"\n')
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_NNODES": "8", "SLURM_NODEID": "3", "SLURM_JOB_NODELIST": "node[1-8]", "SLURM_NTASKS": "8"}
+    slurm |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NPROC": "8"}
+    training("grpo.sh", EIGHT, **slurm)
+    training("grpo.sh", EIGHT.replace("10.0.0.1", "10.1.0.1"), MASTER_ADDR="10.1.0.1", **slurm)
+    training("grpo.sh", "torchrun --standalone --nproc_per_node 8", **{**slurm, "SLURM_NNODES": "1"})
+    many = bash("grpo.sh", STAGES["grpo.sh"][0], **{**slurm, "SLURM_NTASKS": "64"})
+    assert many.returncode == 2 and "srun --ntasks-per-node 1" in many.stderr
+    alone = bash("grpo.sh", STAGES["grpo.sh"][0], **{k: v for k, v in slurm.items() if k != "SLURM_NODEID"})
+    assert alone.returncode != 0 and "srun" in alone.stderr and not alone.stdout
 
 
 def test_arguments_are_passed_on_as_they_are():
@@ -122,16 +163,21 @@ def test_arguments_are_passed_on_as_they_are():
 def test_stage_1_gives_sampling_and_training_their_own_arguments():
     config = STAGES["1.rejection_sampling.sh"][0]
     lines = printed("1.rejection_sampling.sh", config, "--samples", "8", "--", "--max_steps", "5")
-    assert lines[0] == f"{SAMPLING} --samples 8"
+    assert lines[0] == f"python -m {SAMPLING} --samples 8"
     assert lines[1].endswith("rejection_sft.yaml --max_steps 5")
     lines = printed("1.rejection_sampling.sh", config, "--", "--max_steps", "5")
-    assert lines[0] == SAMPLING and lines[1].endswith("rejection_sft.yaml --max_steps 5")
+    assert lines[0] == f"python -m {SAMPLING}" and lines[1].endswith("rejection_sft.yaml --max_steps 5")
 
 
 @pytest.mark.parametrize("only", [["--check_data", "true"], ["--check_data=true"], ["--help"]])
 def test_stage_1_does_not_train_when_it_was_asked_for_a_look_only(only):
     config = STAGES["1.rejection_sampling.sh"][0]
-    assert printed("1.rejection_sampling.sh", config, *only) == [f"{SAMPLING} {' '.join(only)}"]
+    assert printed("1.rejection_sampling.sh", config, *only, NPROC="2") == [f"python -m {SAMPLING} {' '.join(only)}"]
+
+
+def test_stage_1_samples_only_where_it_is_told_to():
+    (line,) = printed("1.rejection_sampling.sh", STAGES["1.rejection_sampling.sh"][0], SAMPLE_ONLY="1")
+    assert line == f"python -m {SAMPLING}"
 
 
 @pytest.mark.parametrize("script", STAGES)

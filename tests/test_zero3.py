@@ -1,12 +1,15 @@
-"""DeepSpeed ZeRO-3 through the real scripts: two ranks do what one process does and save the released key names."""
+"""Two ranks and two nodes through the real scripts: ZeRO-3 trains, saves, resumes and samples as one process does."""
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from stages import (
@@ -21,7 +24,26 @@ from stages import (
     weights,
 )
 
+from unifiedreward_think.models.architecture import load_architecture
+from unifiedreward_think.training import rejection_sampling
+from unifiedreward_think.training.memory_plan import plan
+from unifiedreward_think.training.plan import make_job
+
 REPO = Path(__file__).parents[1]
+DEEPSPEED = "configs/deepspeed/zero3_cpu.json"
+PATIENCE = 600  # seconds for one launch, most of it imports
+# What vLLM makes of the names in a Qwen2.5-VL checkpoint (`hf_to_vllm_mapper` in its models/qwen2_5_vl.py),
+# and the modules that the names must then lead to.
+VLLM_PREFIXES = {
+    "model.language_model.": "language_model.model.",
+    "model.visual.": "visual.",
+    "lm_head.": "language_model.lm_head.",
+    "model.": "language_model.model.",
+}
+VLLM_MODULES = (
+    *("visual.patch_embed.", "visual.blocks.", "visual.merger.", "language_model.lm_head."),
+    *(f"language_model.model.{part}." for part in ("embed_tokens", "layers", "norm")),
+)
 
 
 def environment():
@@ -37,11 +59,29 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
-def checked(command, **more):
-    done = subprocess.run(
-        command, cwd=REPO, env={**environment(), **more}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+def started(command, **more):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(list(map(str, command)), cwd=REPO, env={**environment(), **more}, **pipes)
+
+
+def checked(command, *nodes, **more):
+    """Run a command, or the same command as each of some nodes, and expect success."""
+    for process in [started(command, **more, **node) for node in nodes or ({},)]:
+        said, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said[-9000:]
+
+
+def two_nodes():
+    """The variables of two nodes that are both this machine."""
+    shared = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [{**shared, "NODE_RANK": rank} for rank in "01"]
+
+
+def vllm_name(name):
+    for prefix, new in VLLM_PREFIXES.items():
+        if name.startswith(prefix):
+            name = new + name.removeprefix(prefix)
+    return name
 
 
 @pytest.mark.slow
@@ -56,6 +96,7 @@ def test_key_names_survive_a_load_under_zero3(models, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * PATIENCE)
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path, monkeypatch):
     source, data = models["qwen2_5_vl"], data_arguments(toy_data, "cold_start" if stage == "sft" else "train")
@@ -77,12 +118,104 @@ def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(own))  # JSON is YAML
     script = {"sft": "scripts/0.cold_start.sh", "grpo": "scripts/grpo.sh"}[stage]
-    command = ["bash", script, str(config), "--deepspeed", "configs/deepspeed/zero3_cpu.json"]
-    checked(command, NPROC="2", MASTER_PORT=free_port())
-    check_output(tmp_path / "two", source)
-    assert not [key for key in changed_keys(source, tmp_path / "two") if "visual." in key]
-    ranks = read_log(tmp_path / "two")
+    command = ["bash", script, config, "--deepspeed", DEEPSPEED]
+    command += ["--save_strategy", "steps", "--save_steps", "1"]
+    two = tmp_path / "two"
+    checked(command, NPROC="2")
+    check_output(two, source)
+    assert not [key for key in changed_keys(source, two) if "visual." in key]
+    ranks = read_log(two)
     for key in ("loss", "grad_norm", *(("kl", "reward") if stage == "grpo" else ())):
         assert [row[key] for row in ranks] == pytest.approx([row[key] for row in log], abs=1e-4, rel=1e-4), key
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
+    one, after = weights(tmp_path / "one"), weights(two)
+    assert all(torch.allclose(one[key], after[key], atol=1e-4) for key in one)
+    for step in ("checkpoint-1", "checkpoint-2"):  # gathered from the ranks
+        assert set(weights(two / step)) == set(one) and all(vllm_name(key).startswith(VLLM_MODULES) for key in one)
+    assert all(tensor.equal(after[key]) for key, tensor in weights(two / "checkpoint-2").items())
+
+    told = plan(
+        load_architecture(str(source)), make_job({**own, "max_pixels": 1024, "deepspeed": str(REPO / DEEPSPEED)}, 2)
+    ).always
+    assert optimizer_bytes(two / "checkpoint-2") == pytest.approx(told["optimizer"], rel=0.01)  # padded to even sizes
+
+    interrupt_after_first_step(two)
+    checked(command, NPROC="2")
+    again = weights(two)
+    assert read_log(two) == ranks and all(again[key].equal(after[key]) for key in after)
+
+
+def optimizer_bytes(checkpoint):
+    """What the optimizer of rank 0 holds: a copy of its share of the weights, and their moments."""
+    (file,) = checkpoint.glob("global_step*/*pp_rank_0_*optim_states.pt")
+    state = torch.load(file, weights_only=False)["optimizer_state_dict"]
+    moments = [value for own in state["optimizer_state_dict"]["state"].values() for value in own.values()]
+    return sum(tensor.nbytes for tensor in [*state["fp32_flat_groups"], *moments] if tensor.ndim)
+
+
+def interrupt_after_first_step(run):
+    """Leave what a kill in the second step leaves."""
+    shutil.rmtree(run / "checkpoint-2")
+    for file in run.iterdir():
+        if file.is_file() and file.name != "run.json":
+            file.unlink()
+    said = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**said, "finished": False}))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * PATIENCE)
+def test_sampling_survives_a_killed_rank_and_goes_on_as_two_nodes(models, toy_data, tmp_path, monkeypatch):
+    """Stage 1 as a user runs it: sampling, killed and started again, then ZeRO-3 training on both nodes."""
+    config, output = REPO / "configs" / "toy" / "rejection_sampling.yaml", tmp_path / "sampling"
+    data = {"--model_name_or_path": models["qwen2_5_vl"], "--frame_cache": toy_data / "frames", "--frames": 4}
+    sampling = {**data, "--train_files": toy_data / "train.jsonl", "--output_dir": output, "--batch_size": 1}
+    sampling = words(sampling | {"--samples": 2, "--max_new_tokens": 32, "--orders": "both"})
+    with monkeypatch.context() as patch:
+        patch.chdir(REPO)
+        patch.setattr(sys, "argv", ["rejection_sampling", "--config", str(config), *sampling])
+        rejection_sampling.main()
+    whole = {name: (output / name).read_bytes() for name in ("kept.jsonl", "hard.jsonl", "manifest.json")}
+    judgments = told(output)
+    shutil.rmtree(output)
+
+    script = ["bash", "scripts/1.rejection_sampling.sh", config, *sampling]
+    process = started(script, NPROC="2", SAMPLE_ONLY="1")
+    part = output / "judgments.jsonl.rank1"
+    wait_for(lambda: part.exists() and part.stat().st_size, process)
+    kill_rank(1, process)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0 and not (output / "manifest.json").exists()
+    assert 0 < sum(len(path.read_text().splitlines()) for path in output.glob("*.rank*")) < len(judgments)
+
+    sft = {**data, "--train_files": toy_data / "cold_start.jsonl", "--output_dir": tmp_path / "sft", "--max_steps": 2}
+    sft |= {"--deepspeed": "configs/deepspeed/zero3_offload.json", "--per_device_train_batch_size": 4}
+    checked([*script, "--", *words(sft)], *two_nodes())
+    assert {name: (output / name).read_bytes() for name in whole} == whole
+    assert told(output) == judgments and not list(output.glob("*.rank*"))
+    assert json.loads((tmp_path / "sft" / "run.json").read_text())["finished"]
+    assert len(read_log(tmp_path / "sft")) > 0
+
+
+def words(flags):
+    return [str(word) for flag in flags.items() for word in flag]
+
+
+def told(folder):
+    """The stored judgments, without the time they took."""
+    return [{**json.loads(line), "seconds": 0} for line in (folder / "judgments.jsonl").read_text().splitlines()]
+
+
+def wait_for(there, process):
+    """Wait until a launch has come so far."""
+    while not there():
+        assert process.poll() is None, process.communicate()[0][-9000:]
+        time.sleep(0.005)
+
+
+def kill_rank(rank, launch):
+    """Kill one of the processes that torchrun has started."""
+    for process in psutil.Process(launch.pid).children(recursive=True):
+        if process.environ().get("RANK") == str(rank):
+            process.kill()
+            return
+    pytest.fail(f"there is no rank {rank}")

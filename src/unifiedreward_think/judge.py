@@ -12,7 +12,9 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,6 +23,7 @@ from unifiedreward_think.backends import Backend, BackendError, Completion, Fail
 from unifiedreward_think.data.rows import prompt_row
 from unifiedreward_think.media import Clip, FrameSampling, MediaError, native_clip, open_image
 from unifiedreward_think.progress import progress
+from unifiedreward_think.ranks import ALONE, Ranks
 from unifiedreward_think.records import (
     ORDERS,
     Judgment,
@@ -73,7 +76,13 @@ class Protocol:
 
 
 def judge(
-    records: Sequence[PreferenceRecord], backend: Backend, protocol: Protocol, output: Path, *, label: str = "judging"
+    records: Sequence[PreferenceRecord],
+    backend: Backend,
+    protocol: Protocol,
+    output: Path,
+    *,
+    label: str = "judging",
+    ranks: Ranks = ALONE,
 ) -> list[Judgment]:
     """Judge records, appending to `output`, and return all judgments in the order of the records.
 
@@ -81,10 +90,14 @@ def judge(
     media cannot be opened, or for which the backend fails, becomes a judgment with an `error`; the next run tries it
     again. At the end `output` is in the order of the records, too.
 
+    Several ranks share the batches that one process would judge, and so give the same judgments. Each appends to a file
+    of its own, `output` with the ending .rankN; these become one with `output` at the end, or in the next run, which
+    may have another number of ranks. All ranks must see the same folder.
+
     Raises:
         RecordError: no prompt fits a record, or `output` holds a broken line or judgments made with other settings.
         BackendError: the backend cannot take videos as the protocol shows them.
-        OutputError: `output` cannot be written; what was judged before stays in it.
+        OutputError: `output` cannot be written; what was judged before stays in it. Or other ranks wrote elsewhere.
     """
     if protocol.native_video and not getattr(backend, "native_video", ""):
         name = type(backend).__name__
@@ -93,14 +106,12 @@ def judge(
     for record, order in work:
         build_parts(record, order=order, prompts=protocol.prompts)  # a missing template shows now, not after hours
     settings = _settings(backend, protocol)
-    done = _resume(output, {key for item in work for key in _keys(item, protocol)}, settings)
+    keys = [key for item in work for key in _keys(item, protocol)]
+    done = _on_first(ranks, output, lambda: _resume(output, set(keys), settings))
     # Batches are cut from all items, also on a resume: the neighbours of an item do not depend on what was done before.
-    batches = _batches(work, backend.batch_size, protocol.frames.frames)
+    batches = ranks.share(_batches(work, backend.batch_size, protocol.frames.frames))
     missing = [[item for item in batch if not done.keys() >= set(_keys(item, protocol))] for batch in batches]
-    with (
-        open_to_append(output) as file,
-        progress(len(work), label, unit="pair", done=len(work) - sum(map(len, missing))) as advance,
-    ):
+    with open_to_append(_part(output, ranks)) as file, _shown(batches, missing, label, ranks) as advance:
         pictures: dict[str, Image] = {}  # of the last item
         todo = [batch for batch in missing if batch]
         for batch in _look_ahead(todo, lambda items: _open(items, protocol, pictures)):
@@ -109,9 +120,8 @@ def judge(
             append(file, "".join(map(_line, new.values())))
             done |= new
             advance(len(batch))
-    keys = [key for item in work for key in _keys(item, protocol)]
-    if (sorted_keys := list(dict.fromkeys([*keys, *done]))) != list(done):
-        write_whole(output, "".join(_line(done[key]) for key in sorted_keys))
+    ranks.wait()
+    done = _on_first(ranks, output, lambda: _merge(output, keys, done))
     return [done[key] for key in keys]
 
 
@@ -145,11 +155,61 @@ def load_judgments(path: Path) -> dict[Key, Judgment]:
     return rows
 
 
+def _on_first(ranks: Ranks, output: Path, work: Callable[[], dict[Key, Judgment]]) -> dict[Key, Judgment]:
+    """Let rank 0 put `output` in order, and return its judgments on all ranks."""
+    done = work() if ranks.rank == 0 else {}
+    ranks.wait()
+    return load_judgments(output) if ranks.rank and output.exists() else done
+
+
+def _part(output: Path, ranks: Ranks) -> Path:
+    """Return the file that this rank appends to."""
+    return output if ranks.count == 1 else output.with_name(f"{output.name}.rank{ranks.rank}")
+
+
+def _parts(output: Path) -> list[Path]:
+    """Return the files that ranks have left."""
+    return sorted(output.parent.glob(f"{escape(output.name)}.rank*"))
+
+
+def _merge(output: Path, keys: Sequence[Key], done: dict[Key, Judgment]) -> dict[Key, Judgment]:
+    """Make one file of what was done before and of all parts, in the order of `keys`, and return its judgments."""
+    parts = _parts(output)
+    for part in parts:
+        done = {**done, **load_judgments(part)}
+    if missing := len(set(keys) - done.keys()):
+        raise OutputError(
+            f"{output}: {missing} judgments of other ranks are not here; put it into a folder that all nodes share"
+        )
+    merged = {key: done[key] for key in dict.fromkeys([*keys, *done])}
+    if parts or list(merged) != list(done):
+        write_whole(output, "".join(map(_line, merged.values())))
+    for part in parts:
+        part.unlink()
+    return merged
+
+
+def _shown(
+    batches: Sequence[Sequence[Item]], missing: Sequence[Sequence[Item]], label: str, ranks: Ranks
+) -> AbstractContextManager[Callable[[int], object]]:
+    """Show progress, on rank 0 alone: the shares are alike."""
+    if ranks.rank:
+        return nullcontext(lambda _: None)
+    total = sum(map(len, batches))
+    return progress(total, label, unit="pair", done=total - sum(map(len, missing)))
+
+
 def _resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[Key, Judgment]:
-    """Return what is done, and leave just that in the file: no cut line, and no failed item that is tried again."""
-    if not path.exists():
+    """Return what is done, and leave just that in the file: no cut line, and no failed item that is tried again.
+
+    What ranks of an interrupted run have left moves into it.
+    """
+    parts = _parts(path)
+    if not parts and not path.exists():
         return {}
-    rows = load_judgments(path)
+    rows = load_judgments(path) if path.exists() else {}
+    for part in parts:
+        rows |= load_judgments(part)
     for row in rows.values():
         found = {"model": row.model, "decoder": row.decoder or settings["decoder"], **row.sampling}
         if different := sorted(key for key in found.keys() | settings if found.get(key) != settings.get(key)):
@@ -160,8 +220,10 @@ def _resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[K
             )
     done = {key: row for key, row in rows.items() if not (row.error and key in wanted)}
     text = "".join(map(_line, done.values()))
-    if text.encode() != path.read_bytes():
+    if parts or text.encode() != path.read_bytes():
         write_whole(path, text)
+    for part in parts:
+        part.unlink()
     return done
 
 

@@ -7,11 +7,14 @@ Writes into `output_dir`:
     kept.jsonl        one correct trace for each solved pair: SFT rows
     hard.jsonl        pairs with no correct answer, or a pass rate below `hard_below`: GRPO rows
     manifest.json     every count and reason, and the settings
+
+Under torchrun each rank answers its share of the pairs, and rank 0 writes what one process would have written.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from unifiedreward_think.backends import Backend, Sampling
 from unifiedreward_think.data.loading import DataError, Loaded, load_checked_records, report_left_out
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.judge import Protocol, judge
+from unifiedreward_think.ranks import ALONE, Ranks, joined
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, option
@@ -73,19 +77,30 @@ def main() -> None:
         print(f"data checked: {counts}")
         return
     must_be_finished(args.model_name_or_path)
+    with joined() as ranks:
+        found = sample(records, load_backend(data, args), data, args, ranks)
+        if ranks.rank == 0:
+            counts |= write_outputs(Path(args.output_dir), records, found, counts, data, args)
+            kept, hard, pairs = counts["kept"], counts["hard"], counts["pairs"]
+            print(f"{STAGE}: {kept} kept, {hard} hard of {pairs} pairs -> {args.output_dir}")
+        ranks.wait()  # what follows on any machine reads the outputs
+
+
+def load_backend(data: DataArguments, args: SamplingArguments) -> Backend:
+    """Return the model, on the GPU of this process where there are any."""
+    import torch
+
     from unifiedreward_think.backends.transformers import TransformersBackend
 
-    backend = TransformersBackend(
+    return TransformersBackend(
         args.model_name_or_path,
         batch_size=args.batch_size,
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
+        device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None,
         min_pixels=data.min_pixels,
         max_pixels=data.max_pixels,
     )
-    found = sample(records, backend, data, args)
-    counts |= write_outputs(Path(args.output_dir), records, found, counts, data, args)
-    print(f"{STAGE}: {counts['kept']} kept, {counts['hard']} hard of {counts['pairs']} pairs -> {args.output_dir}")
 
 
 def load_pairs(data: DataArguments) -> tuple[list[PreferenceRecord], dict[str, Any]]:
@@ -112,9 +127,13 @@ def load_pairs(data: DataArguments) -> tuple[list[PreferenceRecord], dict[str, A
 
 
 def sample(
-    records: Sequence[PreferenceRecord], backend: Backend, data: DataArguments, args: SamplingArguments
+    records: Sequence[PreferenceRecord],
+    backend: Backend,
+    data: DataArguments,
+    args: SamplingArguments,
+    ranks: Ranks = ALONE,
 ) -> list[Judgment]:
-    """Let the model answer every pair K times, going on from what judgments.jsonl holds."""
+    """Let the model answer every pair K times, going on from what judgments.jsonl holds; each rank returns all."""
     protocol = Protocol(
         prompts=data.prompts,
         style=data.style,  # type: ignore[arg-type]
@@ -126,7 +145,8 @@ def sample(
         orders="both" if data.orders == "both" else "one",
         order_seed=data.order_seed,
     )
-    return judge(records, backend, protocol, Path(args.output_dir) / "judgments.jsonl", label="rejection sampling")
+    output = Path(args.output_dir) / "judgments.jsonl"
+    return judge(records, backend, protocol, output, label="rejection sampling", ranks=ranks)
 
 
 def rejections(judgment: Judgment, args: SamplingArguments) -> list[str]:

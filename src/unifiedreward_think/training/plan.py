@@ -1,0 +1,224 @@
+"""Does a stage fit? The memory of one GPU and the tokens of a step, for a config and a number of GPUs.
+
+    python -m unifiedreward_think.training.plan configs/qwen2_5_vl_7b/grpo_8gpu.yaml --gpus 8 --gpu-memory 80
+    python -m unifiedreward_think.training.plan configs/qwen2_5_vl_7b/grpo_8gpu.yaml --gpus 4 --max_pixels 65536
+
+Loads no model: config.json is enough. Ends with status 1 where the stage does not fit, and says what would make it fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unifiedreward_think.entry import run_main
+from unifiedreward_think.models.architecture import Architecture, load_architecture
+from unifiedreward_think.records import InputError
+from unifiedreward_think.training.memory_plan import (
+    DEFAULTS,
+    GIB,
+    Job,
+    Plan,
+    plan,
+    prompt_length,
+    tokens_a_step,
+    trainable,
+)
+
+ZERO3, OFFLOAD = "configs/deepspeed/zero3.json", "configs/deepspeed/zero3_offload.json"
+LENGTH = {"grpo": "max_completion_length", "sampling": "max_new_tokens"}  # the key that limits a completion
+MOST_GPUS = 4096
+
+
+def main() -> None:
+    """Print the plan of a config."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="YAML of a stage; any of its keys may follow, as --frames 4")
+    parser.add_argument("--gpus", type=int, required=True, help="on all nodes together")
+    parser.add_argument("--gpu-memory", type=float, default=80, metavar="GB", help="of one (default: 80)")
+    parser.add_argument("--model", help="folder or Hub name with config.json (default: the config's model)")
+    parser.add_argument("--prompt-tokens", type=int, default=1024, help="text of a prompt (default: 1024)")
+    parser.add_argument("--completion-tokens", type=int, help="of SFT rows (default: 1024), or the config's limit")
+    args, rest = parser.parse_known_args()
+    if args.gpus < 1 or args.gpu_memory <= 0:
+        raise InputError("--gpus and --gpu-memory must be above 0")
+    keys = {**_yaml(args.config), **overrides(rest)}
+    shape = load_architecture(args.model or str(keys["model_name_or_path"]))
+    job = make_job(keys, args.gpus, args.gpu_memory, args.prompt_tokens, args.completion_tokens)
+    print(report(shape, job))
+    if plan(shape, job).total > job.gpu_memory:
+        raise SystemExit(1)
+
+
+def make_job(
+    keys: Mapping[str, Any],
+    gpus: int,
+    gpu_memory: float = 80,
+    prompt_tokens: int = 1024,
+    completion_tokens: int | None = None,
+) -> Job:
+    """Return the job that a config's keys describe; a key of its own tells the stage."""
+    stage = "grpo" if "num_generations" in keys else "sampling" if "samples" in keys else "sft"
+    limit = LENGTH.get(stage)
+    length = completion_tokens or (keys.get(limit, DEFAULTS[limit]) if limit else 1024)
+    return Job(
+        stage=stage,
+        keys=dict(keys),
+        zero=deepspeed(keys.get("deepspeed")),
+        gpus=gpus,
+        gpu_memory=int(gpu_memory * GIB),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=length,
+    )
+
+
+def deepspeed(path: str | None) -> dict[str, Any]:
+    """Return what a DeepSpeed file says about ZeRO.
+
+    Raises:
+        InputError: its stage is not 3.
+    """
+    if path is None:
+        return {}
+    found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["zero_optimization"]
+    if found["stage"] != 3:
+        raise InputError(f"{path}: ZeRO stage {found['stage']} is not covered; covered: 3")
+    return found
+
+
+def overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Read keys of the config from the rest of the command line.
+
+    >>> overrides(["--frames", "4", "--lora_target_modules", "q_proj", "v_proj"])
+    {'frames': 4, 'lora_target_modules': ['q_proj', 'v_proj']}
+
+    Raises:
+        InputError: a key is none that memory depends on, or has no value.
+    """
+    import yaml
+
+    found: dict[str, list[Any]] = {}
+    for word in words:
+        if word.startswith("--"):
+            found[word[2:]] = []
+        elif found:
+            found[next(reversed(found))].append(yaml.safe_load(word))
+        else:
+            raise InputError(f"{word!r} does not belong to any key")
+    if unknown := sorted(found.keys() - DEFAULTS.keys()):
+        raise InputError(f"--{unknown[0]} is no key that memory depends on; those are {', '.join(sorted(DEFAULTS))}")
+    if empty := [name for name, values in found.items() if not values]:
+        raise InputError(f"--{empty[0]} has no value")
+    return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
+
+
+def ladder(shape: Architecture, job: Job) -> list[tuple[dict[str, Any], Job]]:
+    """Return what to change, one after another, until the job fits; each with the job that has all changes so far.
+
+    What leaves the result as it is comes first, what changes it next, and what costs speed or quality last.
+    """
+    steps = []
+    for change in _rungs(shape, job):
+        if plan(shape, job).total <= job.gpu_memory:
+            break
+        keys = {**job.keys, **change}
+        changed = replace(job, keys=keys, zero=deepspeed(keys.get("deepspeed")))
+        if plan(shape, changed).total < plan(shape, job).total:
+            steps.append((change, changed))
+            job = changed
+    return steps
+
+
+def _rungs(shape: Architecture, job: Job) -> list[dict[str, Any]]:
+    if job.stage == "sampling":
+        smaller = [{"batch_size": job["batch_size"] // 2**i} for i in range(1, 8) if job["batch_size"] >= 2**i]
+        return [*smaller, *_pictures(job)]
+    fewest = job["num_generations"] if job.stage == "grpo" and job["shared_prefix"] else 1
+    factor = max(1, job.rows // fewest)
+    rows = {
+        "per_device_train_batch_size": job.rows // factor,
+        "gradient_accumulation_steps": job["gradient_accumulation_steps"] * factor,
+    }
+    rungs: list[dict[str, Any]] = [{"deepspeed": ZERO3}] if not job.zero and job.gpus > 1 else []
+    rungs.append({"gradient_checkpointing": True})
+    if job.stage == "grpo":
+        row = prompt_length(shape, job) + job.completion_tokens
+        rungs += [{"shared_prefix": True}, {"max_stream_tokens": row}, rows, {"steps_per_generation": 1}]
+    else:
+        rungs.append(rows)
+    lora = {"use_peft": True, "lora_r": 64, "lora_target_modules": list(shape.linears)}
+    return [*rungs, {"deepspeed": OFFLOAD}, *_pictures(job), lora]
+
+
+def _pictures(job: Job) -> list[dict[str, Any]]:
+    """Return smaller pictures, then fewer frames."""
+    pixels = [{"max_pixels": job["max_pixels"] // 2**i} for i in (1, 2)] if job["max_pixels"] else []
+    return [*pixels, *({"frames": job["frames"] // 2**i} for i in (1, 2) if job["frames"] >= 2**i)]
+
+
+def gpus_needed(shape: Architecture, job: Job) -> int | None:
+    """Return the fewest GPUs, a power of two, on which the job fits as it is; None where more do not help."""
+    count = 1
+    while count <= MOST_GPUS:
+        if plan(shape, replace(job, gpus=count)).total <= job.gpu_memory:
+            return count
+        count *= 2
+    return None
+
+
+def report(shape: Architecture, job: Job) -> str:
+    """Return the plan as text."""
+    found = plan(shape, job)
+    fits = found.total <= job.gpu_memory
+    trained = f", {trainable(shape, job) / 1e9:.3f} B trained" if job.stage != "sampling" else ""
+    lines = [
+        f"{shape.family}, {shape.parameters / 1e9:.3f} B parameters{trained}; "
+        f"{job.stage} on {job.gpus} GPU{'s' * (job.gpus > 1)} of {job.gpu_memory / GIB:g} GB",
+        f"longest row: {job.prompt_tokens} tokens of text, {job.pictures} pictures of "
+        f"{shape.picture_tokens(job['max_pixels'])} tokens, {job.completion_tokens} tokens of completion",
+        "a step: " + ", ".join(f"{count:,} {name}" for name, count in tokens_a_step(shape, job).items()),
+        "",
+        *_table(found),
+        f"{'peak of one GPU':32}{found.total / GIB:8.1f} GB, {'fits' if fits else 'does not fit'}",
+    ]
+    return "\n".join(lines if fits else [*lines, "", *_advice(shape, job)])
+
+
+def _table(found: Plan) -> list[str]:
+    sizes = dict(found.always)
+    for phase, parts in found.phases.items():
+        sizes |= {f"{phase}: {name}": size for name, size in parts.items()}
+    return [f"{name:32}{size / GIB:8.1f} GB" for name, size in sizes.items() if size]
+
+
+def _advice(shape: Architecture, job: Job) -> list[str]:
+    lines = ["what to change, one after another:"]
+    steps = ladder(shape, job)
+    for change, changed in steps:
+        flags = " ".join(f"--{key} {_word(value)}" for key, value in change.items())
+        lines.append(f"  {flags}  -> {plan(shape, changed).total / GIB:.1f} GB")
+    if not steps or plan(shape, steps[-1][1]).total > job.gpu_memory:
+        lines.append("  that is not enough: take a smaller model or GPUs with more memory")
+    more = gpus_needed(shape, job)
+    return [*lines, f"or {more} GPUs"] if more else lines
+
+
+def _word(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such config")
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -188,11 +188,12 @@ class Watched:
 
     @contextmanager
     def _whole(self) -> Iterator[Any]:
-        """Yield the network with all of its weights, also where ZeRO-3 has spread them over the ranks."""
+        """Yield the transformers model with all of its weights, also where ZeRO-3 has spread them over the ranks."""
         from trl.models.utils import add_hooks, remove_hooks
 
         trainer: Any = self
         network = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        network = network.get_base_model() if hasattr(network, "get_base_model") else network  # adapters stay in it
         plugin = trainer.accelerator.state.deepspeed_plugin
         if plugin is None or plugin.zero_stage != 3:
             yield network

@@ -10,7 +10,8 @@ def git(folder, *arguments):
 
 def test_the_versions_of_what_can_change_a_number_are_named():
     versions = provenance()["versions"]
-    assert {"unifiedreward-think", "torch", "transformers", "trl", "pillow"} <= versions.keys()
+    named = {"unifiedreward-think", "torch", "transformers", "trl", "pillow", "pyarrow", "imagehash"}
+    assert named <= versions.keys()
 
 
 def test_the_commit_is_that_of_the_repository_and_says_if_files_were_changed(tmp_path, monkeypatch):

@@ -123,6 +123,12 @@ def test_the_format_reward_logs_rates_and_what_was_read():
     assert columns["problems"][0] == "" and "no answer block" in columns["problems"][3]
 
 
+def test_the_first_position_rate_is_not_logged_where_no_verdict_can_be_read():
+    metrics = {}
+    format_reward(["", "<think>"], task=[IMAGE] * 2, log_metric=metrics.__setitem__)
+    assert metrics == {"parse_rate": 0.0, "readable_rate": 0.0, "arithmetic_rate": 0.0}
+
+
 def test_unknown_columns_of_the_training_set_are_ignored():
     extra = {"prompts": ["?"], "completion_ids": [[1]], "images": [[]], "trainer_state": None, "id": ["kite"]}
     assert format_reward([GOOD], task=[IMAGE], **extra) == [1]

@@ -26,6 +26,7 @@ from unifiedreward_think.progress import progress
 from unifiedreward_think.ranks import ALONE, Ranks
 from unifiedreward_think.records import (
     ORDERS,
+    InputError,
     Judgment,
     Order,
     PreferenceRecord,
@@ -178,7 +179,7 @@ def _merge(output: Path, keys: Sequence[Key], done: dict[Key, Judgment]) -> dict
     for part in parts:
         done = {**done, **load_judgments(part)}
     if missing := len(set(keys) - done.keys()):
-        raise OutputError(
+        raise InputError(
             f"{output}: {missing} judgments of other ranks are not here; put it into a folder that all nodes share"
         )
     merged = {key: done[key] for key in dict.fromkeys([*keys, *done])}

@@ -19,10 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# What is not installed is left out: decord has no wheel for every machine, vllm and openai are extras.
+# What is not installed is left out: decord has no wheel for every machine; vllm, openai and imagehash are extras.
 VERSIONED = (
     *("unifiedreward-think", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed"),
-    *("pillow", "decord", "av", "vllm", "openai"),
+    *("pillow", "decord", "av", "pyarrow", "imagehash", "vllm", "openai"),
 )
 
 

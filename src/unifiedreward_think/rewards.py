@@ -45,7 +45,7 @@ def format_reward(
         style: "cot" or "direct" for each row; "cot" where absent.
         id: each row's pair, for the completions table.
         order: the order it was shown in, likewise.
-        log_metric: TRL's hook; receives parse, readable and arithmetic rates.
+        log_metric: TRL's hook; receives parse, readable and arithmetic rates, and how often the first one wins.
         log_extra: TRL's hook; receives the winner and the problems for the completions table, and which pair it is.
     """
     verdicts = _verdicts(completions, task, solution, style)
@@ -53,7 +53,8 @@ def format_reward(
         log_metric("parse_rate", _share(v.strict for v in verdicts))
         log_metric("readable_rate", _share(v.winner is not None for v in verdicts))
         log_metric("arithmetic_rate", _share(v.arithmetic_ok for v in verdicts))
-        log_metric("first_position_rate", _share(v.winner == 1 for v in verdicts if v.winner is not None))
+        if readable := [v for v in verdicts if v.winner is not None]:  # a 0 would say that the second one always wins
+            log_metric("first_position_rate", _share(v.winner == 1 for v in readable))
     if log_extra is not None:
         log_extra("winner", [v.winner for v in verdicts])
         log_extra("problems", ["; ".join(v.problems) for v in verdicts])
@@ -129,7 +130,8 @@ def length_reward(
 ) -> list[float]:
     """Return 0 up to `limit - margin` tokens, falling linearly to -1 at `limit` (opt-in).
 
-    The soft overlong punishment of DAPO (arXiv 2503.14476, equation 13).
+    The soft overlong punishment of DAPO (arXiv 2503.14476, equation 13). `training.grpo` sets `limit` and `margin` from
+    its config; stock `trl grpo` takes these defaults.
 
     >>> length_reward([[0] * 700, [0] * 896, [0] * 2000])
     [0.0, -0.5, -1.0]

@@ -25,6 +25,8 @@ class TransformersBackend:
         batch_size: prompts in one batch; each is sampled as often as it has seeds.
         dtype, attn_implementation, min_pixels, max_pixels: as in `models.loading`.
         device: "cuda", "cpu", ...; the accelerator if there is one by default.
+        loaded: network and processor that are in memory already, such as those in training; `path` then only names
+            them, and the pixel limits are those of the processor.
     """
 
     def __init__(
@@ -37,14 +39,19 @@ class TransformersBackend:
         device: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        loaded: tuple[Any, Any] | None = None,
     ) -> None:
         import torch
 
         self.model = path
         self.batch_size = batch_size
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._processor: Any = load_processor(path, min_pixels=min_pixels, max_pixels=max_pixels)
-        network: Any = load_model(path, dtype=dtype, attn_implementation=attn_implementation)
+        network: Any
+        self._processor: Any
+        network, self._processor = loaded or (
+            load_model(path, dtype=dtype, attn_implementation=attn_implementation),
+            load_processor(path, min_pixels=min_pixels, max_pixels=max_pixels),
+        )
         self._network = network.to(self._device).eval()
         self.native_video = "frames" if network.config.model_type in NATIVE_VIDEO else ""
         # Only such a token can complete the closing answer tag.
@@ -109,6 +116,7 @@ class TransformersBackend:
                 logits_processor=LogitsProcessorList(draw),
                 stopping_criteria=StoppingCriteriaList([_AnswerTag(self._processor.tokenizer, self._closing, width)]),
                 streamer=streamer,
+                synced_gpus=False,  # each rank of a training with ZeRO-3 judges pairs of its own
             )
         rows = [self._completion(ids, sampling) for ids in output[:, width:]]
         if sampling.temperature == 0:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unifiedreward_think.intervals import Estimate, interval
-from unifiedreward_think.records import TASK_NAMES, RecordError
+from unifiedreward_think.records import TASK_NAMES, RecordError, read_json_lines
 
 History = Sequence[Mapping[str, Any]]
 MARKER = "truncated"  # a reward of weight 0 that marks completions cut by the token limit (training/grpo.py)
@@ -30,12 +30,14 @@ class TrainingRun(NamedTuple):
         about: `run.json`: stage, arguments, versions, commit, counts.
         history: `log_history.json`, a row a logged step.
         completions: what GRPO logged of its completions; empty for other stages.
+        health: `health.jsonl`, a row for each stretch with a metric outside its band; None where it was not watched.
     """
 
     name: str
     about: dict[str, Any]
     history: list[dict[str, Any]]
     completions: list[dict[str, Any]]
+    health: list[dict[str, Any]] | None = None
 
 
 class Window(NamedTuple):
@@ -59,7 +61,9 @@ def read_run(folder: Path) -> TrainingRun:
             raise RecordError(f"{folder / name}: no such file; name the output_dir of a finished training run")
         parts.append(json.loads((folder / name).read_text(encoding="utf-8")))
     about, history = parts
-    return TrainingRun(folder.resolve().name, about, history, list(_completions(folder / "completions")))
+    watched = folder / "health.jsonl"
+    health = [row for _, row in read_json_lines(watched)] if watched.is_file() else None
+    return TrainingRun(folder.resolve().name, about, history, list(_completions(folder / "completions")), health)
 
 
 def curve(history: History, key: str) -> list[tuple[int, float]]:

@@ -39,7 +39,23 @@ from unifiedreward_think.pages import write_page
 from unifiedreward_think.records import TASK_NAMES, Judgment, PreferenceRecord, RecordError, digest
 
 # Plot -> what it says, and its curves: name -> key of the log. Curves that a run did not log are left out.
+WATCHED: dict[str, tuple[str, dict[str, str]]] = {
+    "Held-out pairs": (
+        "Judged during training; lower and upper end: 95% interval of the accuracy.",
+        {
+            **{"accuracy": "eval_accuracy", "lower end": "eval_accuracy_low", "upper end": "eval_accuracy_high"},
+            **{"strict": "eval_parse_rate", "both orders agree": "eval_agreement"},
+        },
+    ),
+    "Gradient": ("Norm before clipping.", {"norm": "grad_norm"}),
+    "Speed": ("Tokens of all ranks in a second, prompts included.", {"tokens": "tokens_per_second"}),
+    "Memory": ("GiB of the fullest rank.", {"GiB": "memory_gib"}),
+}
 CURVES: dict[str, tuple[str, dict[str, str]]] = {
+    "Reward by task": (
+        "Mean of the weighted sum over the completions of a task.",
+        {title(task): f"reward/{task}" for task in TASK_NAMES},
+    ),
     "Parse rate": (
         "Share of completions: strictly well formed, sums in order, cut by the token limit.",
         {"strict": "parse_rate", "sums in order": "arithmetic_rate", "cut": f"rewards/{MARKER}/mean"},
@@ -58,10 +74,12 @@ CURVES: dict[str, tuple[str, dict[str, str]]] = {
         {"first one wins": "first_position_rate"},
     ),
     "Entropy": ("Of the next token, in nats.", {"entropy": "entropy"}),
+    **WATCHED,
 }
 SFT_CURVES: dict[str, tuple[str, dict[str, str]]] = {
     "Loss": ("Of the completions.", {"loss": "loss"}),
     "Token accuracy": ("Share of tokens that the model ranks first.", {"token accuracy": "mean_token_accuracy"}),
+    **WATCHED,
 }
 SETTINGS = (
     *(

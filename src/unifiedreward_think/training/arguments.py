@@ -13,6 +13,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import InputError
 from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.training.bands import with_limits
+from unifiedreward_think.training.health import WINDOW
 
 
 def option(text: str, *, choices: tuple[str, ...] = (), **kwargs: Any) -> Any:
@@ -97,6 +99,23 @@ class TrainingExtras:
         "auto goes on from the newest checkpoint; never starts afresh", default="auto", choices=("auto", "never")
     )
     overwrite: bool = option("with `resume: never`, delete what output_dir holds", default=False)
+    eval_files: list[str] = field(
+        default_factory=list,
+        metadata={"help": "held-out pairs to judge during training, when eval_strategy says so (docs/health.md)"},
+    )
+    eval_limit: int | None = option("judge only the first N held-out pairs", default=None)
+    eval_orders: str = option("show held-out pairs in one order or in both", default="both", choices=("one", "both"))
+    eval_max_new_tokens: int = option("limit of an answer on a held-out pair", default=2048)
+    health_window: int = option("logged rows whose mean is held against the bands of docs/health.md", default=WINDOW)
+    health_bands: list[str] = field(
+        default_factory=list, metadata={"help": "limits of your own, such as 'kl<=0.2'; 'kl<=inf' turns one off"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse bands that cannot be read before anything is loaded."""
+        if self.health_window < 1:
+            raise InputError(f"health_window: {self.health_window} rows cannot be averaged; take 1 or more")
+        with_limits(self.health_bands)
 
 
 @dataclass

@@ -8,7 +8,6 @@ Ties and unlabelled pairs have no gold answer and are left out, with their count
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 from collections.abc import Callable
@@ -19,9 +18,11 @@ from unifiedreward_think.data.loading import load_checked_records, report_left_o
 from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.records import InputError
+from unifiedreward_think.rewards import length_reward
 from unifiedreward_think.training import run
-from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras
+from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras, option
 from unifiedreward_think.training.output import finish
+from unifiedreward_think.training.watch import HeldOut, load_held_out, trainer_arguments
 
 STAGE = "grpo"
 
@@ -34,6 +35,12 @@ class RewardArguments:
         default_factory=lambda: ["format_reward", "accuracy_reward"],
         metadata={"help": "functions of unifiedreward_think.rewards, or dotted paths"},
     )
+    length_limit: int | None = option(
+        "length_reward: tokens from which it is -1 (default: max_completion_length)", default=None
+    )
+    length_margin: int | None = option(
+        "length_reward: tokens below the limit where it begins to fall (default: a quarter of the limit)", default=None
+    )
 
 
 def main() -> None:
@@ -44,13 +51,14 @@ def main() -> None:
 
     data, extras, rewards, prefix, args, model_args = run.parse(*own, GRPOConfig, ModelConfig)
     run.refuse(args, model_args)
-    reward_funcs = [load_reward(name) for name in rewards.reward_funcs]
+    reward_funcs = reward_functions(rewards, args.max_completion_length)
     rows, counts = load_rows(data)
+    held_out = load_held_out(data, extras, args)
     if data.check_data:
         print(f"data checked: {counts}")
         return
     checkpoint = run.start(args, model_args, data, extras, rewards, prefix, stage=STAGE)
-    train(rows, counts, reward_funcs, (model_args, data, extras, rewards, prefix), args, checkpoint)
+    train(rows, counts, reward_funcs, (model_args, data, extras, rewards, prefix), args, checkpoint, held_out)
 
 
 def load_reward(name: str) -> Callable[..., list[float | None]]:
@@ -61,6 +69,27 @@ def load_reward(name: str) -> Callable[..., list[float | None]]:
         raise ValueError(f"reward_funcs: {module or 'unifiedreward_think.rewards'} has no function {function!r}")
     reward: Callable[..., list[float | None]] = found
     return reward
+
+
+def reward_functions(rewards: RewardArguments, max_completion_length: int) -> list[Callable[..., list[float | None]]]:
+    """Return the reward functions of a config; `length_reward` with the limit and margin of that config.
+
+    Raises:
+        InputError: limit and margin do not fit together, or nothing would read them.
+    """
+    found = [load_reward(name) for name in rewards.reward_funcs]
+    if length_reward not in found:
+        if rewards.length_limit is not None or rewards.length_margin is not None:
+            raise InputError(
+                "length_limit, length_margin: have no effect without length_reward in reward_funcs; leave them out"
+            )
+        return found
+    limit = max_completion_length if rewards.length_limit is None else rewards.length_limit
+    margin = max(1, limit // 4) if rewards.length_margin is None else rewards.length_margin
+    if not 0 < margin <= limit:
+        raise InputError(f"length_margin: {margin} must lie between 1 and length_limit ({limit})")
+    bound = functools.update_wrapper(functools.partial(length_reward, limit=limit, margin=margin), length_reward)
+    return [bound if reward is length_reward else reward for reward in found]
 
 
 def truncation_marker(limit: int, end_tokens: set[int]) -> Callable[..., list[float]]:
@@ -107,6 +136,7 @@ def train(
     arguments: tuple[Any, DataArguments, TrainingExtras, RewardArguments, SharedPrefixArguments],
     args: Any,
     checkpoint: str | None,
+    held_out: HeldOut | None = None,
 ) -> None:
     """Run GRPO on the rows and save the result."""
     model_args, data, extras, _, prefix = arguments
@@ -115,7 +145,7 @@ def train(
         raise ValueError(f"reward_weights has {len(weights)} entries for {len(reward_funcs)} reward_funcs")
     model, processor, peft_config = run.load(model_args, data, extras, counts)
     ends = {processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id}
-    trainer_args = copy.copy(args)  # the trainer changes it; run.json records the user's
+    trainer_args = trainer_arguments(args, held_out)
     trainer_args.reward_weights = [*weights, 0.0]
     if model_args.model_revision != "main":
         # The reference model is loaded by TRL, which would take the newest revision.
@@ -128,6 +158,7 @@ def train(
         processing_class=processor,
         peft_config=peft_config,
     )
+    trainer.watch(args, extras, held_out)
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, processor, args, *arguments, stage=STAGE, counts=counts)
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 import trl
+from accelerate.utils import gather_object
 from trl.trainer.utils import RepeatSampler
 
 from unifiedreward_think.models.loading import ReloadOnResume
 from unifiedreward_think.training.faults import FaultTolerant
 from unifiedreward_think.training.vllm_server import ServerRecovery
+from unifiedreward_think.training.watch import Watched
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -30,8 +32,8 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
         return super().__iter__()  # type: ignore[no-any-return]
 
 
-class GRPOTrainer(FaultTolerant, ServerRecovery, ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
-    """Restores weights and row order on resume, and passes LLaVA-OneVision its `batch_num_images`.
+class GRPOTrainer(FaultTolerant, Watched, ServerRecovery, ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
+    """Restores weights and row order on resume, logs rewards by task, passes LLaVA-OneVision its `batch_num_images`.
 
     LLaVA-OneVision's processor emits `batch_num_images`, which TRL 1.16 neither accepts nor slices; the model needs it
     to tell a row's pictures from the next row's.
@@ -44,6 +46,19 @@ class GRPOTrainer(FaultTolerant, ServerRecovery, ReloadOnResume, trl.GRPOTrainer
         )
         sampler.state = self.state
         return sampler
+
+    def _calculate_rewards(self, inputs: Any, *args: Any) -> Any:
+        """See trl; logs the means of the reward and its parts over the completions of each task, of all ranks."""
+        rewards = super()._calculate_rewards(inputs, *args)
+        tasks = gather_object([row["task"] for row in inputs])
+        sums = (rewards * self.reward_weights.to(rewards.device)).nansum(1, keepdim=True)
+        logged = self._metrics["train" if self.model.training else "eval"]
+        names = ["reward", *(f"rewards/{name}" for name in self.reward_func_names)]
+        for task in dict.fromkeys(tasks):
+            mine = torch.tensor([name == task for name in tasks], device=rewards.device)
+            for name, mean in zip(names, torch.cat([sums, rewards], 1)[mine].nanmean(0).tolist(), strict=True):
+                logged[f"{name}/{task}"].append(mean)
+        return rewards
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -13,6 +13,9 @@ from unifiedreward_think.records import InputError
 from unifiedreward_think.writing import write_whole
 
 RUN_FILE = "run.json"
+UNKNOWN = """
+How well it judges is not known from these: run `python -m unifiedreward_think.evaluation` on a held-out set.
+"""
 IN_CARD = (
     "learning_rate",
     "num_train_epochs",
@@ -69,7 +72,7 @@ def finish(trainer: Any, processor: Any, args: Any, *others: Any, stage: str, co
         processor.save_pretrained(folder)
         log = trainer.state.log_history
         write_whole(folder / "log_history.json", json.dumps(log, indent=1) + "\n")
-        row = describe(args, *others, stage=stage, finished=True, counts=counts)
+        row = describe(args, *others, stage=stage, finished=True, counts=counts, best=best_of(trainer))
         write_whole(folder / "README.md", model_card(folder.name, row, log))
         write_run(folder, row)  # last: it says that the folder is complete
         if args.push_to_hub:
@@ -77,6 +80,16 @@ def finish(trainer: Any, processor: Any, args: Any, *others: Any, stage: str, co
 
             upload_folder(repo_id=trainer.hub_model_id, folder_path=folder, ignore_patterns=["checkpoint-*/**"])
     trainer.end()
+
+
+def best_of(trainer: Any) -> dict[str, Any] | None:
+    """Return the judged step that was best, and whether the saved weights are its; None where none was judged."""
+    state, args = trainer.state, trainer.args
+    if state.best_metric is None:
+        return None
+    kept = state.best_model_checkpoint
+    loaded = bool(args.load_best_model_at_end and kept)
+    return {"metric": args.metric_for_best_model, "value": state.best_metric, "checkpoint": kept, "loaded": loaded}
 
 
 def save_model(trainer: Any, model_args: Any, folder: Path) -> None:
@@ -107,6 +120,12 @@ def model_card(name: str, row: dict[str, Any], log: Sequence[dict[str, Any]]) ->
     base = arguments["model_name_or_path"]
     logged = [values for values in log if "loss" in values][-1:]
     settings = _table({key: arguments[key] for key in IN_CARD if key in arguments})
+    held_out = {
+        f"step {values['step']}": f"{values['eval_accuracy']:.3f}" for values in log if "eval_accuracy" in values
+    }
+    judged = f"\n## Accuracy on held-out pairs\n| | |\n|---|---|\n{_table(held_out)}\n" if held_out else ""
+    if row.get("best"):
+        judged += f"\nThe weights are those of {'the best' if row['best']['loaded'] else 'the last'} step.\n"
     hub_base = "" if Path(base).exists() else f"base_model: {base}\n"
     return f"""---
 library_name: transformers
@@ -138,9 +157,7 @@ The complete list is in `{RUN_FILE}`.
 | metric | value |
 |---|---|
 {_table(logged[0] if logged else {})}
-
-How well it judges is not known from these: run `python -m unifiedreward_think.evaluation` on a held-out set.
-"""
+{judged or UNKNOWN}"""
 
 
 def _table(cells: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ The loss falls on the completion alone.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from unifiedreward_think.data.loading import load_checked_traces, report_left_out
@@ -17,6 +16,7 @@ from unifiedreward_think.entry import run_main
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
 from unifiedreward_think.training.output import finish
+from unifiedreward_think.training.watch import HeldOut, Watched, load_held_out, trainer_arguments
 
 STAGE = "sft"
 
@@ -29,11 +29,12 @@ def main() -> None:
     data, extras, args, model_args = run.parse(DataArguments, TrainingExtras, SFTConfig, ModelConfig)
     run.refuse(args, model_args)
     rows, counts = load_rows(data)
+    held_out = load_held_out(data, extras, args)
     if data.check_data:
         print(f"data checked: {counts}")
         return
     checkpoint = run.start(args, model_args, data, extras, stage=STAGE)
-    train(rows, counts, data, extras, args, model_args, checkpoint)
+    train(rows, counts, data, extras, args, model_args, checkpoint, held_out)
 
 
 def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -54,6 +55,7 @@ def train(
     args: Any,
     model_args: Any,
     checkpoint: str | None,
+    held_out: HeldOut | None = None,
 ) -> None:
     """Run TRL's SFTTrainer on the rows and save the result."""
     from trl import SFTTrainer
@@ -61,7 +63,7 @@ def train(
     from unifiedreward_think.models.loading import ReloadOnResume
     from unifiedreward_think.training.faults import FaultTolerant
 
-    class Trainer(FaultTolerant, ReloadOnResume, SFTTrainer):  # type: ignore[misc]
+    class Trainer(FaultTolerant, Watched, ReloadOnResume, SFTTrainer):  # type: ignore[misc]
         """TRL's trainer with a resume that restores the weights, and a loss that is a mean over all tokens of a step.
 
         The Qwen-VL models declare that their own loss takes no token count, whereupon transformers averages over
@@ -75,11 +77,12 @@ def train(
     model, processor, peft_config = run.load(model_args, data, extras, counts)
     trainer = Trainer(
         model=model,
-        args=copy.copy(args),  # the trainer changes it; run.json records the user's
+        args=trainer_arguments(args, held_out),
         train_dataset=to_dataset(rows),
         processing_class=processor,
         peft_config=peft_config,
     )
+    trainer.watch(args, extras, held_out)
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, processor, args, model_args, data, extras, stage=STAGE, counts=counts)
 

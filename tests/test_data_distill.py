@@ -14,7 +14,9 @@ import pytest
 from test_data_split import save
 from test_server_backend import caption, reply, serving, transformers_serve
 
+from unifiedreward_think import distillation
 from unifiedreward_think.backends import BackendError, Sampling
+from unifiedreward_think.data.files import DataError
 from unifiedreward_think.data.loading import load_traces
 from unifiedreward_think.data.shards import Stored
 from unifiedreward_think.distillation import main, reasons
@@ -103,6 +105,42 @@ def test_only_traces_that_agree_with_the_label_and_add_up_are_kept(pairs, tmp_pa
         "oip": (5, 5),
     }
     assert counts["kept by source"]["hpd"]["rate"].startswith("33.3% [")
+
+
+def test_pairs_are_asked_about_in_parts_that_memory_can_hold_and_a_rerun_asks_nothing(
+    pairs, tmp_path, capsys, monkeypatch
+):
+    with serving(scripted) as server:
+        run(pairs, tmp_path / "whole", server)
+        monkeypatch.setattr(distillation, "PAIRS", 4)
+        run(pairs, tmp_path / "parts", server, "--limit", "6")
+        run(pairs, tmp_path / "parts", server)
+        assert len(server.bodies) == 2 * 11  # a longer limit asks about the others only
+        assert len(list((tmp_path / "parts" / "judgments").iterdir())) == 3
+        run(pairs, tmp_path / "parts", server)
+        assert len(server.bodies) == 2 * 11
+    for name in ("traces.jsonl", "rejected.jsonl", "manifest.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_budget_that_is_spent_in_one_part_leaves_the_answers_of_the_others_in_use(
+    pairs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(distillation, "PAIRS", 4)
+    prices = ["--usd-per-million", "10", "100", "--max-new-tokens", "1000", "--concurrency", "1"]
+    with serving(scripted) as server:
+        counts = run(pairs, tmp_path / "out", server, *prices, "--max-usd", "0.3")
+    assert 4 < len(server.bodies) < 11
+    assert counts["not asked"] == 11 - len(server.bodies)
+    assert counts["pairs"] == 11
+    assert "raise --max-usd and run again" in counts["stopped"]
+
+
+def test_answers_about_other_pairs_are_not_mixed_in(pairs, tmp_path, capsys):
+    with serving(scripted) as server:
+        run(pairs, tmp_path / "out", server, "--limit", "1")
+        with pytest.raises(DataError, match="holds the output of other settings or inputs"):
+            run(save(tmp_path / "others", []), tmp_path / "out", server)
 
 
 def test_the_budget_is_never_exceeded_and_a_higher_one_goes_on(pairs, tmp_path, capsys):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from unifiedreward_think.data.files import DataError
 from unifiedreward_think.data.mixture import read_entries, read_mixture, select, shares
 from unifiedreward_think.data.shards import Part, ShardFolder, Stored, read_stored
-from unifiedreward_think.data.splitting import PARTS, assign, groups, main, mixed
+from unifiedreward_think.data.splitting import PARTS, Seen, assign, groups, main, mixed
 from unifiedreward_think.records import PreferenceRecord
 
 
@@ -30,6 +30,13 @@ def stored(i, prompt="", pictures=None, source="hpd", task="image_generation", g
         group=group,
     )
     return Stored(record=record)
+
+
+def grouped(rows):
+    seen = Seen()
+    for row in rows:
+        seen.add(row, 0)
+    return groups(seen.keys, seen.ends).tolist()
 
 
 def save(folder, rows):
@@ -51,25 +58,25 @@ def test_rows_that_share_a_prompt_or_a_picture_are_one_group_also_through_others
         stored(3, pictures=["/x", "/y"]),
         stored(4, pictures=["/z", "/y"]),
     ]
-    found = groups(rows)
+    found = grouped(rows)
     assert found[0] == found[1] == found[2]
     assert found[3] == found[4] != found[0]
-    assert groups(rows[::-1]) == found[::-1]
+    assert grouped(rows[::-1]) == found[::-1]
 
 
 def test_questions_are_grouped_by_what_they_are_about_not_by_their_words():
     ask = {"prompt": "What is this?", "task": "image_understanding"}
-    found = groups([stored(0, **ask), stored(1, **ask), stored(2, **ask, pictures=["/hpd/0-a.png"])])
+    found = grouped([stored(0, **ask), stored(1, **ask), stored(2, **ask, pictures=["/hpd/0-a.png"])])
     assert found[0] == found[2] != found[1]
 
 
 def test_a_group_of_the_source_holds_rows_together_within_that_source():
-    found = groups([stored(0, group="g"), stored(1, group="g"), stored(2, group="g", source="oip")])
+    found = grouped([stored(0, group="g"), stored(1, group="g"), stored(2, group="g", source="oip")])
     assert found[0] == found[1] != found[2]
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abc")), min_size=1, max_size=200),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), min_size=1, max_size=200),
     st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any),
     st.integers(0, 3),
 )
@@ -81,9 +88,9 @@ def test_no_group_is_divided_whatever_the_rows_and_shares_are(rows, parts, seed)
 
 
 def test_every_source_and_task_is_divided_in_the_ratio_that_is_asked_for():
-    strata = [name for name, count in (("hpd", 500), ("oip", 100), ("video", 30)) for _ in range(count)]
+    strata = [number for number, count in enumerate((500, 100, 30)) for _ in range(count)]
     found = assign(list(range(len(strata))), strata, [0.6, 0.3, 0.1], seed=0)
-    counts = Counter(zip(strata, found, strict=True))
+    counts = Counter(zip(strata, found.tolist(), strict=True))
     for name, count in Counter(strata).items():
         assert [counts[name, part] for part in range(3)] == pytest.approx(
             [0.6 * count, 0.3 * count, 0.1 * count], abs=1
@@ -91,14 +98,14 @@ def test_every_source_and_task_is_divided_in_the_ratio_that_is_asked_for():
 
 
 def test_new_rows_move_few_old_ones_and_the_order_of_rows_moves_none():
-    strata = ["hpd"] * 1100
+    strata = [0] * 1100
     numbers = [7919 * i for i in range(1100)]
     before = dict(zip(numbers, assign(numbers[:1000], strata[:1000], [0.6, 0.3, 0.1], seed=0), strict=False))
     after = dict(zip(numbers, assign(numbers, strata, [0.6, 0.3, 0.1], seed=0), strict=True))
     turned = dict(zip(numbers[::-1], assign(numbers[::-1], strata, [0.6, 0.3, 0.1], seed=0), strict=True))
     assert sum(before[n] != after[n] for n in before) < 30
     assert turned == after
-    assert assign(numbers, strata, [0.6, 0.3, 0.1], seed=1) != list(after.values())
+    assert assign(numbers, strata, [0.6, 0.3, 0.1], seed=1).tolist() != list(after.values())
 
 
 def test_the_command_writes_three_parts_that_share_no_prompt_and_no_picture(tmp_path, capsys):
@@ -135,20 +142,48 @@ def test_a_mixture_takes_what_it_names_and_lists_the_rest(tmp_path):
 
 
 def test_weights_are_shares_of_the_mixture_and_no_row_is_used_twice():
-    sources = ["a"] * 100 + ["b"] * 10 + ["c"] * 50
-    used = mixed(sources, [str(i) for i in range(160)], {"a": 2.0, "b": 1.0, "c": 0.0}, seed=0)
-    assert Counter(sources[i] for i in used) == {"a": 20, "b": 10}
-    assert used == mixed(sources, [str(i) for i in range(160)], {"a": 2.0, "b": 1.0, "c": 0.0}, seed=0)
+    sources = [0] * 100 + [1] * 10 + [2] * 50
+    used = mixed(sources, ["a", "b", "c"], list(range(160)), {"a": 2.0, "b": 1.0, "c": 0.0})
+    assert Counter(source for source, taken in zip(sources, used, strict=True) if taken) == {0: 20, 1: 10}
     with pytest.raises(DataError, match="'c' is in the mixture or in the data only"):
-        mixed(sources, [str(i) for i in range(160)], {"a": 2.0, "b": 1.0}, seed=0)
+        mixed(sources, ["a", "b", "c"], list(range(160)), {"a": 2.0, "b": 1.0})
 
 
-def test_random_rows_of_a_source_do_not_depend_on_the_other_sources():
-    names = [f"hpd-{i}" for i in range(40)]
-    alone = {names[i] for i in mixed(["hpd"] * 40, names, {"hpd": "random:10"}, seed=3)}
-    both = [f"oip-{i}" for i in range(25)] + names
-    among = mixed(["oip"] * 25 + ["hpd"] * 40, both, {"hpd": "random:10", "oip": "all"}, seed=3)
-    assert {both[i] for i in among if both[i].startswith("hpd")} == alone
+def test_random_rows_of_a_source_do_not_depend_on_the_other_sources(tmp_path):
+    hpd, oip = ([stored(i, source=source) for i in range(40)] for source in ("hpd", "oip"))
+    (tmp_path / "hpd.yaml").write_text("hpd: random:10\n")
+    (tmp_path / "both.yaml").write_text("hpd: random:10\noip: all\n")
+    for name, rows in (("hpd", hpd), ("both", [*oip[:25], *hpd])):
+        command = [
+            "--input",
+            save(tmp_path / f"{name}-in", rows),
+            "--output",
+            tmp_path / name,
+            "--shares",
+            "1",
+            "0",
+            "0",
+        ]
+        main(list(map(str, [*command, "--mixture", tmp_path / f"{name}.yaml", "--seed", "3"])))
+    alone, among = (parts_in(tmp_path / name)["train"] for name in ("hpd", "both"))
+    assert len(alone) == 10
+    assert {record.id for record in among if record.source == "hpd"} == {record.id for record in alone}
+
+
+@given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=4), max_size=30))
+def test_groups_are_those_that_a_walk_from_row_to_row_finds(rows):
+    keys, ends = [key for row in rows for key in row], [sum(map(len, rows[: i + 1])) for i in range(len(rows))]
+    found = groups(keys, ends).tolist()
+    for i, row in enumerate(rows):
+        reached = set(row)
+        while more := {key for other in rows if reached & set(other) for key in other} - reached:
+            reached |= more
+        assert found[i] == min(reached)
+
+
+def test_an_input_without_rows_is_divided_into_parts_without_rows(tmp_path, capsys):
+    main(["--input", str(save(tmp_path / "in", [])), "--output", str(tmp_path / "out")])
+    assert [part["kept"] for part in json.loads(capsys.readouterr().out).values()] == [0, 0, 0]
 
 
 @given(st.sampled_from(["first", "end", "random"]), st.integers(0, 300), st.booleans(), st.integers(0, 120))

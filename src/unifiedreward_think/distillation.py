@@ -4,14 +4,14 @@ r"""Cold-start traces: a teacher writes chains of thought, and those that agree 
         --model gpt-4o --server https://api.openai.com/v1 --max-usd 20 --usd-per-million 2.5 10 --rpm 500
 
 Writes into the output folder:
-    judgments.jsonl    every answer; a rerun goes on from it
+    judgments/         every answer, a file for every thousand pairs; a rerun goes on from them
     ledger.jsonl       what was spent
     traces.jsonl       the kept ones: training rows of the cold start
     rejected.jsonl     the others, with every reason
-    manifest.json      counts, kept rate by source with its 95% interval, settings
+    manifest.json      counts, kept rate by source with its 95% interval, settings; it comes last
 
 A trace is kept if its form is strict, its winner is the preferred candidate, and its sums add up; of several samples,
-the first such one. Ties have no winner and are not asked about.
+the first such one. Ties have no winner and are not asked about. Memory holds a thousand pairs with their answers.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.backends import Sampling
+from unifiedreward_think.data.arguments import add_frames, add_prompts, command, frame_sampling
 from unifiedreward_think.data.files import DataError
-from unifiedreward_think.data.shards import as_json, described, read_stored
+from unifiedreward_think.data.shards import as_json, claim, described, read_stored
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.intervals import Rate
 from unifiedreward_think.judge import Protocol, judge, load_judgments
-from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, order_shown
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.teacher import BudgetSpent, Prices, Teacher
-from unifiedreward_think.writing import write_whole
+from unifiedreward_think.writing import open_whole, write_whole
+
+PAIRS = 1000  # asked about in one go: what memory holds
 
 
 def reasons(judgment: Judgment) -> list[str]:
@@ -62,68 +65,85 @@ def reasons(judgment: Judgment) -> list[str]:
     return [reason for reason, broken in rules.items() if broken]
 
 
-def distill(records: Sequence[PreferenceRecord], teacher: Teacher, protocol: Protocol, output: Path) -> dict[str, Any]:
+@dataclass(slots=True)
+class Counts:
+    """What became of the pairs, by source, and of the answers, by reason."""
+
+    pairs: int = 0
+    not_asked: int = 0
+    asked: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON form, with the kept rate of each source."""
+        rates = {source: Rate(self.kept[source], total) for source, total in sorted(self.asked.items()) if total}
+        return {
+            "pairs": self.pairs,
+            "not asked": self.not_asked,
+            "kept": self.kept.total(),
+            "kept by source": {
+                name: {"rate": str(rate), "kept": rate[0], "of": rate[1]} for name, rate in rates.items()
+            },
+            "answers rejected because": dict(sorted(self.rejected.items())),
+        }
+
+
+def distill(records: Iterable[PreferenceRecord], teacher: Teacher, protocol: Protocol, output: Path) -> dict[str, Any]:
     """Ask the teacher about every record and write the traces; return the counts.
 
     When the budget is spent, the answers so far are used, and the count `not asked` says how many pairs are left.
     """
-    file = output / "judgments.jsonl"
-    spent = ""
-    try:
-        judgments = judge(records, teacher, protocol, file, label="distilling")
-    except BudgetSpent as error:
-        spent = str(error)
-        known = load_judgments(file)
-        wanted = [(r.id, order_shown(r, protocol.order_seed), k) for r in records for k in range(protocol.samples)]
-        judgments = [known[key] for key in wanted if key in known]
-    by_record: dict[str, list[Judgment]] = defaultdict(list)
-    for row in judgments:
-        by_record[row.record_id].append(row)
-    kept, rejected, counts = _sorted_out(records, by_record)
-    write_whole(output / "traces.jsonl", "".join(json.dumps(trace.to_json()) + "\n" for trace in kept))
-    write_whole(output / "rejected.jsonl", "".join(json.dumps(row) + "\n" for row in rejected))
-    return {**counts, **({"stopped": spent} if spent else {}), "usd": round(teacher.spent, 6)}
+    counts, spent = Counts(), ""
+    rows = iter(records)
+    with open_whole(output / "traces.jsonl") as traces, open_whole(output / "rejected.jsonl") as rejected:
+        for number, chunk in enumerate(iter(lambda: list(islice(rows, PAIRS)), [])):
+            file = output / "judgments" / f"{number:05d}.jsonl"
+            judgments, spent = _answers(chunk, teacher, protocol, file, spent)
+            for trace, others in _sorted_out(chunk, judgments, counts):
+                traces.write(json.dumps(trace.to_json()) + "\n" if trace else "")
+                rejected.writelines(json.dumps(other) + "\n" for other in others)
+    return {**counts.as_json(), **({"stopped": spent} if spent else {}), "usd": round(teacher.spent, 6)}
+
+
+def _answers(
+    records: Sequence[PreferenceRecord], teacher: Teacher, protocol: Protocol, file: Path, spent: str
+) -> tuple[list[Judgment], str]:
+    """Return the answers about records, and why there are no more of them: the budget is `spent`."""
+    if not spent:
+        try:
+            return judge(records, teacher, protocol, file, label=f"distilling, part {int(file.stem) + 1}"), ""
+        except BudgetSpent as error:
+            spent = str(error)
+    known = load_judgments(file) if file.is_file() else {}
+    wanted = [(r.id, order_shown(r, protocol.order_seed), k) for r in records for k in range(protocol.samples)]
+    return [known[key] for key in wanted if key in known], spent
 
 
 def _sorted_out(
-    records: Sequence[PreferenceRecord], by_record: dict[str, list[Judgment]]
-) -> tuple[list[Trace], list[dict[str, Any]], dict[str, Any]]:
-    kept: list[Trace] = []
-    rejected: list[dict[str, Any]] = []
-    asked: Counter[str] = Counter()
-    taken: Counter[str] = Counter()
-    why: Counter[str] = Counter()
+    records: Sequence[PreferenceRecord], judgments: Sequence[Judgment], counts: Counts
+) -> Iterator[tuple[Trace | None, list[dict[str, Any]]]]:
+    """Yield the trace of each record, if there is one, and its rejected answers with their reasons."""
+    by_record: dict[str, list[Judgment]] = defaultdict(list)
+    for row in judgments:
+        by_record[row.record_id].append(row)
     for record in records:
-        rows = by_record.get(record.id, [])
-        asked[record.source] += any(not row.error for row in rows)
-        good = [row for row in rows if not reasons(row)]
-        for row in rows:
-            if found := reasons(row):
-                why.update("no answer" if reason.startswith("no answer") else reason for reason in found)
-                rejected.append({"id": record.id, "order": row.order, "sample": row.sample, "reasons": found})
-        if good:
-            kept.append(Trace(record=record, order=good[0].order, completion=good[0].completion or ""))
-            taken[record.source] += 1
-    rates = {source: Rate(taken[source], total) for source, total in sorted(asked.items()) if total}
-    counts = {
-        "pairs": len(records),
-        "not asked": sum(all(row.error for row in by_record.get(record.id, [])) for record in records),
-        "kept": len(kept),
-        "kept by source": {name: {"rate": str(rate), "kept": rate[0], "of": rate[1]} for name, rate in rates.items()},
-        "answers rejected because": dict(sorted(why.items())),
-    }
-    return kept, rejected, counts
+        rows = by_record[record.id]
+        counts.pairs += 1
+        counts.not_asked += all(row.error for row in rows)
+        counts.asked[record.source] += any(not row.error for row in rows)
+        found = [(row, reasons(row)) for row in rows]
+        for _, why in found:
+            counts.rejected.update("no answer" if reason.startswith("no answer") else reason for reason in why)
+        others = [{"id": record.id, "order": r.order, "sample": r.sample, "reasons": why} for r, why in found if why]
+        good = next((row for row, why in found if not why), None)
+        counts.kept[record.source] += good is not None
+        yield Trace(record=record, order=good.order, completion=good.completion or "") if good else None, others
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m unifiedreward_think.data distill",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("distill", __doc__, output="folder for the traces; a rerun goes on from it")
     add, sampling = parser.add_argument, Sampling()
-    add("--input", type=Path, nargs="+", required=True, help="folders of records")
-    add("--output", type=Path, required=True, help="folder for the traces; a rerun goes on from it")
     add("--model", required=True, help="what the server calls the teacher")
     add("--server", default="http://127.0.0.1:8000/v1", help="address of an OpenAI-compatible API; key: OPENAI_API_KEY")
     add("--limit", type=int, help="pairs to ask about")
@@ -138,19 +158,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, default=sampling.top_p, help="nucleus of the answers")
     add("--max-new-tokens", type=int, default=sampling.max_new_tokens, help="limit of an answer")
     add("--seed", type=int, default=0, help="decides samples and the order shown")
-    add("--layout", choices=["one_line", "three_line"], default="one_line", help="form of a dimension")
-    add("--prompt-dir", help="folder of prompt templates of your own")
-    add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add_prompts(parser)
+    add_frames(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Distill from the command line."""
     args = _parser().parse_args(arguments)
-    records = [row.record for _, _, row in read_stored(args.input) if row.record.preferred in (1, 2)][: args.limit]
-    if not records:
-        raise DataError("no pair with a winner; nothing to distill")
+    about = {"command": "distill", "model": args.model, "inputs": [described(folder) for folder in args.input]}
+    claim(args.output, about)
     teacher = Teacher(
         args.model,
         prices=Prices(*args.usd_per_million),
@@ -168,12 +185,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sampling=Sampling(
             temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed
         ),
-        frames=FrameSampling(frames=args.frames, cache=args.output.absolute() / "frames", decoder=args.decoder),
+        frames=frame_sampling(args, args.output / "frames"),
         samples=args.samples,
         order_seed=args.seed,
     )
-    counts = distill(records, teacher, protocol, args.output)
-    about = {"command": "distill", "model": args.model, "inputs": [described(folder) for folder in args.input]}
+    decided = (row.record for _, _, row in read_stored(args.input) if row.record.preferred in (1, 2))
+    (args.output / "manifest.json").unlink(missing_ok=True)  # where it is, the files beside it are whole
+    counts = distill(islice(decided, args.limit), teacher, protocol, args.output)
+    if not counts["pairs"]:
+        raise DataError("no pair with a winner; nothing to distill")
     manifest = {**about, "sampling": asdict(protocol.sampling), "counts": counts, **provenance()}
     write_whole(args.output / "manifest.json", as_json(manifest))
     print(as_json(counts), end="")

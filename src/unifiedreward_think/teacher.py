@@ -159,19 +159,25 @@ def read_ledger(path: Path) -> tuple[int, float]:
     Raises:
         RecordError: a line is no entry.
     """
-    costs: dict[int, float] = {}
+    last, settled = 0, 0.0
+    most: dict[int, float] = {}  # of the requests that are not settled
     if path.is_file():
         data = path.read_bytes()
         if not data.endswith(b"\n"):  # the last line was cut by a kill; it was not sent, or is counted at its most
             write_whole(path, data[: data.rfind(b"\n") + 1])
         for number, row in read_json_lines(path):
             try:
-                costs[int(row["request"])] = float(row["usd"] if "usd" in row else row["at_most_usd"])
+                last = max(last, int(row["request"]))
+                if "usd" in row:
+                    settled += float(row["usd"])
+                    del most[row["request"]]
+                else:
+                    most[row["request"]] = float(row["at_most_usd"])
             except (KeyError, TypeError, ValueError) as error:
                 raise RecordError(
                     f"{path}:{number}: no entry of a ledger ({error!r}); mend or remove the line"
                 ) from error
-    return max(costs, default=0), sum(costs.values())
+    return last, settled + sum(most.values())
 
 
 def estimate_tokens(messages: Sequence[Mapping[str, Any]]) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import TextIO
 
 from unifiedreward_think.records import InputError
 
@@ -75,6 +76,13 @@ def whole(path: Path, *, cache: bool = False) -> Iterator[Path]:
     finally:
         if scratch.is_file():
             scratch.unlink()
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[TextIO]:
+    """Yield a text file to write to piece by piece, which takes its place at `path` as that of `whole` does."""
+    with whole(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        yield file
 
 
 def open_to_append(path: Path) -> FileIO:

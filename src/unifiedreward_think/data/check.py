@@ -4,22 +4,25 @@ r"""Clean imported records: open all media, find duplicates and conflicts, and t
         --against benchmarks/vl_rewardbench.json benchmarks/genai_images/
 
 Every row that is left out is listed with its reason in `left_out/`. Opening the media takes nearly all the time; their
-fingerprints are kept in `fingerprints/`, so that a killed run goes on. Memory holds some hundred bytes a record.
+fingerprints are kept in `fingerprints/`, so that a killed run goes on. Memory does not grow with the rows: what must be
+known of all of them is in a database in the output folder, some 600 bytes a row, which is removed at the end.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.data.cleaning import Benchmarks, Duplicates, Limits, own_problem
+from unifiedreward_think.data.arguments import add_frames, command, frame_sampling
+from unifiedreward_think.data.cleaning import Benchmarks, Duplicates, Limits, number_of, own_problem, pixels_of
 from unifiedreward_think.data.files import BadRow, DataError
 from unifiedreward_think.data.fingerprints import Fingerprint, fingerprint
 from unifiedreward_think.data.readers import read_rows
@@ -37,12 +40,10 @@ from unifiedreward_think.data.shards import (
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.media import IMAGE_SUFFIXES, FrameSampling
 from unifiedreward_think.progress import progress
-from unifiedreward_think.records import digest
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.writing import write_whole
 
 Entry = tuple[tuple[str, ...], str]  # paths and kind of a media entry
-Prints = dict[Entry, Fingerprint]
 BATCH = 500  # rows whose fingerprints are written at once
 PROMPT_KEYS = ("prompt", "query", "prompt_text", "question", "Text", "problem")
 
@@ -74,12 +75,17 @@ def clean(
     about = {"command": "check", "inputs": [described(folder) for folder in folders], "settings": chosen}
     shards = ShardFolder(output, about)
     if not shards.finished:
-        prints = _fingerprints(folders, output / "fingerprints", sampling, workers)
         benchmarks = read_benchmarks(against, limits, sampling)
-        shards.done = 0  # deciding takes seconds and sees all rows: it starts over
-        rows = iter(_decided(folders, prints, benchmarks, limits))
-        while chunk := list(islice(rows, PART_ROWS)):
-            shards.write(_part(chunk), len(chunk))
+        with scratch_database(output / "scratch.sqlite") as database:
+            seen = Seen(database, limits.near)
+            for batch in _opened(folders, output / "fingerprints", seen, sampling, workers):
+                for file, stored, found in batch:
+                    problem = own_problem(stored.record, found, limits)
+                    seen.add(file, stored, found, problem or benchmarks.problem(stored.record, found, limits))
+            shards.done = 0  # deciding takes little time and sees all rows: it starts over
+            rows = seen.decided(folders)
+            while chunk := list(islice(rows, PART_ROWS)):
+                shards.write(_part(chunk), len(chunk))
     return shards.finish(about)
 
 
@@ -103,28 +109,64 @@ def _part(chunk: Iterable[Decision]) -> Part:
     return part
 
 
-def _decided(folders: Sequence[Path], prints: Prints, benchmarks: Benchmarks, limits: Limits) -> Iterator[Decision]:
-    """Yield every row with the reason to leave it out, "" to keep it: one pass to see all pairs, one to decide."""
-    duplicates, ids = Duplicates(limits.near), set()
-    problems: dict[int, str] = {}
-    keys: dict[int, int] = {}
-    for i, (file, number, stored) in enumerate(read_stored(folders)):
+class Seen:
+    """What deciding has to know of all media and all rows, in a database: memory does not grow with them."""
+
+    def __init__(self, database: sqlite3.Connection, near: int) -> None:
+        self._database, self._rows = database, 0
+        self._duplicates = Duplicates(near, database)
+        prints = "sha256 TEXT, phash TEXT, width INTEGER, height INTEGER, error TEXT"
+        database.execute(f"CREATE TABLE media (entry INTEGER PRIMARY KEY, {prints})")
+        database.execute("CREATE TABLE ids (id INTEGER PRIMARY KEY)")
+        database.execute("CREATE TABLE rows (number INTEGER PRIMARY KEY, key INTEGER, pixels INTEGER, problem TEXT)")
+
+    def fingerprint(self, entry: Entry) -> Fingerprint | None:
+        """Return the fingerprint of a media entry, None if it is not known yet."""
+        query = "SELECT sha256, phash, width, height, error FROM media WHERE entry = ?"
+        row = self._database.execute(query, [number_of(*entry)]).fetchone()
+        return Fingerprint(*row) if row else None
+
+    def keep(self, entries: Iterable[Entry], found: Iterable[Fingerprint]) -> None:
+        """Remember the fingerprints of media entries."""
+        rows = ((number_of(*entry), *values) for entry, values in zip(entries, found, strict=True))
+        self._database.executemany("INSERT INTO media VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def add(self, file: str, stored: Stored, found: Sequence[Fingerprint], problem: str) -> None:
+        """Remember the next row and what is wrong with it by itself.
+
+        Raises:
+            DataError: its id occurred before.
+        """
         record = stored.record
-        if (name := digest(record.id)) in ids:
-            raise DataError(f"{file}: row {number}: record {record.id!r} occurs twice; name every import once")
-        ids.add(name)
-        found = [prints[entry] for entry in entries_of(stored)]
-        problem = own_problem(record, found, limits) or benchmarks.problem(record, found, limits)
-        if problem:
-            problems[i] = problem
-        else:
-            keys[i] = duplicates.see(record, found)
-    for i, (file, number, stored) in enumerate(read_stored(folders)):
-        problem = problems.get(i, "")
-        if not problem:
-            found = [prints[entry] for entry in entries_of(stored)]
-            problem = duplicates.problem(keys[i], stored.record, found)
-        yield file, number, stored, problem
+        try:
+            self._database.execute("INSERT INTO ids VALUES (?)", [number_of(record.id)])
+        except sqlite3.IntegrityError as error:
+            raise DataError(f"{file}: record {record.id!r} occurs twice; name every import once") from error
+        key = None if problem else self._duplicates.see(record, found)
+        row = (self._rows, key, pixels_of(found), problem)
+        self._database.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", row)
+        self._rows += 1
+
+    def decided(self, folders: Sequence[Path]) -> Iterator[Decision]:
+        """Yield every row with the reason to leave it out, "" to keep it."""
+        known = self._database.execute("SELECT key, pixels, problem FROM rows ORDER BY number")
+        for (file, number, stored), (key, pixels, problem) in zip(read_stored(folders), known, strict=True):
+            yield file, number, stored, problem or self._duplicates.problem(key, stored.record, pixels)
+
+
+@contextmanager
+def scratch_database(file: Path) -> Iterator[sqlite3.Connection]:
+    """Open an empty database that is worth nothing after the run: it is removed at its end, and after a kill."""
+    file.unlink(missing_ok=True)
+    database = sqlite3.connect(file, isolation_level=None)
+    try:
+        for setting in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = -65536"):
+            database.execute(f"PRAGMA {setting}")
+        database.execute("BEGIN")
+        yield database
+    finally:
+        database.close()
+        file.unlink()
 
 
 def entries_of(stored: Stored) -> list[Entry]:
@@ -133,26 +175,33 @@ def entries_of(stored: Stored) -> list[Entry]:
     return [(paths, kind) for paths in stored.record.media]
 
 
-def _fingerprints(folders: Sequence[Path], store: Path, sampling: FrameSampling, workers: int) -> Prints:
-    """Return the fingerprint of every media entry, making those that no earlier run has made."""
+Opened = list[tuple[str, Stored, list[Fingerprint]]]  # part, row, and the fingerprints of its media
+
+
+def _opened(
+    folders: Sequence[Path], store: Path, seen: Seen, sampling: FrameSampling, workers: int
+) -> Iterator[Opened]:
+    """Yield all rows in batches with the fingerprints of their media, making those that no earlier run has made."""
     store.mkdir(parents=True, exist_ok=True)
-    prints: Prints = {}
-    rows = (stored for _, _, stored in read_stored(folders))
+    rows = read_stored(folders)
     with (
         progress(total_rows(folders), "opening media", unit="record") as advance,
         ThreadPoolExecutor(max_workers=workers) as threads,
     ):
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
             file = store / f"{number:06d}.json"
-            new = [entry for entry in dict.fromkeys(e for row in batch for e in entries_of(row)) if entry not in prints]
+            wanted = dict.fromkeys(entry for _, _, row in batch for entry in entries_of(row))
+            prints = {entry: known for entry in wanted if (known := seen.fingerprint(entry))}
+            new = [entry for entry in wanted if entry not in prints]
             if file.is_file():
                 found = [Fingerprint(*values) for values in json.loads(file.read_bytes())]
             else:
                 found = list(threads.map(lambda entry: fingerprint(entry[0], entry[1], sampling), new))
                 write_whole(file, as_json(found))
+            seen.keep(new, found)
             prints.update(zip(new, found, strict=True))
+            yield [(part, row, [prints[entry] for entry in entries_of(row)]) for part, _, row in batch]
             advance(len(batch))
-    return prints
 
 
 def read_benchmarks(paths: Sequence[Path], limits: Limits, sampling: FrameSampling) -> Benchmarks:
@@ -193,14 +242,8 @@ def _sound(found: Fingerprint) -> Fingerprint:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Clean from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unifiedreward_think.data check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("check", __doc__, output="folder for the records that stay; a rerun goes on from it")
     add, limits = parser.add_argument, Limits()
-    add("--input", type=Path, nargs="+", required=True, help="folders of imports")
-    add("--output", type=Path, required=True, help="folder for the records that stay; a rerun goes on from it")
     add("--against", type=Path, nargs="*", default=[], help="benchmarks: files with prompts, folders of pictures")
     add("--near", type=int, default=limits.near, help="bits of 64 in which near duplicates may differ; -1: exact only")
     add("--min-chars", type=int, default=limits.min_chars, help="of a prompt")
@@ -208,16 +251,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--max-answer-chars", type=int, default=limits.max_answer_chars, help="of an answer")
     add("--script", default=limits.script, help="most letters of a prompt must be of it, e.g. LATIN (default: any)")
     add("--prompt-words", type=int, default=limits.prompt_words, help="shorter questions are in no benchmark by text")
-    add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
     add("--workers", type=int, default=2, help="threads that open media")
+    add_frames(parser)
     args = parser.parse_args(arguments)
     names = ("near", "min_chars", "max_chars", "max_answer_chars", "script", "prompt_words")
     manifest = clean(
         args.input,
         args.output,
         limits=Limits(**{name: getattr(args, name) for name in names}),
-        sampling=FrameSampling(frames=args.frames, cache=args.output / "frames", decoder=args.decoder),
+        sampling=frame_sampling(args, args.output / "frames"),
         against=args.against,
         workers=args.workers,
     )

@@ -13,6 +13,7 @@ same pair; an exact or near duplicate.
 
 from __future__ import annotations
 
+import sqlite3
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ class Benchmarks:
     reach: int
     pixels: dict[str, str] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
+    hashes: dict[int, str] = field(default_factory=dict)
     near: NearIndex = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class Benchmarks:
         for found in prints:
             if origin := self.pixels.get(found.sha256):
                 return f"a picture is in the benchmark {origin!r}"
-            if self.reach >= 0 and (near := self.near.find(found.phash)):
+            if self.reach >= 0 and (near := self.near.find(found.phash)) is not None:
                 return f"a picture is nearly in the benchmark {self.hashes[near]!r}"
         prompt = plain(record.prompt)
         telling = record.task.endswith("generation") or len(prompt.split()) >= limits.prompt_words
@@ -102,44 +103,55 @@ class Duplicates:
 
     Args:
         near: bits in which media may differ and still count as the same; below 0 only equal pixels do.
+        database: keeps the pairs.
     """
 
-    def __init__(self, near: int) -> None:
-        self._index = NearIndex(near) if near >= 0 else None
-        self._first: dict[int, tuple[str, int]] = {}
-        self._labels: dict[int, set[str]] = {}
+    def __init__(self, near: int, database: sqlite3.Connection) -> None:
+        self._index = NearIndex(near, database) if near >= 0 else None
+        self._database = database
+        columns = "key INTEGER PRIMARY KEY, first TEXT, pixels INTEGER, label INTEGER, disagree INTEGER"
+        database.execute(f"CREATE TABLE pairs ({columns})")
 
     def see(self, record: PreferenceRecord, prints: Sequence[Fingerprint]) -> int:
         """Remember a record, and return the key of its pair."""
         key, label = self._key(record, prints)
-        self._first.setdefault(key, (record.id, pixels_of(prints)))
-        self._labels.setdefault(key, set()).add(label)
+        self._database.execute(
+            "INSERT INTO pairs VALUES (?, ?, ?, ?, 0)"
+            " ON CONFLICT (key) DO UPDATE SET disagree = disagree OR label <> excluded.label",
+            [key, record.id, pixels_of(prints), label],
+        )
         return key
 
-    def problem(self, key: int, record: PreferenceRecord, prints: Sequence[Fingerprint]) -> str:
+    def problem(self, key: int, record: PreferenceRecord, pixels: int) -> str:
         """Return why a record that was seen is left out, "" if it is not; all records must have been seen before."""
-        first, pixels = self._first[key]
-        if len(self._labels[key]) > 1:
+        query = "SELECT first, pixels, disagree FROM pairs WHERE key = ?"
+        first, pixels_of_first, disagree = self._database.execute(query, [key]).fetchone()
+        if disagree:
             return f"records of the same pair disagree; the first is {first!r}"
         if first == record.id:
             return ""
-        return f"{'an exact' if pixels == pixels_of(prints) else 'a near'} duplicate of {first!r}"
+        return f"{'an exact' if pixels == pixels_of_first else 'a near'} duplicate of {first!r}"
 
-    def _key(self, record: PreferenceRecord, prints: Sequence[Fingerprint]) -> tuple[int, str]:
-        """Return the key of a pair, and the candidate it prefers."""
-        names = [self._index.add(found.phash) for found in prints] if self._index else [f.sha256 for f in prints]
+    def _key(self, record: PreferenceRecord, prints: Sequence[Fingerprint]) -> tuple[int, int]:
+        """Return the key of a pair, and that of the candidate it prefers."""
+        names = [str(self._index.add(found.phash)) for found in prints] if self._index else [f.sha256 for f in prints]
         generation = record.task.endswith("generation")
         if generation and names[0] == names[1]:
             names = [found.sha256 for found in prints]  # candidates near each other: only pixels tell them apart
         candidates = names if generation else [plain(answer) for answer in record.answers] or [record.instruction]
         label = candidates[record.preferred - 1] if record.preferred in (1, 2) and len(candidates) == 2 else ""
         about = (record.task, plain(record.prompt), *([] if generation else names))
-        return digest(*about, *sorted(candidates)), label or str(record.preferred)
+        return number_of(*about, *sorted(candidates)), number_of(label or record.preferred)
+
+
+def number_of(*parts: object) -> int:
+    """Return `digest` of the parts as the signed number that a database takes."""
+    return digest(*parts) - 2**63
 
 
 def pixels_of(prints: Sequence[Fingerprint]) -> int:
     """Return a number that is the same for the same media in any order."""
-    return digest(*sorted(found.sha256 for found in prints))
+    return number_of(*sorted(found.sha256 for found in prints))
 
 
 def plain(text: str) -> str:

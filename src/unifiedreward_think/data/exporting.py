@@ -15,7 +15,6 @@ Ties are left out of all but `records`. What is left out is listed in left_out.j
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections import Counter
@@ -23,19 +22,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from unifiedreward_think.data.arguments import add_frames, add_prompts, command, frame_sampling
 from unifiedreward_think.data.files import BadRow
 from unifiedreward_think.data.released import PLACEHOLDER
 from unifiedreward_think.data.rows import grpo_row, sft_row, to_content, to_dataset, write_parquet
-from unifiedreward_think.data.shards import Removal, Stored, as_json, described, read_stored, reason_kind
+from unifiedreward_think.data.shards import (
+    Removal,
+    Stored,
+    as_json,
+    claim,
+    described,
+    read_tracked,
+    reason_kind,
+)
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.media import FrameSampling, MediaError
 from unifiedreward_think.provenance import provenance
-from unifiedreward_think.records import RecordError, Trace
+from unifiedreward_think.records import RecordError, Trace, digest
 from unifiedreward_think.tasks import build_parts, load_prompts, solution
 from unifiedreward_think.verdict import Style
-from unifiedreward_think.writing import whole, write_whole
+from unifiedreward_think.writing import open_whole, write_whole
 
 FORMATS = ("records", "trl", "released-grpo", "released-sft", "llamafactory", "easyr1")
 PARQUET_ROWS = 1000  # pictures are inside: this is what memory holds
@@ -57,6 +65,16 @@ class Exporter:
     style: Style
     sampling: FrameSampling
     media_root: Path | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the rows besides the records."""
+        return {
+            "prompts": f"{digest(*sorted(self.prompts.items())):016x}",
+            "style": self.style,
+            "frames": self.sampling.frames,
+            "decoder": self.sampling.decoder,
+            "media root": str(self.media_root or ""),
+        }
 
     def asked(self, row: Stored) -> tuple[str, list[str]]:
         """Return the prompt of a row as one text with a placeholder for each picture, and the pictures.
@@ -144,26 +162,27 @@ Convert = Callable[[Stored], dict[str, Any]]
 def export(folders: Sequence[Path], output: Path, form: str, exporter: Exporter) -> dict[str, Any]:
     """Write the records of `folders` as `form` into `output`; return the counts.
 
+    Every file appears whole, and the manifest comes last. What is complete is not written again.
+
     Raises:
-        DataError: a folder is not complete.
+        DataError: a folder is not complete, or `output` holds an export of other inputs or settings.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "manifest.json").unlink(missing_ok=True)  # it comes last: where it is, the files beside it are whole
-    left: list[Removal] = []
+    inputs = [described(folder) for folder in folders]
+    about = {"command": "export", "format": form, "inputs": inputs, "settings": exporter.settings()}
+    claim(output, about)
+    manifest = output / "manifest.json"
+    if manifest.is_file():
+        counts: dict[str, Any] = json.loads(manifest.read_bytes())["counts"]
+        return counts
     written: dict[str, int] = {}
-    for name, convert, wanted in _files(form, exporter):
-        rows = _converted(folders, convert, wanted, left)
-        target = output / name
-        written[name] = _write(target, rows)
+    reasons: Counter[str] = Counter()
+    with open_whole(output / "left_out.jsonl") as left:
+        for name, convert, wanted in _files(form, exporter):
+            written[name] = _write(output / name, _converted(folders, convert, wanted, left, reasons))
     if form == "llamafactory":
         write_whole(output / "dataset_info.json", as_json(DATASET_INFO))
-    lines = "".join(json.dumps(removal.to_json()) + "\n" for removal in left)
-    write_whole(output / "left_out.jsonl", lines)
-    reasons = Counter(reason_kind(removal.row.reason) for removal in left)
     counts = {"written": written, "left out": dict(reasons)}
-    inputs = [described(folder) for folder in folders]
-    manifest = {"command": "export", "format": form, "style": exporter.style, "inputs": inputs, "counts": counts}
-    write_whole(output / "manifest.json", as_json({**manifest, **provenance()}))
+    write_whole(manifest, as_json({**about, "counts": counts, **provenance()}))
     return counts
 
 
@@ -205,15 +224,17 @@ def _trace(row: Stored) -> dict[str, Any]:
 
 
 def _converted(
-    folders: Sequence[Path], convert: Convert, wanted: Callable[[Stored], bool], left: list[Removal]
+    folders: Sequence[Path], convert: Convert, wanted: Callable[[Stored], bool], left: TextIO, reasons: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    for file, number, row in read_stored(folders):
+    for file, number, row in read_tracked(folders, "exporting"):
         if not wanted(row):
             continue
         try:
             yield convert(row)
         except (RecordError, MediaError) as error:
-            left.append(Removal(BadRow(file, number, row.record.id, str(error)[:500]), broken=str(error) != "a tie"))
+            bad = BadRow(file, number, row.record.id, str(error)[:500])
+            left.write(json.dumps(Removal(bad, broken=str(error) != "a tie").to_json()) + "\n")
+            reasons[reason_kind(bad.reason)] += 1
 
 
 def _write(target: Path, rows: Iterator[dict[str, Any]]) -> int:
@@ -225,7 +246,7 @@ def _write(target: Path, rows: Iterator[dict[str, Any]]) -> int:
             count += len(chunk)
         return count
     opening, between, closing = ("[\n", ",\n", "\n]\n") if target.suffix == ".json" else ("", "\n", "\n")
-    with whole(target) as scratch, scratch.open("w", encoding="utf-8") as file:
+    with open_whole(target) as file:
         file.write(opening)
         for row in rows:
             file.write((between if count else "") + json.dumps(row))
@@ -236,26 +257,18 @@ def _write(target: Path, rows: Iterator[dict[str, Any]]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unifiedreward_think.data export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("export", __doc__, output="folder for the files")
     add = parser.add_argument
-    add("--input", type=Path, nargs="+", required=True, help="folders of records")
     add("--format", choices=FORMATS, required=True, help="of the tool that reads them")
-    add("--output", type=Path, required=True, help="folder for the files")
     add("--media-root", type=Path, help="write paths relative to this folder (image_folder); default: absolute")
     add("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
-    add("--layout", choices=["one_line", "three_line"], default="one_line", help="form of a dimension")
-    add("--prompt-dir", help="folder of prompt templates of your own")
-    add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add_prompts(parser)
+    add_frames(parser)
     args = parser.parse_args(arguments)
     exporter = Exporter(
         prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
         style=args.style,
-        sampling=FrameSampling(frames=args.frames, cache=args.output.absolute() / "frames", decoder=args.decoder),
+        sampling=frame_sampling(args, args.output / "frames"),
         media_root=args.media_root.absolute() if args.media_root else None,
     )
     print(as_json(export(args.input, args.output, args.format, exporter)), end="")

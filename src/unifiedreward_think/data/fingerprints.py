@@ -4,13 +4,13 @@
 1
 >>> near = NearIndex(3)
 >>> near.add("f0f0f0f0f0f0f0f0"), near.add("f0f0f0f0f0f0f0f1"), near.add("0f0f0f0f0f0f0f0f")
-('f0f0f0f0f0f0f0f0', 'f0f0f0f0f0f0f0f0', '0f0f0f0f0f0f0f0f')
+(0, 0, 1)
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+import sqlite3
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -70,35 +70,42 @@ class NearIndex:
 
     Two hashes that differ in at most d bits agree in at least one of d + 1 bands: only hashes that share a band are
     compared.
+
+    Args:
+        reach: bits in which hashes of one picture may differ.
+        database: keeps the hashes, in a table of this index; by default one in memory.
     """
 
-    def __init__(self, reach: int) -> None:
-        self._reach = reach
-        self._bands: defaultdict[tuple[int, int, int], list[str]] = defaultdict(list)
-        self._found: dict[str, str] = {}
+    def __init__(self, reach: int, database: sqlite3.Connection | None = None) -> None:
+        self._reach, self._count = reach, 0
+        self._database = database or sqlite3.connect(":memory:", isolation_level=None)
+        columns = "band TEXT, number INTEGER, phash TEXT, PRIMARY KEY (band, number)"
+        self._database.execute(f"CREATE TABLE bands ({columns}) WITHOUT ROWID")
 
-    def add(self, phash: str) -> str:
-        """Return the first hash near `phash`, itself if there is none; it is known from now on."""
-        if phash not in self._found:
-            near = self.find(phash)
-            self._found[phash] = near or phash
-            if near is None:
-                for band in self._split(phash):
-                    self._bands[band].append(phash)
-        return self._found[phash]
+    def add(self, phash: str) -> int:
+        """Return the number of the first hash near `phash`; it gets the next number itself if there is none."""
+        near = self.find(phash)
+        if near is not None:
+            return near
+        rows = [(band, self._count, phash) for band in self._split(phash)]
+        self._database.executemany("INSERT INTO bands VALUES (?, ?, ?)", rows)
+        self._count += 1
+        return self._count - 1
 
-    def find(self, phash: str) -> str | None:
-        """Return a hash near `phash`, None if there is none."""
-        frames = max(1, len(phash) * 4 // BITS)
-        for band in self._split(phash):
-            for other in self._bands.get(band, ()):
-                if distance(phash, other) <= self._reach * frames:
-                    return other
-        return None
+    def find(self, phash: str) -> int | None:
+        """Return the number of the first hash near `phash`, None if there is none."""
+        reach = self._reach * max(1, len(phash) * 4 // BITS)
+        near = (
+            number
+            for band in self._split(phash)
+            for number, other in self._database.execute("SELECT number, phash FROM bands WHERE band = ?", [band])
+            if distance(phash, other) <= reach
+        )
+        return min(near, default=None)
 
-    def _split(self, phash: str) -> list[tuple[int, int, int]]:
-        """Return the bands of a hash as (its length, number of the band, bits)."""
+    def _split(self, phash: str) -> list[str]:
+        """Return the bands of a hash: its length, the number of the band, its bits."""
         bits, count = 4 * len(phash), self._reach * max(1, len(phash) * 4 // BITS) + 1
         value = int(phash or "0", 16)
         edges = [bits * i // count for i in range(count + 1)]
-        return [(bits, i, value >> low & (1 << high - low) - 1) for i, (low, high) in enumerate(pairwise(edges))]
+        return [f"{bits}.{i}.{value >> low & (1 << high - low) - 1:x}" for i, (low, high) in enumerate(pairwise(edges))]

@@ -19,6 +19,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.data.arguments import command
 from unifiedreward_think.data.convert import Converter
 from unifiedreward_think.data.files import BadRow, DataError, LeftOut
 from unifiedreward_think.data.media_store import MediaStore, sweep
@@ -199,20 +200,11 @@ def expand(names: Sequence[str], media_root: Path | None) -> list[Input]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m unifiedreward_think.data import",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("import", __doc__, output="folder for the records; a rerun goes on from it", inputs=False)
     add = parser.add_argument
     add("--source", required=True, help="a declaration: a name in configs/data, or a YAML file of your own")
-    add(
-        "--input",
-        nargs="*",
-        default=[],
-        help="files, saved data sets, a released YAML (default: the source's Hub name)",
-    )
-    add("--output", type=Path, required=True, help="folder for the records; a rerun goes on from it")
+    hint = "files, saved data sets, a released YAML (default: the source's Hub name)"
+    add("--input", nargs="*", default=[], help=hint)
     add("--media-root", type=Path, help="folder that media paths start from (default: that of each input)")
     add("--archive", type=Path, nargs="*", default=[], help="zip files that hold the media")
     add("--url-folder", type=Path, help="folder of files fetched from URLs; without it rows with URLs are left out")

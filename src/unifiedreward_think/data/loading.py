@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from unifiedreward_think.data.arguments import add_frames, frame_sampling
 from unifiedreward_think.data.files import (
     BadRow,
     DataError,
@@ -272,12 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", metavar="FILE", help="data files, .jsonl or .json")
     parser.add_argument("--kind", choices=["records", "traces"], default="records", help="what the rows must be")
     parser.add_argument("--media-root", help="folder of the media (default: that of each data file)")
-    parser.add_argument("--frames", type=int, default=8, help="frames of each video")
-    parser.add_argument("--decoder", choices=["decord", "pyav"], default="decord", help="what reads videos")
+    add_frames(parser)
     args = parser.parse_args(arguments)
     load = load_checked_traces if args.kind == "traces" else load_checked_records
     with tempfile.TemporaryDirectory() as cache:
-        sampling = FrameSampling(frames=args.frames, cache=Path(cache), decoder=args.decoder)
+        sampling = frame_sampling(args, Path(cache))
         try:
             loaded = load(args.files, sampling=sampling, media_root=args.media_root, skip_bad=True)
         except DataError as error:

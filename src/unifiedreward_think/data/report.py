@@ -8,7 +8,6 @@ Counts are of all rows. Media sizes and token lengths are of `--sample` rows, dr
 
 from __future__ import annotations
 
-import argparse
 import base64
 import heapq
 import io
@@ -19,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.data.arguments import add_frames, command, frame_sampling
 from unifiedreward_think.data.rows import to_content
-from unifiedreward_think.data.shards import Stored, parts_of, read_stored, total_rows
+from unifiedreward_think.data.shards import Stored, parts_of, read_tracked, total_rows
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.intervals import Rate
@@ -178,9 +178,9 @@ def write_report(
     """
     counters = [TokenCounter(name) for name in processors]
     counts = Counts()
-    for _, _, row in read_stored(folders):
+    for _, _, row in read_tracked(folders, "counting"):
         counts.add(row)
-    drawn = sampled((row for _, _, row in read_stored(folders)), max(sample, examples))
+    drawn = sampled((row for _, _, row in read_tracked(folders, "drawing")), max(sample, examples))
     prompts = load_prompts("cot", folder=prompt_dir)
     measured = [_measured(drawn[:sample], counter, sampling, prompts) for counter in counters]
     sides = media_sides(drawn[:sample], sampling)
@@ -228,26 +228,18 @@ def removals(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Report from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unifiedreward_think.data report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("report", __doc__, output="the HTML file")
     add = parser.add_argument
-    add("--input", type=Path, nargs="+", required=True, help="folders of records")
-    add("--output", type=Path, required=True, help="the HTML file")
     add("--processor", nargs="*", default=[], help="folders or Hub names of processors; token lengths are by each")
     add("--sample", type=int, default=1000, help="rows whose media and tokens are measured")
     add("--examples", type=int, default=12, help="pairs to show")
     add("--prompt-dir", help="folder of prompt templates of your own")
-    add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add_frames(parser)
     args = parser.parse_args(arguments)
-    frames = args.output.absolute().parent / "frames"
     write_report(
         args.input,
         args.output,
-        sampling=FrameSampling(frames=args.frames, cache=frames, decoder=args.decoder),
+        sampling=frame_sampling(args, args.output.parent / "frames"),
         processors=args.processor,
         sample=args.sample,
         examples=args.examples,

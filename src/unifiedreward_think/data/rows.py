@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unifiedreward_think.data.arguments import add_frames, add_prompts, frame_sampling
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.media import FrameSampling, image_paths
 from unifiedreward_think.records import ORDERS, Order, PreferenceRecord, Trace, order_shown
@@ -78,7 +79,7 @@ def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
 
 
 def write_parquet(dataset: Dataset, file: Path) -> None:
-    """Write a dataset with its pictures inside, so that the file can be moved and read anywhere."""
+    """Write a dataset with its pictures inside, to be read anywhere; the file appears whole or not at all."""
     from datasets.table import embed_table_storage
 
     embedded = dataset.with_format("arrow").map(embed_table_storage, batched=True, batch_size=100)
@@ -95,14 +96,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for train.parquet and the frame cache")
     parser.add_argument("--media-root", help="folder that relative media paths start from")
     parser.add_argument("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
-    parser.add_argument("--layout", choices=["one_line", "three_line"], default="one_line", help="form of a dimension")
-    parser.add_argument("--prompt-dir", help="folder of prompt templates of your own")
-    parser.add_argument("--frames", type=int, default=8, help="frames of each video")
-    parser.add_argument("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add_prompts(parser)
+    add_frames(parser)
     parser.add_argument("--orders", choices=["random", "both"], default="random", help="order(s) each pair is shown in")
     parser.add_argument("--order-seed", type=int, default=0, help="decides the random order")
     args = parser.parse_args()
-    sampling = FrameSampling(frames=args.frames, cache=args.output / "frames", decoder=args.decoder)
+    sampling = frame_sampling(args, args.output / "frames")
     prompts = load_prompts(args.style, layout=args.layout, folder=args.prompt_dir)
     records = load_checked_records(args.input, sampling=sampling, media_root=args.media_root).rows
     dataset = to_dataset(

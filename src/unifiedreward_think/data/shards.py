@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.data.files import BadRow, DataError
+from unifiedreward_think.progress import progress
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Order, PreferenceRecord
 from unifiedreward_think.writing import whole, write_whole
@@ -86,13 +88,8 @@ class ShardFolder:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
-        (folder / "left_out").mkdir(parents=True, exist_ok=True)
-        text, file = as_json(settings), folder / "settings.json"
-        if file.is_file() and file.read_text(encoding="utf-8") != text:
-            raise DataError(f"{folder}: holds the output of other settings or inputs; choose another, or remove it")
-        write_whole(file, text)
-        for scratch in [*folder.glob("*.new"), *folder.glob("left_out/*.new")]:
-            scratch.unlink()
+        claim(folder, settings)
+        (folder / "left_out").mkdir(exist_ok=True)
         self.done = 0
         while (folder / f"part-{self.done:05d}.json").is_file():
             self.done += 1
@@ -115,12 +112,29 @@ class ShardFolder:
     def finish(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Write and return the manifest: `about`, the sum of all counts, and the hash of every part."""
         parts = [json.loads((self.folder / f"part-{i:05d}.json").read_bytes()) for i in range(self.done)]
-        counts: Counts = {}
+        counts = count(Part(), 0)
         for part in parts:
             merge(counts, part.pop("counts"))
         manifest = {**about, "counts": counts, "parts": parts, **provenance()}
         write_whole(self.folder / "manifest.json", as_json(manifest))
         return manifest
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make a folder the output of `settings`, less what a killed run left half written.
+
+    Raises:
+        DataError: the folder holds the output of other settings.
+    """
+    text, file = as_json(settings), folder / "settings.json"
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise DataError(f"{folder}: holds the output of other settings or inputs; choose another, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text)
+    for scratch in [*folder.glob("*.new"), *folder.glob("*/*.new")]:
+        scratch.unlink()
+    for scratch in folder.glob("frames/*.*"):  # of a video half decoded; the name of whole ones has no dot
+        shutil.rmtree(scratch)
 
 
 def count(part: Part, inputs: int) -> Counts:
@@ -194,6 +208,14 @@ def read_stored(folders: Iterable[Path]) -> Iterator[tuple[str, int, Stored]]:
         for part in parts_of(folder):
             for number, row in read_rows(part):
                 yield str(part), number, from_row(row, folder.absolute(), f"{part}: row {number}")
+
+
+def read_tracked(folders: Sequence[Path], label: str) -> Iterator[tuple[str, int, Stored]]:
+    """Yield what `read_stored` does, and show how far it has come."""
+    with progress(total_rows(folders), label, unit="row") as advance:
+        for item in read_stored(folders):
+            yield item
+            advance(1)
 
 
 def from_row(row: Mapping[str, Any], root: Path, place: str) -> Stored:

@@ -180,6 +180,11 @@ def test_dynamic_sampling_stops_at_its_bound_and_says_what_is_left(models, toy_d
     assert found == {"rollouts": 2, "groups_replaced": 0, "groups_left_dead": 2}
 
 
+def test_dynamic_sampling_is_refused_where_a_group_depends_on_others(models, toy_data, tmp_path):
+    with pytest.raises(InputError, match=r"dynamic_sampling: .* set scale_rewards: group"):
+        train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, dynamic_sampling=1, scale_rewards="batch")
+
+
 class Watched:
     """What went through the model and the processor in one run."""
 
@@ -250,7 +255,6 @@ def test_a_group_is_processed_encoded_prefilled_and_forwarded_once(models, toy_d
         ("qwen2_5_vl", {"lora": {**LORA, "lora_dropout": 0.05}}, "set lora_dropout: 0.0"),
         ("qwen2_5_vl", {"shared_prefix": False, "max_stream_tokens": 9}, "max_stream_tokens: has no effect"),
         ("qwen2_5_vl", {"shared_prefix": False, "dynamic_sampling": 1}, "dynamic_sampling: has no effect"),
-        ("qwen2_5_vl", {"dynamic_sampling": 1, "scale_rewards": "batch"}, "set scale_rewards: group"),
     ],
 )
 def test_what_is_not_covered_is_refused_by_the_name_of_the_key(family, options, reason, models, toy_data, tmp_path):

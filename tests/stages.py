@@ -40,18 +40,22 @@ def data_arguments(toy_data, split, *, limit=4):
     )
 
 
-def train_sft(model, toy_data, output, *, checkpoint=None, freeze=True, lora=None, **options):
+def train_sft(
+    model, toy_data, output, *, checkpoint=None, freeze=True, lora=None, rows=None, shared_prefix=False, **options
+):
     """Train as `training.sft` does and return the log."""
     from trl import ModelConfig, SFTConfig
 
     from unifiedreward_think.training import sft
-    from unifiedreward_think.training.arguments import TrainingExtras
+    from unifiedreward_think.training.arguments import StreamArguments, TrainingExtras
 
     data = data_arguments(toy_data, "cold_start")
-    rows, counts = sft.load_rows(data)
+    loaded, counts = sft.load_rows(data)
     args = SFTConfig(output_dir=str(output), max_length=None, **common(**options))
     model_args = ModelConfig(model_name_or_path=str(model), dtype="float32", **(lora or {}))
-    sft.train(rows, counts, data, TrainingExtras(freeze_vision=freeze), args, model_args, checkpoint)
+    stream = StreamArguments(shared_prefix=shared_prefix)
+    extras = TrainingExtras(freeze_vision=freeze)
+    sft.train(rows or loaded, counts, data, extras, args, model_args, checkpoint, stream)
     return read_log(output)
 
 
@@ -67,6 +71,8 @@ def train_grpo(
     lora=None,
     shared_prefix=None,
     max_stream_tokens=None,
+    dynamic_sampling=0,
+    embedding_cache=None,
     **options,
 ):
     """Train as `training.grpo` does and return the log; the reward of a random model is not zero here.
@@ -89,7 +95,7 @@ def train_grpo(
     arguments = (model_args, data, TrainingExtras(freeze_vision=freeze), own)
     if shared_prefix is None:
         shared_prefix = json.loads((Path(model) / "config.json").read_text())["model_type"] != "qwen3_5"
-    arguments += (SharedPrefixArguments(shared_prefix=shared_prefix, max_stream_tokens=max_stream_tokens),)
+    arguments += (SharedPrefixArguments(shared_prefix, max_stream_tokens, embedding_cache, dynamic_sampling),)
     grpo.train(rows or loaded, counts, rewards, arguments, args, checkpoint)
     return read_log(output)
 

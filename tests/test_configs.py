@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from unifiedreward_think.training import run
-from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras
+from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, StreamArguments, TrainingExtras
 from unifiedreward_think.training.grpo import RewardArguments, load_reward
 from unifiedreward_think.training.rejection_sampling import SamplingArguments
 
@@ -22,11 +22,11 @@ DATA = {"layout", "style", "frames", "decoder", "order_seed"}
 WEIGHTS = {"freeze_vision", "dtype", "bf16", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"}
 WEIGHTS |= {"learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"}
 WEIGHTS |= {"optim", "adam_beta1", "adam_beta2", "adam_epsilon"}
-SFT = {"num_train_epochs", "max_length", "completion_only_loss", "packing", "loss_type"}
+SFT = {"num_train_epochs", "max_length", "completion_only_loss", "packing", "shared_prefix", "loss_type"}
 GRPO = {"orders", "reward_funcs", "reward_weights", "beta", "use_bias_correction_kl", "loss_type", "scale_rewards"}
 GRPO |= {"num_generations", "num_iterations", "epsilon", "importance_sampling_level", "temperature", "top_p", "top_k"}
 GRPO |= {"repetition_penalty", "max_completion_length", "mask_truncated_completions", "use_vllm", "log_completions"}
-GRPO |= {"shared_prefix", "max_stream_tokens"}
+GRPO |= {"shared_prefix", "max_stream_tokens", "embedding_cache", "dynamic_sampling"}
 SAMPLING = {"orders", "samples", "temperature", "top_p", "max_new_tokens", "seed", "dtype", "require_correct"}
 SAMPLING |= {"require_strict", "require_arithmetic", "keep", "hard_below"}
 LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
@@ -48,7 +48,7 @@ def parse(path, monkeypatch, *arguments):
     if stage(path) != "sampling":
         from trl import GRPOConfig, ModelConfig, SFTConfig
 
-        types = [DataArguments, TrainingExtras, SFTConfig, ModelConfig]
+        types = [DataArguments, TrainingExtras, StreamArguments, SFTConfig, ModelConfig]
         if stage(path) == "grpo":
             types[2:] = [RewardArguments, SharedPrefixArguments, GRPOConfig, ModelConfig]
         arguments = ("--use_cpu", "true", *arguments)

@@ -110,11 +110,12 @@ def test_our_traces_come_back_equal_but_for_absolute_paths(tmp_path):
     assert load_traces([write(tmp_path / "t.jsonl", made.to_json())]).rows == [made]
 
 
-def test_a_record_may_have_a_trace_in_each_order_but_only_one(tmp_path):
-    file = write(tmp_path / "t.jsonl", trace(record()), trace(record(), "ba"))
-    assert [row.order for row in load_traces([file]).rows] == ["ab", "ba"]
+def test_a_record_may_have_several_traces_but_none_twice(tmp_path):
+    other = {**trace(record()), "completion": "<think>shorter</think>\n<answer>Image 1 is better</answer>"}
+    file = write(tmp_path / "t.jsonl", trace(record()), trace(record(), "ba"), other)
+    assert [row.order for row in load_traces([file]).rows] == ["ab", "ba", "ab"]
     with pytest.raises(
-        DataError, match=r"t.jsonl:2: record 'r1': a second trace in order 'ab'.*first is at .*t.jsonl:1"
+        DataError, match=r"t.jsonl:2: record 'r1': the same trace in order 'ab'.*first is at .*t.jsonl:1"
     ):
         load_traces([write(tmp_path / "t.jsonl", trace(record()), trace(record()))])
 

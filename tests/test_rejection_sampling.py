@@ -86,9 +86,15 @@ def test_a_completion_cut_at_the_limit_is_counted_as_such():
 
 def test_the_shortest_good_trace_is_kept_and_the_earliest_of_equals():
     rows = judged([LONG, RIGHT.replace("Aesthetics", "Aesthetic1"), RIGHT, LONG])
-    assert stage.choose(rows, "shortest").sample == 1
-    assert stage.choose(rows, "first").sample == 0
-    assert stage.choose([], "shortest") is None and stage.choose([], "first") is None
+    assert [row.sample for row in stage.choose(rows, "shortest")] == [1]
+    assert [row.sample for row in stage.choose(rows, "first")] == [0]
+    assert stage.choose([], "shortest") == stage.choose([], "first") == stage.choose([], "all") == []
+
+
+def test_all_good_traces_are_kept_but_a_text_drawn_twice_only_once():
+    kept, hard, counts = stage.split_pairs([record()], judged([LONG, RIGHT, WRONG, LONG]), options(keep="all"))
+    assert [trace.completion for trace in kept] == [LONG, RIGHT]
+    assert (hard, counts["kept"], counts["neither kept nor hard"]) == ([], 2, 0)
 
 
 @pytest.mark.parametrize(

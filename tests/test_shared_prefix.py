@@ -23,6 +23,7 @@ from unifiedreward_think.training import grpo, shared_prefix
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
 # Means of means over micro-batches, which group other rows than TRL's where the gradient does not change by it.
 MEANS = ("kl", "entropy")
+TRAINED = ("loss", "grad_norm", "kl", "entropy")
 
 
 def both(model, toy_data, folder, *, max_stream_tokens=None, **options):
@@ -126,6 +127,64 @@ def test_rows_without_advantage_cost_no_pass_and_change_nothing(reward, models, 
     assert idle if reward is first_step_alone else not idle
 
 
+def sampled_without_chance(monkeypatch):
+    """Let completions depend on the prompt alone; an import that another test has done changes nothing."""
+    monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # the import changes it: put it back afterwards
+    import second_choice
+
+    torch.multinomial = second_choice.pick
+
+
+def test_groups_without_advantage_give_their_place_to_fresh_prompts(models, toy_data, tmp_path, monkeypatch):
+    sampled_without_chance(monkeypatch)
+    rows, _ = grpo.load_rows(data_arguments(toy_data, "train"))
+    rollouts = {}
+
+    def recorded(completion_ids, id, task, trainer_state, **_):
+        found = two_ranks.pictures_alone(completion_ids, task)
+        groups = [(name, found[2 * i] == found[2 * i + 1]) for i, name in enumerate(id[::2])]
+        rollouts.setdefault(trainer_state.global_step, []).append(groups)
+        return found
+
+    options = {"max_steps": 3, "max_completion_length": 16, "shuffle_dataset": False}
+    ours = train_grpo(
+        models["qwen2_5_vl"], toy_data, tmp_path / "ours", rows=rows, rewards=[recorded], dynamic_sampling=9, **options
+    )
+    named = {row["id"]: row for row in rows}
+    trained = []
+    for first, *others in rollouts.values():
+        batch = list(first)
+        for fresh in others:
+            dead = [place for place, (_, flat) in enumerate(batch) if flat]
+            for place, group in zip(dead, fresh, strict=True):
+                batch[place] = group
+        assert not any(flat for _, flat in batch)
+        trained += [named[name] for name, _ in batch]
+    stock = train_grpo(
+        models["qwen2_5_vl"], toy_data, tmp_path / "stock", rows=trained, shared_prefix=False,
+        rewards=[two_ranks.pictures_alone], **options,
+    )  # fmt: skip
+    check_equal([{key: row[key] for key in TRAINED} for row in stock], ours)
+    check_learned(stock)
+    assert [row["dynamic_sampling/rollouts"] for row in ours] == [len(calls) - 1 for calls in rollouts.values()]
+    assert sum(row["dynamic_sampling/groups_replaced"] for row in ours) >= 2
+
+
+def test_dynamic_sampling_stops_at_its_bound_and_says_what_is_left(models, toy_data, tmp_path):
+    def flat(completion_ids, **_):
+        return [0.5] * len(completion_ids)
+
+    options = {"rewards": [flat], "dynamic_sampling": 2, "beta": 0.0, "max_steps": 1}
+    (row,) = train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, **options)
+    found = {key.split("/")[1]: value for key, value in row.items() if "dynamic" in key}
+    assert found == {"rollouts": 2, "groups_replaced": 0, "groups_left_dead": 2}
+
+
+def test_dynamic_sampling_is_refused_where_a_group_depends_on_others(models, toy_data, tmp_path):
+    with pytest.raises(InputError, match=r"dynamic_sampling: .* set scale_rewards: group"):
+        train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, dynamic_sampling=1, scale_rewards="batch")
+
+
 class Watched:
     """What went through the model and the processor in one run."""
 
@@ -195,6 +254,7 @@ def test_a_group_is_processed_encoded_prefilled_and_forwarded_once(models, toy_d
         ("qwen3_5", {"shared_prefix": True}, "model_type 'qwen3_5' is not covered"),
         ("qwen2_5_vl", {"lora": {**LORA, "lora_dropout": 0.05}}, "set lora_dropout: 0.0"),
         ("qwen2_5_vl", {"shared_prefix": False, "max_stream_tokens": 9}, "max_stream_tokens: has no effect"),
+        ("qwen2_5_vl", {"shared_prefix": False, "dynamic_sampling": 1}, "dynamic_sampling: has no effect"),
     ],
 )
 def test_what_is_not_covered_is_refused_by_the_name_of_the_key(family, options, reason, models, toy_data, tmp_path):
@@ -313,12 +373,14 @@ def test_the_private_methods_of_trl_are_those_that_were_read(name):
 def test_two_ranks_take_the_steps_of_trl_on_one(deepspeed, models, toy_data, tmp_path, monkeypatch):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     checked([*command, "tests/two_ranks.py", models["qwen2_5_vl"], toy_data, tmp_path / "two", *deepspeed])
-    monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # the import changes it: put it back afterwards
-    import second_choice
-
-    torch.multinomial = second_choice.pick  # an import that another test has done changes nothing
+    sampled_without_chance(monkeypatch)
     for name in two_ranks.RUNS:
-        alone = {"shared_prefix": False, "max_stream_tokens": None}
+        alone = {} if name == "dynamic" else {"shared_prefix": False, "max_stream_tokens": None}
         stock = two_ranks.train(name, models["qwen2_5_vl"], toy_data, tmp_path / "one", **alone)
-        check_learned(stock)
-        check_equal(stock, read_log(tmp_path / "two" / name), leave_out=["entropy"] if name == "dead" else [])
+        ours = read_log(tmp_path / "two" / name)
+        if name == "dynamic":  # both ranks roll out as often, whichever needs it: more completions, equal gradients
+            stock = [{key: row[key] for key in row if key in TRAINED or "dynamic" in key} for row in stock]
+            assert sum(row["dynamic_sampling/groups_replaced"] for row in ours) > 0
+        else:
+            check_learned(stock)
+        check_equal(stock, ours, leave_out=["entropy"] if name == "dead" else [])

@@ -15,6 +15,7 @@ RUNS = {
     "beta": {"max_stream_tokens": 200, "activation_checkpointing": True},
     "dead": {"beta": 0.0, "weight_decay": 0.1, "num_iterations": 2, "max_steps": 4},
     "tower": {"max_stream_tokens": 200, "freeze": False},
+    "dynamic": {"dynamic_sampling": 8},
 }
 
 
@@ -24,7 +25,7 @@ def pictures_alone(completion_ids, task, **_):
 
 
 def rewards(name):
-    return [pictures_alone if name == "dead" else mean_token]
+    return [pictures_alone if name in ("dead", "dynamic") else mean_token]
 
 
 def train(name, model, toy_data, output, **options):

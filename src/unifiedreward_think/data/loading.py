@@ -191,7 +191,7 @@ def _load(
     paths = [data_file(name) for name in files]
     if not paths:
         raise DataError("no data file is given; name at least one")
-    seen: dict[tuple[str, str], Place] = {}
+    seen: dict[tuple[str, ...], Place] = {}
     stems = Counter(path.stem for path in paths)
     for path in paths:
         root = (path.parent if media_root is None else Path(media_root)).absolute()
@@ -217,16 +217,17 @@ def _as_object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _check_first(key: tuple[str, str], place: Place, seen: dict[tuple[str, str], Place]) -> None:
-    name, order = key
+def _check_first(key: tuple[str, ...], place: Place, seen: dict[tuple[str, ...], Place]) -> None:
+    name, order, *_ = key
     first = seen.setdefault(key, place)
     if first is not place:
-        what = f"a second trace in order {order!r} of record {name!r}" if order else f"duplicate id {name!r}"
+        what = f"the same trace in order {order!r} of record {name!r} again" if order else f"duplicate id {name!r}"
         raise RecordError(f"{what}; the first is at {first}")
 
 
-def _key(item: PreferenceRecord | Trace) -> tuple[str, str]:
-    return (item.record.id, item.order) if isinstance(item, Trace) else (item.id, "")
+def _key(item: PreferenceRecord | Trace) -> tuple[str, ...]:
+    """Return what may come once: a record; a trace, of which a record may have several (`keep: all`)."""
+    return (item.record.id, item.order, item.completion) if isinstance(item, Trace) else (item.id, "")
 
 
 def _record(item: PreferenceRecord | Trace) -> PreferenceRecord:

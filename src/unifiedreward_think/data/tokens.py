@@ -20,13 +20,16 @@ class TokenCounter:
     """Counts as the processor does when it is given text and pictures; a test compares the two.
 
     Args:
-        processor: folder or Hub name; its limits of picture size are those of the checkpoint.
+        processor: folder or Hub name; its limits of picture size are those of the checkpoint. Or a loaded processor.
 
     Raises:
         DataError: there is no processor, or it cannot tell what a picture takes.
     """
 
-    def __init__(self, processor: str) -> None:
+    def __init__(self, processor: str | Any) -> None:
+        if not isinstance(processor, str):
+            self.name, self._processor = type(processor).__name__, processor
+            return
         from transformers import AutoProcessor
 
         self.name = Path(processor).name

@@ -126,3 +126,18 @@ class SharedPrefixArguments:
     max_stream_tokens: int | None = option(
         "most tokens of one forward with shared_prefix (default: a micro-batch in one)", default=None
     )
+    embedding_cache: str | None = option(
+        "folder that keeps what a frozen vision tower makes of pictures (default: none)", default=None
+    )
+    dynamic_sampling: int = option(
+        "most extra rollouts of a batch, to replace groups whose rewards are all equal; 0 replaces none", default=0
+    )
+
+
+@dataclass
+class StreamArguments:
+    """How SFT passes rows through the model; results are the same either way (docs/speed.md)."""
+
+    shared_prefix: bool = option(
+        "a batch is one stream without padding, each prompt in it once; false takes TRL's padded rows", default=False
+    )

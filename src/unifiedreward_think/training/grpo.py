@@ -119,14 +119,20 @@ def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]
 
 def trainer_class(prefix: SharedPrefixArguments) -> Callable[..., Any]:
     """Return the trainer that `shared_prefix` names."""
+    from unifiedreward_think.training.dynamic_sampling import DynamicSamplingGRPOTrainer
     from unifiedreward_think.training.grpo_trainer import GRPOTrainer
     from unifiedreward_think.training.shared_prefix_trainer import SharedPrefixGRPOTrainer
 
-    if prefix.shared_prefix:
-        return functools.partial(SharedPrefixGRPOTrainer, max_stream_tokens=prefix.max_stream_tokens)
-    if prefix.max_stream_tokens is not None:
-        raise InputError("max_stream_tokens: has no effect with shared_prefix: false; leave it out")
-    return GRPOTrainer
+    options = {key: value for key, value in vars(prefix).items() if key != "shared_prefix"}
+    if not prefix.shared_prefix:
+        unused = [key for key, value in options.items() if value != getattr(SharedPrefixArguments, key)]
+        if unused:
+            raise InputError(f"{', '.join(unused)}: has no effect with shared_prefix: false; leave it out")
+        return GRPOTrainer
+    rollouts = options.pop("dynamic_sampling")
+    if rollouts:
+        return functools.partial(DynamicSamplingGRPOTrainer, extra_rollouts=rollouts, **options)
+    return functools.partial(SharedPrefixGRPOTrainer, **options)
 
 
 def train(

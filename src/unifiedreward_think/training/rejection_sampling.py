@@ -4,7 +4,7 @@
 
 Writes into `output_dir`:
     judgments.jsonl   every sample; a rerun goes on from it
-    kept.jsonl        one correct trace for each solved pair: SFT rows
+    kept.jsonl        one correct trace for each solved pair, or all of them: SFT rows
     hard.jsonl        pairs with no correct answer, or a pass rate below `hard_below`: GRPO rows
     manifest.json     every count and reason, and the settings
 
@@ -53,7 +53,9 @@ class SamplingArguments:
     require_correct: bool = option("keep only traces that name the preferred candidate", default=True)
     require_strict: bool = option("keep only traces whose whole form is exact", default=True)
     require_arithmetic: bool = option("keep only traces whose sums add up and agree with the answer", default=True)
-    keep: str = option("which of a pair's good traces to keep", default="shortest", choices=("shortest", "first"))
+    keep: str = option(
+        "which of a pair's good traces to keep", default="shortest", choices=("shortest", "first", "all")
+    )
     hard_below: float = option("a pair with a lower pass rate is hard; 0: only pairs never solved", default=0.0)
 
     def __post_init__(self) -> None:
@@ -171,15 +173,17 @@ def rejections(judgment: Judgment, args: SamplingArguments) -> list[str]:
     return [reason for reason, broken in rules.items() if broken]
 
 
-def choose(traces: Sequence[Judgment], keep: str) -> Judgment | None:
-    """Return the trace to keep of one pair, None if there is none.
+def choose(traces: Sequence[Judgment], keep: str) -> list[Judgment]:
+    """Return the traces to keep of one pair.
 
     "first" takes the earliest sample. "shortest" takes the one with the fewest characters, the earliest among equals:
-    the least padding for the same verdict.
+    the least padding for the same verdict. "all" takes every one, a text drawn twice in one order once.
     """
+    if keep == "all":
+        return list({(row.order, row.completion): row for row in traces}.values())
     if keep == "shortest":
-        return min(traces, key=lambda row: len(row.completion or ""), default=None)
-    return traces[0] if traces else None
+        traces = sorted(traces, key=lambda row: len(row.completion or ""))
+    return list(traces[:1])
 
 
 def split_pairs(
@@ -201,14 +205,15 @@ def split_pairs(
         if any(row.error for row in rows):
             passes["not judged"] += 1
             continue
-        if best := choose([row for row in rows if not rejections(row, args)], args.keep):
-            kept.append(Trace(record=record, order=best.order, completion=best.completion or ""))
+        chosen = choose([row for row in rows if not rejections(row, args)], args.keep)
+        kept += [Trace(record=record, order=row.order, completion=row.completion or "") for row in chosen]
         passed = sum(bool(row.correct) for row in rows)
         passes[f"{passed}/{len(rows)}"] += 1
         if passed == 0 or passed / len(rows) < args.hard_below:
             hard.append(record)
     counts = {**_counts(kept, hard), "pairs by correct samples": dict(sorted(passes.items()))}
-    counts["neither kept nor hard"] = len(by_record) - len(kept) - len(hard) + counts["kept and hard"]
+    used = {trace.record.id for trace in kept} | {record.id for record in hard}
+    counts["neither kept nor hard"] = len(by_record) - len(used)
     reasons = [rejections(row, args) for row in judgments]
     counts["samples"] = len(reasons)
     counts["samples accepted"] = reasons.count([])

@@ -8,33 +8,38 @@ The loss falls on the completion alone.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.data.loading import load_checked_traces, report_left_out
 from unifiedreward_think.data.rows import sft_row, to_dataset
+from unifiedreward_think.data.tokens import TokenCounter, picture_size
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.training import run
-from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
+from unifiedreward_think.training.arguments import DataArguments, StreamArguments, TrainingExtras
 from unifiedreward_think.training.output import finish
-from unifiedreward_think.training.watch import HeldOut, Watched, load_held_out, trainer_arguments
+from unifiedreward_think.training.watch import HeldOut, load_held_out, trainer_arguments
 
 STAGE = "sft"
 
 
 def main() -> None:
     """Train from a config file and the command line."""
-    run.own_help(__doc__, (DataArguments, TrainingExtras), ("trl.SFTConfig", "trl.ModelConfig"))
+    own = (DataArguments, TrainingExtras, StreamArguments)
+    run.own_help(__doc__, own, ("trl.SFTConfig", "trl.ModelConfig"))
     from trl import ModelConfig, SFTConfig
 
-    data, extras, args, model_args = run.parse(DataArguments, TrainingExtras, SFTConfig, ModelConfig)
+    data, extras, stream, args, model_args = run.parse(*own, SFTConfig, ModelConfig)
     run.refuse(args, model_args)
     rows, counts = load_rows(data)
     held_out = load_held_out(data, extras, args)
     if data.check_data:
         print(f"data checked: {counts}")
         return
-    checkpoint = run.start(args, model_args, data, extras, stage=STAGE)
-    train(rows, counts, data, extras, args, model_args, checkpoint, held_out)
+    checkpoint = run.start(args, model_args, data, extras, stream, stage=STAGE)
+    train(rows, counts, data, extras, args, model_args, checkpoint, stream, held_out)
 
 
 def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -47,6 +52,35 @@ def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]
     return rows, {"traces": len(rows), "bad rows left out": len(loaded.bad)}
 
 
+def trainer_class(
+    rows: Sequence[Mapping[str, Any]], processor: Any, stream: StreamArguments, args: Any
+) -> Callable[..., Any]:
+    """Return the trainer that `shared_prefix` names, told what it must know of the rows."""
+    from unifiedreward_think.training.sft_trainer import SFTTrainer
+    from unifiedreward_think.training.shared_prefix_sft import SharedPrefixSFTTrainer
+
+    if stream.shared_prefix:
+        numbers: dict[Any, int] = {}
+        keys = [(str(row["prompt"]), *row["images"]) for row in rows]
+        return functools.partial(SharedPrefixSFTTrainer, prompts=[numbers.setdefault(k, len(numbers)) for k in keys])
+    if args.train_sampling_strategy == "group_by_length":
+        return functools.partial(SFTTrainer, lengths=row_lengths(rows, processor))
+    return SFTTrainer
+
+
+def row_lengths(rows: Sequence[Mapping[str, Any]], processor: Any) -> list[int]:
+    """Return the tokens of each row, from the headers of its pictures."""
+    counter = TokenCounter(processor)
+    return [
+        counter.count(
+            row["prompt"][0]["content"],
+            [picture_size(Path(image)) for image in row["images"]],
+            row["completion"][0]["content"][0]["text"],
+        )
+        for row in rows
+    ]
+
+
 def train(
     rows: list[dict[str, Any]],
     counts: dict[str, int],
@@ -55,27 +89,12 @@ def train(
     args: Any,
     model_args: Any,
     checkpoint: str | None,
+    stream: StreamArguments = StreamArguments(),  # noqa: B008 - read only
     held_out: HeldOut | None = None,
 ) -> None:
-    """Run TRL's SFTTrainer on the rows and save the result."""
-    from trl import SFTTrainer
-
-    from unifiedreward_think.models.loading import ReloadOnResume
-    from unifiedreward_think.training.faults import FaultTolerant
-
-    class Trainer(FaultTolerant, Watched, ReloadOnResume, SFTTrainer):  # type: ignore[misc]
-        """TRL's trainer with a resume that restores the weights, and a loss that is a mean over all tokens of a step.
-
-        The Qwen-VL models declare that their own loss takes no token count, whereupon transformers averages over
-        micro-batches and ranks, and a batch trains differently for each way to split it. The loss is TRL's, however.
-        """
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.model_accepts_loss_kwargs = True
-
+    """Run SFT on the rows and save the result."""
     model, processor, peft_config = run.load(model_args, data, extras, counts)
-    trainer = Trainer(
+    trainer = trainer_class(rows, processor, stream, args)(
         model=model,
         args=trainer_arguments(args, held_out),
         train_dataset=to_dataset(rows),
@@ -84,7 +103,7 @@ def train(
     )
     trainer.watch(args, extras, held_out)
     trainer.train(resume_from_checkpoint=checkpoint)
-    finish(trainer, processor, args, model_args, data, extras, stage=STAGE, counts=counts)
+    finish(trainer, processor, args, model_args, data, extras, stream, stage=STAGE, counts=counts)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from trl.data_utils import prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
 
 from unifiedreward_think.records import InputError
 from unifiedreward_think.training import shared_prefix
+from unifiedreward_think.training.embedding_cache import encoder
 from unifiedreward_think.training.grpo_trainer import GRPOTrainer
+from unifiedreward_think.training.prefetch import READING, Reader
 
 OFF = "set shared_prefix: false to train with TRL's own passes"
 
@@ -29,12 +30,15 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     Args:
         max_stream_tokens: most tokens of one forward; by default a forward holds a micro-batch, as TRL's does.
+        embedding_cache: folder for the picture features of a frozen vision tower.
 
     Raises:
         InputError: the model or an option is not covered; the message names the key that turns this off.
     """
 
-    def __init__(self, *args: Any, max_stream_tokens: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, max_stream_tokens: int | None = None, embedding_cache: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._max_stream_tokens = max_stream_tokens
         self._buffered_inputs: Any
@@ -51,6 +55,9 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         weights = shared_prefix.picture_parameters(network)
         self._frozen = not any(weight.requires_grad for weight in weights)
         self._reference_agrees = self.ref_model is None or self._same(weights)
+        self._reader = Reader(self.processing_class, chat_template=self.chat_template, **self.chat_template_kwargs)
+        self._reader.attach(self)
+        self._encode = encoder(embedding_cache, network, self.accelerator, frozen=self._frozen)
 
     def _why_not(self) -> str | None:
         """Return the first option that is not covered."""
@@ -101,17 +108,17 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """See trl; rows come in groups, and pictures are inside the prompts, where TRL does not process them again."""
         copies = self._copies
-        firsts = [row for row in inputs[::copies] for _ in range(copies)]
-        if [row["prompt"] for row in firsts] != [row["prompt"] for row in inputs]:
+        if [row["prompt"] for row in inputs[::copies] for _ in range(copies)] != [row["prompt"] for row in inputs]:
             raise RuntimeError(f"rows do not come in groups of {copies}: TRL's sampler has changed; {OFF}")
-        if not all(row.get("images") for row in firsts):
+        self._readings = [self._reader.take(row) for row in inputs[::copies]]
+        if not all(reading.images for reading in self._readings):
             raise InputError(f"shared_prefix: every row needs pictures in its column `images`; {OFF}")
-        self._scored_rows = [{**row, "images": first["images"]} for row, first in zip(inputs, firsts, strict=True)]
-        messages = [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in inputs[::copies]]
-        bare = [{key: value for key, value in row.items() if key != "images"} for row in inputs]
+        bare = [{key: value for key, value in row.items() if key not in ("images", READING)} for row in inputs]
         self._row_prompts = torch.arange(len(inputs)) // copies
+        of_row = [self._readings[i] for i in self._row_prompts]
+        self._scored_rows = [{**row, "images": one.images} for row, one in zip(bare, of_row, strict=True)]
         output = super()._generate_and_score_completions(
-            [{**row, "prompt": messages[i // copies]} for i, row in enumerate(bare)]
+            [{**row, "prompt": one.messages} for row, one in zip(bare, of_row, strict=True)]
         )
         if self.log_multimodal:
             self._logs["images"].extend(gather_object([row["images"] for row in self._scored_rows]))
@@ -124,19 +131,10 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         network = self._network(self.model)
         read = []
-        for messages in prompts[:: self._copies]:
-            fields = self.processing_class.apply_chat_template(
-                [messages],
-                chat_template=self.chat_template,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                **self.chat_template_kwargs,
-            ).to(self.accelerator.device)
-            prompt = shared_prefix.read_prompt(network, fields)
+        for reading in self._readings:
+            prompt = shared_prefix.read_prompt(network, reading.fields.to(self.accelerator.device))
             with self.accelerator.autocast():
-                prompt = shared_prefix.encode_pictures(network, prompt)
+                prompt = self._encode(network, prompt)
             read.append(replace(prompt, pixels={}) if self._frozen and self._reference_agrees else prompt)
         self._prompts[self._mode] = read
         return [prompt.ids.tolist() for prompt in read for _ in range(self._copies)], None, {}

@@ -1,0 +1,184 @@
+"""What the speed benchmarks share: drawn prompts, a random model, counted work, and children that run in turn.
+
+Every measurement is a process of its own, so memory is its own too; implementations alternate within a round, so that a
+busy machine slows all of them. Seconds are CPU time of one thread, the minimum over rounds and steps.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from unifiedreward_think.writing import write_whole
+
+SIDE = 512  # of a picture
+WORDS = ["semantic", "consistency", "image", "better", "score"]
+
+
+def settle():
+    """Start this process again with one thread and a heap that is kept.
+
+    Otherwise glibc hands large blocks back after each use, and page faults make big batches look several times worse.
+    """
+    limits = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_THRESHOLD_": str(2**34), "OMP_NUM_THREADS": "1"}
+    limits |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if any(os.environ.get(key) != value for key, value in limits.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **limits})
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to draw: noise pictures, words, and the words of each of its answers."""
+
+    pictures: int = 2
+    words: int = 290
+    side: int = SIDE
+    answers: tuple[int, ...] = ()
+
+
+def make_rows(folder, prompts):
+    """Draw rows: one for each prompt, or for each of its answers."""
+    import numpy as np
+    from PIL import Image
+
+    random, rows = np.random.default_rng(0), []
+
+    def text(words):
+        return {"type": "text", "text": " ".join(random.choice(WORDS, words))}
+
+    for number, prompt in enumerate(prompts):
+        files = [folder / f"{number}-{place}.png" for place in range(prompt.pictures)]
+        for file in files:
+            Image.fromarray(random.integers(0, 255, (prompt.side, prompt.side, 3), dtype=np.uint8)).save(file)
+        content = [{"type": "image", "text": None} for _ in files] + [text(prompt.words)]
+        row = {"prompt": [{"role": "user", "content": content}], "images": [str(file) for file in files]}
+        answers = [{"completion": [{"role": "assistant", "content": [text(words)]}]} for words in prompt.answers]
+        rows += [{**row, "number": number, **answer} for answer in answers or [{}]]
+    return rows
+
+
+def build_model(folder, *, hidden=256, layers=4, vocabulary=None):
+    """Write a random Qwen2.5-VL and return its folder."""
+    from unifiedreward_think.models import tiny
+
+    size = tiny.Size(hidden=hidden, layers=layers, vision_hidden=128, patch=14, side=SIDE, init=0.02)
+    tiny.build("qwen2_5_vl", folder, corpus=[" ".join(WORDS)], size=size)
+    if vocabulary:
+        import torch
+
+        from unifiedreward_think.models.loading import load_model
+
+        torch.manual_seed(0)
+        network = load_model(folder, dtype="float32")
+        network.resize_token_embeddings(vocabulary, mean_resizing=False)
+        network.save_pretrained(folder)
+    return folder
+
+
+class Work:
+    """Counts what passes through a model; language model and tower are hooked whole, so recomputation counts once."""
+
+    def __init__(self):
+        self.counts, self.picture_seconds = Counter(), 0.0
+
+    def watch(self, network):
+        network = network.get_base_model() if hasattr(network, "get_base_model") else network
+        network.model.language_model.register_forward_pre_hook(self._tokens, with_kwargs=True)
+        network.model.visual.register_forward_pre_hook(self._patches, with_kwargs=True)
+
+    def _tokens(self, _, args, kwargs):
+        import torch
+
+        rows, length = kwargs["inputs_embeds"].shape[:2]
+        cached = kwargs.get("use_cache") or kwargs.get("past_key_values") is not None
+        generating = "decode tokens" if length == 1 else "prefill tokens"
+        kind = "policy tokens" if torch.is_grad_enabled() else generating if cached else "reference tokens"
+        self.counts[kind] += rows * length
+
+    def _patches(self, _, args, kwargs):
+        self.counts["vision patches"] += len(args[0])
+
+    def watch_pictures(self, processor):
+        """Count the pictures that go through the processor, and the seconds it takes for them."""
+        image_processor = processor.image_processor
+        work = self
+
+        class Counting(type(image_processor)):
+            def __call__(self, images, *args, **kwargs):
+                work.counts["pictures processed"] += sum(len(i) if isinstance(i, list) else 1 for i in images)
+                started = time.thread_time()
+                output = super().__call__(images, *args, **kwargs)
+                work.picture_seconds += time.thread_time() - started
+                return output
+
+        image_processor.__class__ = Counting
+
+
+def peak_memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+
+
+def difference(log, reference):
+    """Return the largest relative difference of two logs, with 1e-3 as the least scale."""
+    pairs = [(a[key], b[key]) for a, b in zip(log, reference, strict=True) for key in a.keys() & b.keys()]
+    return max(abs(a - b) / max(abs(b), 1e-3) for a, b in pairs)
+
+
+def in_turn(impls, rounds, arguments):
+    """Run this script once more with `--only` for each implementation and round; return what the children report."""
+    found = {impl: [] for impl in impls}
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "one.json")
+        for _ in range(rounds):
+            for impl in impls:
+                words = [sys.executable, sys.argv[0], *map(str, arguments), "--only", impl, "--output", str(output)]
+                subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+                found[impl].append(json.loads(output.read_text()))
+    return found
+
+
+def compare(found, *, limit=1e-4):
+    """Return a table row for each implementation: time, memory, work, and whether its numbers are those of TRL."""
+    least = {impl: min(second for one in runs for second in one["seconds"]) for impl, runs in found.items()}
+    table = {}
+    for impl, runs in found.items():
+        row = table[impl] = {"cpu_seconds": round(least[impl], 3)}
+        row["all_seconds"] = [round(second, 3) for one in runs for second in one["seconds"]]
+        row |= {key: value for key, value in runs[-1].items() if key not in ("seconds", "peak_memory_mib")}
+        row["peak_memory_mib"] = round(min(one["peak_memory_mib"] for one in runs))
+        if impl != "trl" and "trl" in found:
+            gap = max(difference(one["log"], found["trl"][-1]["log"]) for one in runs)
+            row |= {"largest_relative_difference_to_trl": gap, "equal": gap < limit}
+    for impl in found.keys() - {"ours"} if "ours" in found else ():
+        table[impl]["times_ours"] = round(least[impl] / least["ours"], 2)
+        table[impl]["memory_times_ours"] = round(table[impl]["peak_memory_mib"] / table["ours"]["peak_memory_mib"], 2)
+    return table
+
+
+def save(report, file):
+    """Write a report with the versions that made it."""
+    report["versions"] = {name: metadata.version(name) for name in ("torch", "transformers", "trl")}
+    write_whole(file, json.dumps(report, indent=1) + "\n")
+
+
+def plot(points, label, file):
+    """Draw CPU seconds and memory of each implementation over the values of `points`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for axes, key, title in zip(panels, ("cpu_seconds", "peak_memory_mib"), ("CPU seconds", "MiB"), strict=True):
+        for impl in next(iter(points.values())):
+            axes.plot([int(value) for value in points], [row[impl][key] for row in points.values()], "o-", label=impl)
+        axes.set(xlabel=label, ylabel=title, ylim=(0, None))
+    panels[0].legend()
+    figure.savefig(file, dpi=120)

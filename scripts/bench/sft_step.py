@@ -1,0 +1,122 @@
+"""CPU time, work and memory of an SFT step: TRL's padded rows against streams.
+
+    python scripts/bench/sft_step.py --rows mixed siblings --output results/sft_step.json
+
+`mixed` is a batch of 8 rows with 1, 2 or 8 pictures and answers of 100 to 400 words; `siblings` is 2 prompts with 4
+answers each, as rejection sampling with `keep: all` leaves them. Both train one random Qwen2.5-VL on the same batches,
+so their losses must agree: a time without its `equal` field is void. The first step of each process warms up and is not
+timed.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import measuring
+
+LOGGED = ("loss", "grad_norm", "entropy", "mean_token_accuracy")
+
+
+def prompts(kind, steps):
+    """Return the prompts of all steps, 8 rows a step."""
+    import numpy as np
+
+    random, drawn = np.random.default_rng(1), []
+    for _ in range(steps):
+        if kind == "siblings":
+            drawn += [measuring.Prompt(answers=tuple(random.integers(100, 200, 4))) for _ in range(2)]
+            continue
+        for pictures in (2, 1, 2, 8, 1, 2, 2, 1):
+            side = 168 if pictures == 8 else int(random.choice([224, 280, 336, 364]))
+            words, answer = random.integers(150, 350), random.integers(100, 400)
+            drawn.append(measuring.Prompt(pictures=pictures, words=words, side=side, answers=(answer,)))
+    return drawn
+
+
+def measure(settings):
+    """Measure one implementation on one kind of rows, in this process."""
+    import torch
+    import transformers
+    import trl
+
+    from unifiedreward_think.data.rows import to_dataset
+    from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
+    from unifiedreward_think.training.sft_trainer import SFTTrainer
+    from unifiedreward_think.training.shared_prefix_sft import SharedPrefixSFTTrainer
+
+    class InOrder:
+        """Both see the batches in the order in which they were drawn."""
+
+        def _get_train_sampler(self, train_dataset=None):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    class Padded(InOrder, SFTTrainer):
+        pass
+
+    class Streams(InOrder, SharedPrefixSFTTrainer):
+        pass
+
+    seconds, work = [], measuring.Work()
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            now = time.process_time()
+            seconds.append(now - self.started)
+            self.started = now
+
+        def on_train_begin(self, args, state, control, **_):
+            self.started = time.process_time()
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = measuring.make_rows(folder, prompts(settings.kind, settings.steps))
+        args = trl.SFTConfig(
+            output_dir=str(folder / "run"), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
+            save_strategy="no", logging_steps=1, max_steps=settings.steps, per_device_train_batch_size=8,
+            max_length=None, learning_rate=1e-4, lr_scheduler_type="constant", activation_checkpointing=False,
+        )  # fmt: skip
+        network, processor = load_model(settings.model, dtype="float32"), load_processor(settings.model)
+        freeze_vision(network)
+        cls, own = (Padded, {}) if settings.only == "trl" else (Streams, {"prompts": [row["number"] for row in rows]})
+        trainer = cls(
+            model=network, args=args, train_dataset=to_dataset(rows), processing_class=processor,
+            callbacks=[Clock()], **own,
+        )  # fmt: skip
+        work.watch(network)
+        work.watch_pictures(processor)
+        before = measuring.peak_memory()
+        trainer.train()
+    log = [{key: row[key] for key in LOGGED} for row in trainer.state.log_history if "loss" in row]
+    per_step = {key: round(value / settings.steps) for key, value in sorted(work.counts.items())}
+    memory = measuring.peak_memory() - before
+    return {"seconds": seconds[1:], "log": log, "work_per_step": per_step, "peak_memory_mib": memory}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--rows", nargs="+", choices=("mixed", "siblings"), default=["mixed", "siblings"], help="which batches")
+    add("--steps", type=int, default=3, help="optimizer steps of a process; the first is not timed")
+    add("--rounds", type=int, default=1, help="of every implementation, in turn")
+    add("--model", type=Path, help="a Qwen2.5-VL; a random one of 4 layers by default")
+    add("--output", type=Path, required=True, help="JSON file to write")
+    add("--only", choices=("trl", "ours"), help=argparse.SUPPRESS)  # what one process measures
+    add("--kind", help=argparse.SUPPRESS)
+    settings = parser.parse_args()
+    measuring.settle()
+    if settings.only:
+        return measuring.save(measure(settings), settings.output)
+    report = {"arguments": {key: str(value) for key, value in vars(settings).items()}, "rows": {}}
+    with tempfile.TemporaryDirectory() as name:
+        model = settings.model or measuring.build_model(Path(name, "model"))
+        for kind in settings.rows:
+            words = ["--kind", kind, "--steps", settings.steps, "--model", model]
+            report["rows"][kind] = table = measuring.compare(measuring.in_turn(("trl", "ours"), settings.rounds, words))
+            measuring.save(report, settings.output)
+            for impl, row in table.items():
+                print(kind, impl, {k: v for k, v in row.items() if k != "log"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

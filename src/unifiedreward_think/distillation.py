@@ -30,7 +30,7 @@ from unifiedreward_think.data.shards import as_json, described, read_stored
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.intervals import Rate
 from unifiedreward_think.judge import Protocol, judge, load_judgments, write_whole
-from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, order_shown
 from unifiedreward_think.tasks import load_prompts
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--layout", choices=["one_line", "three_line"], default="one_line", help="form of a dimension")
     add("--prompt-dir", help="folder of prompt templates of your own")
     add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     return parser
 
 

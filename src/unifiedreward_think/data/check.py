@@ -36,7 +36,7 @@ from unifiedreward_think.data.shards import (
     write_bytes_whole,
 )
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.media import IMAGE_SUFFIXES, FrameSampling
+from unifiedreward_think.media import DECODERS, IMAGE_SUFFIXES, FrameSampling
 from unifiedreward_think.progress import progress
 from unifiedreward_think.records import digest
 from unifiedreward_think.tasks import TASKS
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--script", default=limits.script, help="most letters of a prompt must be of it, e.g. LATIN (default: any)")
     add("--prompt-words", type=int, default=limits.prompt_words, help="shorter questions are in no benchmark by text")
     add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     add("--workers", type=int, default=2, help="threads that open media")
     args = parser.parse_args(arguments)
     names = ("near", "min_chars", "max_chars", "max_answer_chars", "script", "prompt_words")

@@ -30,7 +30,7 @@ from unifiedreward_think.data.released import PLACEHOLDER
 from unifiedreward_think.data.rows import grpo_row, sft_row, to_content, to_dataset, write_parquet
 from unifiedreward_think.data.shards import Removal, Stored, as_json, described, read_stored, reason_kind
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.media import FrameSampling, MediaError
+from unifiedreward_think.media import DECODERS, FrameSampling, MediaError
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import RecordError, Trace
 from unifiedreward_think.tasks import build_parts, load_prompts, solution
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--layout", choices=["one_line", "three_line"], default="one_line", help="form of a dimension")
     add("--prompt-dir", help="folder of prompt templates of your own")
     add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     args = parser.parse_args(arguments)
     exporter = Exporter(
         prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),

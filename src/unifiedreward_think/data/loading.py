@@ -33,7 +33,7 @@ from unifiedreward_think.data.files import (
     report_left_out,
 )
 from unifiedreward_think.data.shapes import Origin, read_record, read_trace
-from unifiedreward_think.media import FrameSampling, MediaError, check_media
+from unifiedreward_think.media import DECODERS, FrameSampling, MediaError, check_media
 from unifiedreward_think.progress import track
 from unifiedreward_think.records import PreferenceRecord, RecordError, Trace
 from unifiedreward_think.tasks import TASKS
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", choices=["records", "traces"], default="records", help="what the rows must be")
     parser.add_argument("--media-root", help="folder of the media (default: that of each data file)")
     parser.add_argument("--frames", type=int, default=8, help="frames of each video")
-    parser.add_argument("--decoder", choices=["decord", "pyav"], default="decord", help="what reads videos")
+    parser.add_argument("--decoder", choices=DECODERS, default="decord", help="what reads videos")
     args = parser.parse_args(arguments)
     load = load_checked_traces if args.kind == "traces" else load_checked_records
     with tempfile.TemporaryDirectory() as cache:

@@ -24,7 +24,7 @@ from unifiedreward_think.data.shards import Stored, parts_of, read_stored, total
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image
+from unifiedreward_think.media import DECODERS, FrameSampling, MediaError, image_paths, open_image
 from unifiedreward_think.progress import track
 from unifiedreward_think.records import digest
 from unifiedreward_think.tasks import TASKS, build_parts, load_prompts
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--examples", type=int, default=12, help="pairs to show")
     add("--prompt-dir", help="folder of prompt templates of your own")
     add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     args = parser.parse_args(arguments)
     frames = args.output.absolute().parent / "frames"
     write_report(

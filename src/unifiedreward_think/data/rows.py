@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.media import FrameSampling, image_paths
+from unifiedreward_think.media import DECODERS, FrameSampling, image_paths
 from unifiedreward_think.records import ORDERS, Order, PreferenceRecord, Trace, order_shown
 from unifiedreward_think.tasks import Part, build_parts, load_prompts, solution
 from unifiedreward_think.verdict import Style
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=["one_line", "three_line"], default="one_line", help="form of a dimension")
     parser.add_argument("--prompt-dir", help="folder of prompt templates of your own")
     parser.add_argument("--frames", type=int, default=8, help="frames of each video")
-    parser.add_argument("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    parser.add_argument("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     parser.add_argument("--orders", choices=["random", "both"], default="random", help="order(s) each pair is shown in")
     parser.add_argument("--order-seed", type=int, default=0, help="decides the random order")
     args = parser.parse_args()

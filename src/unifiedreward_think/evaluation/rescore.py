@@ -108,14 +108,14 @@ def describe(test: PairedTest, names: Sequence[str]) -> str:
     )
 
 
-def main() -> None:
-    """Score again from the command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score again, from the command line of the process by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="folders with judgments.jsonl")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="test A against B")
     parser.add_argument("--style", choices=["cot", "direct"], default="cot", help="of rows that do not name theirs")
     parser.add_argument("--write", action="store_true", help="replace results.json of every folder")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if bool(args.folders) == bool(args.compare):
         parser.error("name folders to score again, or --compare A B")
     runs = {}

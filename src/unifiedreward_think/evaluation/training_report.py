@@ -33,7 +33,7 @@ from unifiedreward_think.evaluation.training_log import (
     reward_names,
     windows,
 )
-from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import paired_test, summarize
 from unifiedreward_think.pages import write_page
 from unifiedreward_think.records import TASK_NAMES, Judgment, PreferenceRecord, RecordError, digest
@@ -243,7 +243,7 @@ def main() -> None:
     add("--after", type=Path, help="evaluation folder of the model that it made")
     add("--output", type=Path, required=True, help="the HTML file")
     add("--frames", type=int, default=4, help="frames shown of each video")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
     add("--max-examples", type=int, default=24, help="pairs to show")
     args = parser.parse_args()
     if (args.before is None) != (args.after is None):

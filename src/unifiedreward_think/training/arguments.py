@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.records import InputError
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.training.bands import with_limits
@@ -74,7 +74,7 @@ class DataArguments:
     orders: str = option("show each pair in one order or in both", default="random", choices=("random", "both"))
     order_seed: int = option("decides which candidate is shown first", default=0)
     frames: int = option("frames of each video", default=8)
-    decoder: str = option("reads the videos", default="decord", choices=("decord", "pyav"))
+    decoder: str = option("reads the videos", default="decord", choices=DECODERS)
     frame_cache: str = option("folder that keeps decoded frames", default="outputs/frames")
     min_pixels: int | None = option("smaller pictures are scaled up to this area", default=None)
     max_pixels: int | None = option("larger pictures are scaled down to this area", default=None)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from test_judge import LooksForRed, make_records, protocol
 
 from unifiedreward_think import judge as module
-from unifiedreward_think.judge import OutputError, judge
+from unifiedreward_think.judge import judge
 from unifiedreward_think.ranks import Ranks, joined
+from unifiedreward_think.records import InputError
 
 
 class Killed(BaseException):
@@ -61,7 +62,7 @@ def run(records, output, count, *, fuse=None, backend=LooksForRed, **changes):
             )
         except (Killed, BrokenBarrierError):
             barrier.abort()
-        except OutputError as error:
+        except InputError as error:
             given[rank] = error
             barrier.abort()
 

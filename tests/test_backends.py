@@ -17,7 +17,8 @@ from unifiedreward_think.backends import BackendError, Completion, Failure, Samp
 from unifiedreward_think.backends.choose import BACKENDS, add_arguments, make_backend
 from unifiedreward_think.backends.replay import ReplayBackend
 from unifiedreward_think.backends.vllm import VllmBackend
-from unifiedreward_think.judge import judge, load_judgments
+from unifiedreward_think.judge import judge
+from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.records import RecordError
 from unifiedreward_think.tasks import load_prompts
 

@@ -31,7 +31,8 @@ from unifiedreward_think.demo.asking import (
     make_record,
 )
 from unifiedreward_think.demo.batch_tab import load_pairs
-from unifiedreward_think.judge import judge_item, load_judgments
+from unifiedreward_think.judge import judge_item
+from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, read_json_lines
 from unifiedreward_think.tasks import TASKS, load_prompts

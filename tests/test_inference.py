@@ -21,7 +21,7 @@ from unifiedreward_think import Judge, judge
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.inference import combine, read_prompt_file
 from unifiedreward_think.inference_cli import main
-from unifiedreward_think.judge import load_judgments
+from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS, load_prompts
 from unifiedreward_think.verdict import DimensionScore, parse, render

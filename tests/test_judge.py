@@ -17,7 +17,8 @@ from PIL import Image
 
 from unifiedreward_think.backends import BackendError, Completion, Sampling
 from unifiedreward_think.data.loading import load_records
-from unifiedreward_think.judge import WINDOW, Protocol, _batches, judge, load_judgments
+from unifiedreward_think.judge import WINDOW, Protocol, _batches, judge
+from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import PreferenceRecord, RecordError, digest, order_shown
 from unifiedreward_think.tasks import TASKS, load_prompts

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError, Lock, Thread
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from test_judge import LooksForRed, make_records, protocol
 
 from unifiedreward_think import judge as module
+from unifiedreward_think import judgment_file
 from unifiedreward_think.judge import judge
 from unifiedreward_think.ranks import Ranks, joined
 from unifiedreward_think.records import InputError
@@ -102,16 +104,15 @@ def whole(records, tmp_path_factory):
 def fused(monkeypatch):
     """Let a fuse burn at every write, merge and removal of a file; half of a line is written before it blows."""
     fuses: list[Fuse] = []
-    append, write, unlink = module._append, module.write_whole, Path.unlink
+    append, write, unlink = module.append, judgment_file.write_whole, Path.unlink
 
-    def watched_append(file, rows):
-        rows = list(rows)
+    def watched_append(file, text):
         try:
             fuses[-1].burn()
         except Killed:
-            file.write("".join(map(module._line, rows)).encode()[:-9])
+            file.write(text.encode()[:-9])
             raise
-        append(file, rows)
+        append(file, text)
 
     def watched_write(path, text):
         fuses[-1].burn()
@@ -123,8 +124,8 @@ def fused(monkeypatch):
 
     def use(writes):
         fuses.append(Fuse(writes))
-        monkeypatch.setattr(module, "_append", watched_append)
-        monkeypatch.setattr(module, "write_whole", watched_write)
+        monkeypatch.setattr(module, "append", watched_append)
+        monkeypatch.setattr(judgment_file, "write_whole", watched_write)
         monkeypatch.setattr(Path, "unlink", watched_unlink)
         return fuses[-1]
 
@@ -167,7 +168,8 @@ def test_whichever_rank_is_killed_whenever_the_next_run_goes_on(kills, last, rec
 def test_what_was_judged_before_a_kill_is_not_judged_again(records, fused, tmp_path):
     output = tmp_path / "j.jsonl"
     run(records, output, 3, fuse=fused(9))
-    stored = sum(len(module.load_judgments(part)) for part in module._parts(output))
+    parts = [judgment_file.load_judgments(part) for part in output.parent.glob("j.jsonl.rank*")]
+    whole = [record for record, count in Counter(name for part in parts for name, _, _ in part).items() if count == 2]
     batches = []
 
     class Noting(LooksForRed):
@@ -176,13 +178,13 @@ def test_what_was_judged_before_a_kill_is_not_judged_again(records, fused, tmp_p
             self.batches = batches
 
     run(records, output, 2, fuse=fused(10**6), backend=Noting)
-    assert stored > 0 and sum(map(len, batches)) == len(records) - stored // 2  # two samples a pair
+    assert whole and sorted(sum(batches, [])) == sorted({record.id for record in records} - {*whole})
 
 
 def test_a_folder_that_ranks_do_not_share_is_named(records, tmp_path, monkeypatch):
     """Rank 1 stands on another machine: its file is not to be seen by rank 0."""
-    part = module._part
-    monkeypatch.setattr(module, "_part", lambda output, ranks: part(output, ranks).with_suffix(f".lost{ranks.rank}"))
+    part = module.part_of
+    monkeypatch.setattr(module, "part_of", lambda output, ranks: part(output, ranks).with_suffix(f".lost{ranks.rank}"))
     given = run(records, tmp_path / "j.jsonl", 2)
     assert "put it into a folder that all nodes share" in str(given[0])
 

@@ -19,7 +19,8 @@ from test_judge import protocol, told
 
 from unifiedreward_think.backends import Sampling
 from unifiedreward_think.data.loading import load_records
-from unifiedreward_think.judge import judge, load_judgments
+from unifiedreward_think.judge import judge
+from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import STOP_STRING

@@ -1,48 +1,39 @@
 """Records in, judgments out: resumable, in a fixed order, one JSON line each.
 
-    python -m unifiedreward_think.evaluation --help       # judges a file of records and reports
-
-A judgment holds everything that decided it (model, sampling, prompts, frames). A file of judgments made with other
-settings is refused, so that two experiments are never mixed.
+python -m unifiedreward_think.evaluation --help       # judges a file of records and reports
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from glob import escape
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from unifiedreward_think.backends import Backend, BackendError, Completion, Failure, Sampling, Video
 from unifiedreward_think.data.rows import prompt_row
+from unifiedreward_think.judgment_file import Key, key_of, load_judgments, merge_parts, part_of, resume, to_line
 from unifiedreward_think.media import Clip, FrameSampling, MediaError, native_clip, open_image
 from unifiedreward_think.progress import progress
 from unifiedreward_think.ranks import ALONE, Ranks
 from unifiedreward_think.records import (
     ORDERS,
-    InputError,
     Judgment,
     Order,
     PreferenceRecord,
-    RecordError,
     digest,
     order_shown,
-    read_json_lines,
 )
 from unifiedreward_think.tasks import TASKS, build_parts
 from unifiedreward_think.verdict import Style, Verdict, parse
-from unifiedreward_think.writing import append, open_to_append, write_whole
+from unifiedreward_think.writing import append, open_to_append
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Key = tuple[str, str, int]  # record id, order, sample
 Item = tuple[PreferenceRecord, Order]
 Prompt = dict[str, Any] | Failure
 T = TypeVar("T")
@@ -108,21 +99,21 @@ def judge(
         build_parts(record, order=order, prompts=protocol.prompts)  # a missing template shows now, not after hours
     settings = _settings(backend, protocol)
     keys = [key for item in work for key in _keys(item, protocol)]
-    done = _on_first(ranks, output, lambda: _resume(output, set(keys), settings))
+    done = _on_first(ranks, output, lambda: resume(output, set(keys), settings))
     # Batches are cut from all items, also on a resume: the neighbours of an item do not depend on what was done before.
     batches = ranks.share(_batches(work, backend.batch_size, protocol.frames.frames))
     missing = [[item for item in batch if not done.keys() >= set(_keys(item, protocol))] for batch in batches]
-    with open_to_append(_part(output, ranks)) as file, _shown(batches, missing, label, ranks) as advance:
+    with open_to_append(part_of(output, ranks)) as file, _shown(batches, missing, label, ranks) as advance:
         pictures: dict[str, Image] = {}  # of the last item
         todo = [batch for batch in missing if batch]
         for batch in _look_ahead(todo, lambda items: _open(items, protocol, pictures)):
             judged = _judge_batch(batch, backend, protocol, settings)
-            new = {key: row for row in judged if (key := _key(row)) not in done}
-            append(file, "".join(map(_line, new.values())))
+            new = {key: row for row in judged if (key := key_of(row)) not in done}
+            append(file, "".join(map(to_line, new.values())))
             done |= new
             advance(len(batch))
     ranks.wait()
-    done = _on_first(ranks, output, lambda: _merge(output, keys, done))
+    done = _on_first(ranks, output, lambda: merge_parts(output, keys, done))
     return [done[key] for key in keys]
 
 
@@ -136,58 +127,11 @@ def judge_item(record: PreferenceRecord, order: Order, backend: Backend, protoco
     return list(_judge_batch(opened, backend, protocol, _settings(backend, protocol)))
 
 
-def load_judgments(path: Path) -> dict[Key, Judgment]:
-    """Read judgments by (record id, order, sample).
-
-    The file is only read. A last line without its line break was cut by a kill, or is just being written: it is left
-    out. Of two judgments of the same item the later one counts.
-
-    Raises:
-        RecordError: a line is no judgment; the message names file and line.
-    """
-    whole = path.read_bytes().count(b"\n")
-    rows = {}
-    for number, row in islice(read_json_lines(path), whole):
-        try:
-            judgment = Judgment.from_json(row)
-        except RecordError as error:
-            raise RecordError(f"{path}:{number}: {error}") from error
-        rows[_key(judgment)] = judgment
-    return rows
-
-
 def _on_first(ranks: Ranks, output: Path, work: Callable[[], dict[Key, Judgment]]) -> dict[Key, Judgment]:
     """Let rank 0 put `output` in order, and return its judgments on all ranks."""
     done = work() if ranks.rank == 0 else {}
     ranks.wait()
     return load_judgments(output) if ranks.rank and output.exists() else done
-
-
-def _part(output: Path, ranks: Ranks) -> Path:
-    """Return the file that this rank appends to."""
-    return output if ranks.count == 1 else output.with_name(f"{output.name}.rank{ranks.rank}")
-
-
-def _parts(output: Path) -> list[Path]:
-    """Return the files that ranks have left."""
-    return sorted(output.parent.glob(f"{escape(output.name)}.rank*"))
-
-
-def _merge(output: Path, keys: Sequence[Key], done: dict[Key, Judgment]) -> dict[Key, Judgment]:
-    """Make one file of what was done before and of all parts, in the order of `keys`, and return its judgments."""
-    parts = _parts(output)
-    for part in parts:
-        done = {**done, **load_judgments(part)}
-    if missing := len(set(keys) - done.keys()):
-        raise InputError(
-            f"{output}: {missing} judgments of other ranks are not here; put it into a folder that all nodes share"
-        )
-    merged = {key: done[key] for key in dict.fromkeys([*keys, *done])}
-    if parts or list(merged) != list(done):
-        write_whole(output, "".join(map(_line, merged.values())))
-    for part in parts:
-        part.unlink()
-    return merged
 
 
 def _shown(
@@ -198,34 +142,6 @@ def _shown(
         return nullcontext(lambda _: None)
     total = sum(map(len, batches))
     return progress(total, label, unit="pair", done=total - sum(map(len, missing)))
-
-
-def _resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[Key, Judgment]:
-    """Return what is done, and leave just that in the file: no cut line, and no failed item that is tried again.
-
-    What ranks of an interrupted run have left moves into it.
-    """
-    parts = _parts(path)
-    if not parts and not path.exists():
-        return {}
-    rows = load_judgments(path) if path.exists() else {}
-    for part in parts:
-        rows |= load_judgments(part)
-    for row in rows.values():
-        found = {"model": row.model, "decoder": row.decoder or settings["decoder"], **row.sampling}
-        if different := sorted(key for key in found.keys() | settings if found.get(key) != settings.get(key)):
-            key = different[0]
-            raise RecordError(
-                f"{path}: holds judgments made with {key} = {found.get(key)!r}, now it is {settings.get(key)!r}; "
-                "choose another output folder, or remove this file to judge again"
-            )
-    done = {key: row for key, row in rows.items() if not (row.error and key in wanted)}
-    text = "".join(map(_line, done.values()))
-    if parts or text.encode() != path.read_bytes():
-        write_whole(path, text)
-    for part in parts:
-        part.unlink()
-    return done
 
 
 def _settings(backend: Backend, protocol: Protocol) -> dict[str, Any]:
@@ -395,11 +311,3 @@ def _orders(record: PreferenceRecord, protocol: Protocol) -> tuple[Order, ...]:
 def _keys(item: Item, protocol: Protocol) -> list[Key]:
     record, order = item
     return [(record.id, order, sample) for sample in range(protocol.samples)]
-
-
-def _key(row: Judgment) -> Key:
-    return row.record_id, row.order, row.sample
-
-
-def _line(row: Judgment) -> str:
-    return json.dumps(row.to_json()) + "\n"

@@ -20,7 +20,8 @@ from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import Setup, Stopped, Stops, Watched
 from unifiedreward_think.demo.pair_tab import stop_handlers
 from unifiedreward_think.evaluation.report import write_html
-from unifiedreward_think.judge import judge, load_judgments
+from unifiedreward_think.judge import judge
+from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
 from unifiedreward_think.writing import write_whole

@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError, Lock, Thread
 from typing import Any
@@ -178,7 +179,7 @@ def test_what_was_judged_before_a_kill_is_not_judged_again(records, fused, tmp_p
             self.batches = batches
 
     run(records, output, 2, fuse=fused(10**6), backend=Noting)
-    assert whole and sorted(sum(batches, [])) == sorted({record.id for record in records} - {*whole})
+    assert whole and sorted(chain(*batches)) == sorted({record.id for record in records} - {*whole})
 
 
 def test_a_folder_that_ranks_do_not_share_is_named(records, tmp_path, monkeypatch):

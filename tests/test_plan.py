@@ -177,7 +177,8 @@ def step(models):
         keys |= {"lora_r": 4, "lora_target_modules": ["q_proj", "down_proj"]}
         words = inputs["input_ids"].shape[1] - 2 * load_architecture(str(path)).picture_tokens(1024)
         job = command.make_job(keys, 1, prompt_tokens=words, completion_tokens=1)
-        return plan(load_architecture(str(path)), job), measured | {"activations": sum(kept.values())}
+        inputs_too = inputs["pixel_values"].nbytes + sum(kept.values())
+        return plan(load_architecture(str(path)), job), measured | {"activations": inputs_too}
 
     return run
 
@@ -192,10 +193,10 @@ def test_weights_gradients_and_optimizer_states_are_exact(lora, step):
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_within_a_tenth(family, checkpointing, step):
+def test_activations_are_within_a_twentieth(family, checkpointing, step):
     found, measured = step(family, checkpointing=checkpointing)
     told = found.phases["training"]["activations"] + found.phases["training"]["vision"]
-    assert told == pytest.approx(measured["activations"], rel=0.1)
+    assert told == pytest.approx(measured["activations"], rel=0.05)
 
 
 # The command.

@@ -253,8 +253,9 @@ def _training(shape: Architecture, job: Job) -> dict[str, int]:
     if not checkpointed:
         moment["layer"] = 0  # all layers are kept
         moment["block"] = 0 if graph else moment["block"]
+    last_norm = (4 + size) * shape.hidden
     found = {
-        "activations": shape.layers * tokens * (size * shape.hidden if checkpointed else layer),
+        "activations": tokens * (shape.layers * (size * shape.hidden if checkpointed else layer) + last_norm),
         "vision": patches * (tower_keeps + pixels) + pictures,
         "largest moment": max(moment.values()),
     }
@@ -278,7 +279,7 @@ def _head(shape: Architecture, job: Job, forward: int) -> int:
     scored = min(job.rows * job.completion_tokens, forward)
     tile = min(scored, HEAD_TILE[0]) * HEAD_TILE[1] * job.compute_bytes
     weights = 0 if job["use_peft"] else shape.head * (4 + job.weight_bytes)
-    return tile + scored * shape.hidden * 4 + weights
+    return tile + scored * shape.hidden * (job.compute_bytes + 4) + weights
 
 
 def _generation(shape: Architecture, job: Job) -> dict[str, int]:

@@ -100,24 +100,27 @@ def imported(folder):
 
 
 def make_inputs(root):
-    """Draw a toy world, a random model, and pairs to import."""
-    from PIL import Image
-
+    """Draw a toy world and a random model."""
     from unifiedreward_think.models import tiny
     from unifiedreward_think.tasks import load_prompts
     from unifiedreward_think.toy import dataset
 
     dataset.write(root / "toy", cold_start=8, train=12, heldout=4)
     tiny.build("qwen2_5_vl", root / "model", corpus=load_prompts("cot", folder=PROMPTS).values())
-    pairs = root / "pairs"
-    pairs.mkdir()
+
+
+def make_pairs(folder):
+    """Draw pairs to import."""
+    from PIL import Image
+
+    folder.mkdir()
     rows = []
     for i in range(400):
         names = [f"{i % 40}-{side}.png" for side in "ab"]
         rows.append({"prompt": f"picture {i}", "image_a": names[0], "image_b": names[1], "winner": "ab"[i % 2]})
         for k, name in enumerate(names if i < 40 else ()):
-            Image.new("RGB", (8, 8), (i, k * 99, 9)).save(pairs / name)
-    write_whole(pairs / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            Image.new("RGB", (8, 8), (i, k * 99, 9)).save(folder / name)
+    write_whole(folder / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def flags(options):
@@ -141,11 +144,8 @@ def stages(root):
     judging = {"model": root / "model", "data": root / "toy/train.jsonl", "orders": "both", "prompt-dir": PROMPTS}
     judging |= {"frames": 4, "frame-cache": root / "frames", "dtype": "float32", "max-new-tokens": 6, "batch-size": 2}
     reading = {"source": REPO / "configs/data/own_data.yaml", "input": root / "pairs/pairs.jsonl", "part-rows": 40}
-    train, data, two = (
-        "unifiedreward_think.training.",
-        "unifiedreward_think.data.__main__",
-        "gradient_accumulation_steps",
-    )
+    train, data = "unifiedreward_think.training.", "unifiedreward_think.data.__main__"
+    two = {"gradient_accumulation_steps": 1}
     found = [
         Stage("sft", f"{train}sft", flags(sft), trained, asks=True),
         Stage("grpo", f"{train}grpo", flags(grpo), trained, asks=True),
@@ -154,8 +154,8 @@ def stages(root):
         Stage("judging", "unifiedreward_think.evaluation.__main__", flags(judging), evaluated),
         Stage("import", data, ["import", *flags(reading)], imported),
         Stage("split", data, ["split", "--input", root / "undisturbed/import"], imported),
-        Stage("sft_2_ranks", f"{train}sft", flags({**sft, two: 1}), logged, ranks=2),
-        Stage("grpo_2_ranks", f"{train}grpo", flags({**grpo, two: 1}), logged, ranks=2),
+        Stage("sft_2_ranks", f"{train}sft", flags({**sft, **two}), logged, ranks=2),
+        Stage("grpo_2_ranks", f"{train}grpo", flags({**grpo, **two}), logged, ranks=2),
     ]
     return {stage.name: stage for stage in found}
 
@@ -314,9 +314,11 @@ def main():
     parser.add_argument("--work", type=Path, help="folder that keeps runs and logs (default: a temporary one)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the counts")
     args = parser.parse_args()
-    from trl import GRPOTrainer, SFTTrainer  # noqa: F401 - every forked process has them then
+    models = bool({*args.stages} - {"import", "split"})
+    if models:
+        from trl import GRPOTrainer, SFTTrainer  # noqa: F401 - every forked process has them then
 
-    from unifiedreward_think.training import shared_prefix_trainer  # noqa: F401
+        from unifiedreward_think.training import shared_prefix_trainer  # noqa: F401
 
     sys.path.insert(0, str(Path(__file__).parent))  # of bench_rewards
     with tempfile.TemporaryDirectory() as temporary:
@@ -324,7 +326,9 @@ def main():
         root.mkdir(parents=True, exist_ok=True)
         maker = os.fork()  # torch must not have computed anything in the process that is forked
         if not maker:
-            make_inputs(root)
+            make_pairs(root / "pairs")
+            if models:
+                make_inputs(root)
             os._exit(0)
         assert wait([maker]) == [0], "the inputs could not be made"
         known = stages(root)

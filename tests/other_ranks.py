@@ -1,0 +1,58 @@
+"""Two ranks that are asked to stop, go on as one process, or lose one of them; for test_faults, not a test file.
+
+python tests/other_ranks.py FOLDER
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import kills
+
+
+def losses(folder):
+    return [row["loss"] for row in kills.logged(folder)]
+
+
+def when(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
+def main(root):
+    from trl import SFTTrainer  # noqa: F401 - the forked processes have it then
+
+    maker = os.fork()
+    if not maker:
+        kills.make_inputs(root)
+        os._exit(0)
+    assert kills.wait([maker]) == [0]
+    two, one = (kills.stages(root)[name] for name in ("sft_2_ranks", "sft"))
+    kills.undisturbed(two, root)
+
+    def first_checkpoint(output):
+        return (output / "checkpoint-1" / "complete.json").exists()
+
+    output, log = root / "asked", root / "asked.log"
+    pids = kills.start(two, output, log)
+    when(lambda: first_checkpoint(output))
+    os.kill(pids[1], signal.SIGTERM)
+    said = {"asked": kills.wait(pids)}
+    said["one process"] = kills.wait(kills.start(one, output, log))  # twice the accumulation: as many rows a step
+    said |= {"losses": losses(output), "undisturbed": losses(root / "undisturbed" / two.name)}
+
+    output, log = root / "dead", root / "dead.log"
+    pids = kills.start(two, output, log)
+    when(lambda: first_checkpoint(output))
+    os.kill(pids[1], signal.SIGKILL)
+    said["one dead"] = kills.wait(pids)
+    said["again"] = kills.wait(kills.start(two, output, log))
+    said |= {"logged again": kills.logged(output), "logged undisturbed": two.expected}
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -15,7 +15,9 @@ import torch
 from stages import changed_keys, mean_token, read_log, train_grpo
 from test_training import STAGES, call, interrupt  # noqa: F401 - a fixture
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.data.shards import Part, ShardFolder, Stored
+from unifiedreward_think.data.splitting import split
+from unifiedreward_think.records import InputError, PreferenceRecord
 from unifiedreward_think.training import faults, grpo, sft
 from unifiedreward_think.training.faults import SaveWhenAsked, TrainingFault, WarnOfEqualRewards, rollout_steps
 from unifiedreward_think.writing import OutputError
@@ -198,6 +200,24 @@ def test_a_picture_that_disappears_is_named_and_the_run_goes_on_when_it_is_back(
             call(stage, **SAVING, **data)
     (tmp_path / "away").rename(media)
     goes_on_to(reference, call, stage, **data)
+
+
+def test_a_part_of_the_data_that_disappears_is_named_and_the_split_goes_on_when_it_is_back(tmp_path):
+    folder = ShardFolder(tmp_path / "in", {})
+    for number in range(4):
+        names = [f"{tmp_path}/{number}-{side}.png" for side in "ab"]
+        record = PreferenceRecord(
+            id=str(number), task="image_generation", prompt=f"p{number}", media=((names[0],), (names[1],)), preferred=1
+        )
+        folder.write(Part(rows=[Stored(record=record)]), 1)
+    folder.finish({})
+    reference = split([tmp_path / "in"], tmp_path / "whole", parts=[1, 1, 1])
+    part = tmp_path / "in" / "part-00002.parquet"
+    part.rename(tmp_path / "away")
+    with pytest.raises(InputError, match=r"part-00002\.parquet: no such file"):
+        split([tmp_path / "in"], tmp_path / "out", parts=[1, 1, 1])
+    (tmp_path / "away").rename(part)
+    assert split([tmp_path / "in"], tmp_path / "out", parts=[1, 1, 1]) == reference
 
 
 @STAGES

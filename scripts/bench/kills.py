@@ -13,6 +13,7 @@ values. On two ranks one of them is killed, and the other must end by itself.
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -297,6 +298,22 @@ def row(stage):
     }
 
 
+def preload():
+    """Import what the stages would import while they run, or each forked process would spend seconds on it again."""
+    for name in (
+        *("deepspeed", "peft", "pandas", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"),
+        *("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "transformers.models.qwen2_5_vl.processing_qwen2_5_vl"),
+        *("transformers.models.qwen2_vl.image_processing_qwen2_vl", "transformers.generation.utils"),
+        *(
+            "unifiedreward_think.backends.transformers",
+            "unifiedreward_think.models.tiny",
+            "decord",
+            "PIL.PngImagePlugin",
+        ),
+    ):
+        importlib.import_module(name)
+
+
 def report(known, seed):
     """Return the counts of all stages that have begun."""
     rows = {name: row(stage) for name, stage in known.items() if stage.runs}
@@ -319,6 +336,8 @@ def main():
         from trl import GRPOTrainer, SFTTrainer  # noqa: F401 - every forked process has them then
 
         from unifiedreward_think.training import shared_prefix_trainer  # noqa: F401
+
+        preload()
 
     sys.path.insert(0, str(Path(__file__).parent))  # of bench_rewards
     with tempfile.TemporaryDirectory() as temporary:

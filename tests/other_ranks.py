@@ -10,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import kill_stages
 import kills
 
 
 def losses(folder):
-    return [row["loss"] for row in kills.logged(folder)]
+    return [row["loss"] for row in kill_stages.logged(folder)]
 
 
 def when(condition):
@@ -27,10 +28,10 @@ def main(root):
 
     maker = os.fork()
     if not maker:
-        kills.make_inputs(root)
+        kill_stages.make_inputs(root)
         os._exit(0)
     assert kills.wait([maker]) == [0]
-    two, one = (kills.stages(root)[name] for name in ("sft_2_ranks", "sft"))
+    two, one = (kill_stages.stages(root)[name] for name in ("sft_2_ranks", "sft"))
     kills.undisturbed(two, root)
 
     def first_checkpoint(output):
@@ -50,7 +51,7 @@ def main(root):
     os.kill(pids[1], signal.SIGKILL)
     said["one dead"] = kills.wait(pids)
     said["again"] = kills.wait(kills.start(two, output, log))
-    said |= {"logged again": kills.logged(output), "logged undisturbed": two.expected}
+    said |= {"logged again": kill_stages.logged(output), "logged undisturbed": two.expected}
     print(json.dumps(said))
 
 

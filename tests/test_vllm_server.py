@@ -155,7 +155,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_the_weights_and_the_whole_r
 def test_trl_alone_trains_on_completions_of_the_weights_that_a_new_server_starts_with(train, monkeypatch):
     monkeypatch.setattr(vllm_server.LossTold, "__init__", lambda self, client: None)
     server = Server(dies_at={4}, comes_back="at once")
-    train(server)
+    train(server, max_steps=2)
     assert server.stale > 0  # silently: when this fails, TRL sees it, and vllm_server.py can go
 
 

@@ -185,6 +185,7 @@ def read_rows(lines, file):
             yield "refused: no JSON"
             continue
         yield read_row(value, Origin(f"row-{number}", "fuzz", file.parent))
+    yield from ["blank" for line in data if not line.strip()]
     with contextlib.suppress(RecordError):
         for _ in read_json_lines(file):
             pass

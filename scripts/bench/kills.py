@@ -12,7 +12,7 @@ values. On two ranks one of them is killed, and the other must end by itself.
 """
 
 import argparse
-import hashlib
+import importlib
 import json
 import os
 import random
@@ -24,8 +24,9 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from kill_stages import STEPS, make_inputs, make_pairs, stages
 
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.writing import write_whole
@@ -33,131 +34,11 @@ from unifiedreward_think.writing import write_whole
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-REPO = Path(__file__).parents[2]
-PROMPTS = REPO / "configs" / "toy" / "prompts"
 KILLS = {
-    **{"sft": 26, "grpo": 26, "grpo_stock": 16, "rejection_sampling": 32, "judging": 32},
-    **{"import": 40, "split": 30, "sft_2_ranks": 3, "grpo_2_ranks": 3},
+    **{"import": 40, "split": 30, "judging": 32, "rejection_sampling": 32},
+    **{"sft": 26, "grpo": 26, "grpo_stock": 16, "sft_2_ranks": 3, "grpo_2_ranks": 3},
 }
 PATIENCE = 900  # seconds after which a process counts as hanging
-STEPS = 4
-CLOCK = ("time", "_per_second")  # in the names of logged values that differ from run to run
-
-
-@dataclass
-class Stage:
-    """A command, what it leaves behind, and how often it was killed."""
-
-    name: str
-    module: str
-    arguments: list
-    results: object  # output folder -> what must be the same
-    ranks: int = 1
-    asks: bool = False  # SIGTERM saves and ends with status 0
-    seconds: float = 0.0  # of processor time, undisturbed
-    expected: object = None
-    killed: int = 0
-    asked: int = 0
-    survived: int = 0
-    half_written: int = 0  # kills that left a checkpoint without its seal
-    runs: int = 0
-    finished: list = field(default_factory=list)  # results of the runs that were killed
-    moments: list = field(default_factory=list)  # share of the undisturbed run at each kill
-    problems: list = field(default_factory=list)
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def trained(folder):
-    assert json.loads((folder / "run.json").read_text())["finished"]
-    return {"weights": sha256(folder / "model.safetensors")}
-
-
-def logged(folder):
-    rows = json.loads((folder / "log_history.json").read_text())
-    return [{k: v for k, v in row.items() if not any(word in k for word in CLOCK)} for row in rows if "loss" in row]
-
-
-def judged(folder):
-    """Every line of judgments.jsonl without its time: a lost or doubled one shows."""
-    rows = [json.loads(line) for line in (folder / "judgments.jsonl").read_text().splitlines()]
-    keys = [(row["record_id"], row["order"], row["sample"]) for row in rows]
-    return {"judgments": len(keys), "doubled": len(keys) - len(set(keys)), "rows": [{**r, "seconds": 0} for r in rows]}
-
-
-def sampled(folder):
-    return {**judged(folder), "kept": sha256(folder / "kept.jsonl"), "hard": sha256(folder / "hard.jsonl")}
-
-
-def evaluated(folder):
-    return {**judged(folder), "results": (folder / "results.json").exists()}
-
-
-def imported(folder):
-    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def make_inputs(root):
-    """Draw a toy world, a random model, and pairs to import."""
-    from PIL import Image
-
-    from unifiedreward_think.models import tiny
-    from unifiedreward_think.tasks import load_prompts
-    from unifiedreward_think.toy import dataset
-
-    dataset.write(root / "toy", cold_start=8, train=12, heldout=4)
-    tiny.build("qwen2_5_vl", root / "model", corpus=load_prompts("cot", folder=PROMPTS).values())
-    pairs = root / "pairs"
-    pairs.mkdir()
-    rows = []
-    for i in range(400):
-        names = [f"{i % 40}-{side}.png" for side in "ab"]
-        rows.append({"prompt": f"picture {i}", "image_a": names[0], "image_b": names[1], "winner": "ab"[i % 2]})
-        for k, name in enumerate(names if i < 40 else ()):
-            Image.new("RGB", (8, 8), (i, k * 99, 9)).save(pairs / name)
-    write_whole(pairs / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def flags(options):
-    return [part for key, value in options.items() for part in (f"--{key}", value)]
-
-
-def stages(root):
-    """Return all stages, their arguments without the output folder."""
-    common = {"prompt_dir": PROMPTS, "frames": 4, "frame_cache": root / "frames", "dtype": "float32"}
-    training = {
-        **{**common, "model_name_or_path": root / "model", "limit": 4, "use_cpu": "true", "bf16": "false"},
-        **{"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "logging_steps": 1},
-        **{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3},
-        **{"activation_checkpointing": "false", "disable_tqdm": "true", "report_to": "none"},
-    }
-    sft = {**training, "max_length": "null", "train_files": root / "toy/cold_start.jsonl"}
-    grpo = {**training, "train_files": root / "toy/train.jsonl", "num_generations": 2, "beta": 0.04}
-    grpo |= {"max_completion_length": 8, "reward_funcs": "bench_rewards.mean_token"}
-    sampling = {**common, "model_name_or_path": root / "model", "train_files": root / "toy/train.jsonl", "samples": 2}
-    sampling |= {"max_new_tokens": 6, "batch_size": 2, "require_correct": "false", "require_strict": "false"}
-    judging = {"model": root / "model", "data": root / "toy/train.jsonl", "orders": "both", "prompt-dir": PROMPTS}
-    judging |= {"frames": 4, "frame-cache": root / "frames", "dtype": "float32", "max-new-tokens": 6, "batch-size": 2}
-    reading = {"source": REPO / "configs/data/own_data.yaml", "input": root / "pairs/pairs.jsonl", "part-rows": 40}
-    train, data, two = (
-        "unifiedreward_think.training.",
-        "unifiedreward_think.data.__main__",
-        "gradient_accumulation_steps",
-    )
-    found = [
-        Stage("sft", f"{train}sft", flags(sft), trained, asks=True),
-        Stage("grpo", f"{train}grpo", flags(grpo), trained, asks=True),
-        Stage("grpo_stock", f"{train}grpo", flags({**grpo, "shared_prefix": "false"}), trained, asks=True),
-        Stage("rejection_sampling", f"{train}rejection_sampling", flags(sampling), sampled),
-        Stage("judging", "unifiedreward_think.evaluation.__main__", flags(judging), evaluated),
-        Stage("import", data, ["import", *flags(reading)], imported),
-        Stage("split", data, ["split", "--input", root / "undisturbed/import"], imported),
-        Stage("sft_2_ranks", f"{train}sft", flags({**sft, two: 1}), logged, ranks=2),
-        Stage("grpo_2_ranks", f"{train}grpo", flags({**grpo, two: 1}), logged, ranks=2),
-    ]
-    return {stage.name: stage for stage in found}
 
 
 def start(stage, output, log):
@@ -297,6 +178,22 @@ def row(stage):
     }
 
 
+def preload():
+    """Import what the stages would import while they run, or each forked process would spend seconds on it again."""
+    for name in (
+        *("deepspeed", "peft", "pandas", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"),
+        *("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "transformers.models.qwen2_5_vl.processing_qwen2_5_vl"),
+        *("transformers.models.qwen2_vl.image_processing_qwen2_vl", "transformers.generation.utils"),
+        *(
+            "unifiedreward_think.backends.transformers",
+            "unifiedreward_think.models.tiny",
+            "decord",
+            "PIL.PngImagePlugin",
+        ),
+    ):
+        importlib.import_module(name)
+
+
 def report(known, seed):
     """Return the counts of all stages that have begun."""
     rows = {name: row(stage) for name, stage in known.items() if stage.runs}
@@ -314,17 +211,22 @@ def main():
     parser.add_argument("--work", type=Path, help="folder that keeps runs and logs (default: a temporary one)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the counts")
     args = parser.parse_args()
-    from trl import GRPOTrainer, SFTTrainer  # noqa: F401 - every forked process has them then
+    models = bool({*args.stages} - {"import", "split"})
+    if models:
+        from trl import GRPOTrainer, SFTTrainer  # noqa: F401 - every forked process has them then
 
-    from unifiedreward_think.training import shared_prefix_trainer  # noqa: F401
+        from unifiedreward_think.training import shared_prefix_trainer  # noqa: F401
 
-    sys.path.insert(0, str(Path(__file__).parent))  # of bench_rewards
+        preload()
+
     with tempfile.TemporaryDirectory() as temporary:
         root = (args.work or Path(temporary)).absolute()
         root.mkdir(parents=True, exist_ok=True)
         maker = os.fork()  # torch must not have computed anything in the process that is forked
         if not maker:
-            make_inputs(root)
+            make_pairs(root / "pairs")
+            if models:
+                make_inputs(root)
             os._exit(0)
         assert wait([maker]) == [0], "the inputs could not be made"
         known = stages(root)

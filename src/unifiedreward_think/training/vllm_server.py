@@ -92,10 +92,12 @@ class LossTold:
         Raises:
             TrainingFault: it does not come back in time.
         """
+        from requests import ConnectionError as Unreachable
+
         print(f"waiting up to {seconds:g} s for it", file=sys.stderr, flush=True)
         try:
             self.client.check_server(seconds)
-        except ConnectionError as error:
+        except Unreachable as error:
             raise TrainingFault(
                 f"{error} Start it again and run the same command: it goes on from the last checkpoint"
             ) from error

@@ -1,0 +1,329 @@
+"""Faults put into training runs: each ends in a clear error or is recovered from, and the run goes on as before."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from stages import changed_keys, mean_token, read_log, train_grpo
+from test_training import STAGES, call, interrupt  # noqa: F401 - a fixture
+
+from unifiedreward_think.data.shards import Part, ShardFolder, Stored
+from unifiedreward_think.data.splitting import split
+from unifiedreward_think.records import InputError, PreferenceRecord
+from unifiedreward_think.training import faults, grpo, sft
+from unifiedreward_think.training.faults import SaveWhenAsked, TrainingFault, WarnOfEqualRewards, rollout_steps
+from unifiedreward_think.writing import OutputError
+
+REPO = Path(__file__).parents[1]
+SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+
+
+def trainer_of(stage):
+    import trl
+
+    return trl.SFTTrainer if stage is sft else trl.GRPOTrainer
+
+
+def at_step(stage, number, fault, monkeypatch):
+    """Call `fault(trainer, loss)` after training step `number` of this stage, counted from 1; it may return a loss."""
+    trainer = trainer_of(stage)
+    step, calls = trainer.training_step, []
+
+    def training_step(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        calls.append(1)
+        changed = fault(self, loss) if len(calls) == number else None
+        return loss if changed is None else changed
+
+    monkeypatch.setattr(trainer, "training_step", training_step)
+    return calls
+
+
+@pytest.fixture
+def whole(call, tmp_path):  # noqa: F811
+    """Return the folder of an undisturbed run."""
+
+    def run(stage, **changes):
+        return call(stage, **{**SAVING, **changes}).rename(tmp_path / "whole")
+
+    return run
+
+
+def goes_on_to(folder, call, stage, **changes):  # noqa: F811
+    """Run the same command again and compare with the undisturbed run."""
+    output = call(stage, **{**SAVING, **changes})
+    assert not changed_keys(folder, output)
+    assert [row["loss"] for row in read_log(output)] == [row["loss"] for row in read_log(folder)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "changes"),
+    [
+        (sft, signal.SIGUSR1, {}),
+        (grpo, signal.SIGTERM, {}),
+        (grpo, signal.SIGUSR1, {"shared_prefix": False}),
+    ],
+    ids=["sft", "grpo", "grpo stock"],
+)
+def test_a_signal_saves_after_its_step_and_ends_with_status_0(
+    stage,
+    number,
+    changes,
+    call,  # noqa: F811
+    whole,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    changes = {**changes, "save_strategy": "no"}  # nothing but the signal saves
+    reference = whole(stage, **changes)
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        calls = at_step(stage, 3, lambda *_: os.kill(os.getpid(), number), patch)
+        with pytest.raises(SystemExit) as stop:
+            call(stage, **{**SAVING, **changes})
+    assert stop.value.code == 0 and len(calls) == 3  # no step more than the one in progress
+    assert signal.getsignal(number) is before
+    run = tmp_path / "run"
+    assert not json.loads((run / "run.json").read_text())["finished"] and not (run / "model.safetensors").exists()
+    assert f"stopped by a signal after step 3 of 4; the same command goes on from {run}/checkpoint-3" in (
+        capsys.readouterr().out
+    )
+    goes_on_to(reference, call, stage, **changes)
+
+
+def test_a_second_signal_ends_at_once():
+    asked = SaveWhenAsked(1)
+    with asked.listening():
+        assert signal.getsignal(signal.SIGUSR1) == asked._note
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert asked.asked and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL == signal.getsignal(signal.SIGUSR1)
+
+
+def test_in_grpo_a_signal_waits_for_the_end_of_the_rollout():
+    args = SimpleNamespace(steps_per_generation=8, num_iterations=2, gradient_accumulation_steps=4, world_size=1)
+    asked = SaveWhenAsked(rollout_steps(args))
+    assert asked.every == 4 and rollout_steps(SimpleNamespace(gradient_accumulation_steps=16)) == 1
+    asked.asked = True
+    stops = []
+    for step in range(1, 7):
+        state = SimpleNamespace(global_step=step, max_steps=6)
+        control = asked.on_step_end(args, state, SimpleNamespace(should_save=False, should_training_stop=False))
+        stops.append(control.should_training_stop and control.should_save)
+    assert stops == [False, False, False, True, False, True]
+
+
+def test_a_model_folder_of_a_run_that_was_stopped_is_refused(call, tmp_path):  # noqa: F811
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "run.json").write_text('{"finished": false}')
+    with pytest.raises(InputError, match="stopped: its run is not finished; run its command again"):
+        call(sft, model_name_or_path=str(tmp_path / "stopped"))
+
+
+@STAGES
+def test_a_half_written_checkpoint_is_passed_over(stage, call, whole, tmp_path, monkeypatch, capsys):  # noqa: F811
+    reference = whole(stage, save_steps=1)
+    with monkeypatch.context() as patch:
+        interrupt(trainer_of(stage), 3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            call(stage, **{**SAVING, "save_steps": 1})
+    newest = tmp_path / "run" / "checkpoint-3"
+    file = newest / "optimizer.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    capsys.readouterr()
+    goes_on_to(reference, call, stage, save_steps=1)
+    said = capsys.readouterr().err
+    assert f"{newest} is passed over: optimizer.pt has 1000 bytes of" in said
+    assert f"going on from {tmp_path / 'run' / 'checkpoint-2'}" in said
+
+
+def test_a_full_disk_while_saving_keeps_the_checkpoint_before_and_says_so(call, whole, tmp_path, monkeypatch):  # noqa: F811
+    reference = whole(sft)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        fill = (100_000, limits[1])
+        at_step(sft, 3, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, fill), patch)
+        try:
+            with pytest.raises(OutputError, match=r"checkpoint-4: cannot be written .* goes on from .*checkpoint-2"):
+                call(sft, **SAVING)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    goes_on_to(reference, call, sft)
+
+
+TORCH_SAYS = "[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError(TORCH_SAYS)])
+def test_what_libraries_say_of_a_full_disk_is_told_as_one_error(error, tmp_path):
+    (tmp_path / "checkpoint-4").mkdir()
+    with (
+        pytest.raises(OutputError, match=r"checkpoint-4: cannot be written .*Free some space.*from checkpoint-2"),
+        faults.removed_on_full_disk(tmp_path / "checkpoint-4", lambda: "the same command goes on from checkpoint-2"),
+    ):
+        raise error
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_another_error_while_saving_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="a bug"), faults.removed_on_full_disk(tmp_path, str):
+        raise RuntimeError("a bug")
+    assert tmp_path.exists()
+
+
+@STAGES
+def test_a_picture_that_disappears_is_named_and_the_run_goes_on_when_it_is_back(
+    stage,
+    call,  # noqa: F811
+    whole,
+    toy_data,
+    tmp_path,
+    monkeypatch,
+):
+    shutil.copytree(toy_data, tmp_path / "data")
+    split = {sft: "cold_start.jsonl", grpo: "train.jsonl"}[stage]
+    data = {"train_files": [str(tmp_path / "data" / split)], "frame_cache": str(tmp_path / "data" / "frames")}
+    reference = whole(stage, **data)
+    media = tmp_path / "data" / "media"
+    with monkeypatch.context() as patch:
+        at_step(stage, 3, lambda *_: shutil.move(media, tmp_path / "away") and None, patch)
+        with pytest.raises(TrainingFault, match=r"disappeared.*\.png.*Put it back; .* goes on from .*checkpoint-2"):
+            call(stage, **SAVING, **data)
+    (tmp_path / "away").rename(media)
+    goes_on_to(reference, call, stage, **data)
+
+
+def test_a_part_of_the_data_that_disappears_is_named_and_the_split_goes_on_when_it_is_back(tmp_path):
+    folder = ShardFolder(tmp_path / "in", {})
+    for number in range(4):
+        names = [f"{tmp_path}/{number}-{side}.png" for side in "ab"]
+        record = PreferenceRecord(
+            id=str(number), task="image_generation", prompt=f"p{number}", media=((names[0],), (names[1],)), preferred=1
+        )
+        folder.write(Part(rows=[Stored(record=record)]), 1)
+    folder.finish({})
+    reference = split([tmp_path / "in"], tmp_path / "whole", parts=[1, 1, 1])
+    part = tmp_path / "in" / "part-00002.parquet"
+    part.rename(tmp_path / "away")
+    with pytest.raises(InputError, match=r"part-00002\.parquet: no such file"):
+        split([tmp_path / "in"], tmp_path / "out", parts=[1, 1, 1])
+    (tmp_path / "away").rename(part)
+    assert split([tmp_path / "in"], tmp_path / "out", parts=[1, 1, 1]) == reference
+
+
+@STAGES
+def test_a_loss_that_is_no_number_stops_before_anything_is_saved(stage, call, whole, tmp_path, monkeypatch):  # noqa: F811
+    reference = whole(stage)
+    with monkeypatch.context() as patch:
+        at_step(stage, 4, lambda _, loss: loss * float("nan"), patch)
+        with pytest.raises(TrainingFault, match=r"step 4: the loss is nan\. Lower .* goes on from .*checkpoint-2"):
+            call(stage, **SAVING)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    goes_on_to(reference, call, stage)
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_weights_change(call, tmp_path, monkeypatch):  # noqa: F811
+    def spoil(trainer, _):
+        weight = next(weight for weight in trainer.model.parameters() if weight.grad is not None)
+        weight.grad[:] = float("inf")
+
+    at_step(sft, 1, spoil, monkeypatch)
+    with pytest.raises(TrainingFault, match=r"step 1: the gradient norm is (nan|inf).*the start: no checkpoint"):
+        call(sft, **SAVING)
+
+
+def test_rewards_that_never_differ_are_told_with_cause_and_mend(models, toy_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(faults, "WARN_AFTER", 2)
+    flat = [lambda completion_ids, **_: [0.5] * len(completion_ids)]
+    train_grpo(models["qwen2_5_vl"], toy_data, tmp_path / "flat", rewards=flat, max_steps=4)
+    said = capsys.readouterr().err
+    assert "warning: steps 1 to 2: all completions of a prompt got the same reward (0.5 on average)" in said
+    assert "warning: steps 3 to 4" in said and "raise temperature or num_generations" in said
+    train_grpo(models["qwen2_5_vl"], toy_data, tmp_path / "live", rewards=[mean_token], max_steps=3)
+    assert "warning: steps" not in capsys.readouterr().err
+
+
+def test_a_warning_comes_after_so_many_steps_in_a_row(capsys):
+    watch, args = WarnOfEqualRewards(), None
+    for step in range(1, 31):
+        state = SimpleNamespace(global_step=step, is_world_process_zero=True)
+        watch.on_log(args, state, None, logs={"frac_reward_zero_std": float(step != 15), "reward": 0.0})
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(": every")[0] for line in said] == ["warning: steps 1 to 10", "warning: steps 16 to 25"]
+    assert all("train the cold start longer" in line for line in said)
+
+
+def test_a_run_killed_while_it_starts_or_deletes_is_still_known_as_ours(call, tmp_path, monkeypatch):  # noqa: F811
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json.new").write_text("{")  # killed while the first file was written
+    monkeypatch.setattr(sft, "train", lambda *_: None)
+    call(sft)
+    (folder / "checkpoint-1").mkdir()
+    removed, remove = [], shutil.rmtree
+
+    def killed(path, *args, **kwargs):
+        removed.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(sft, "--resume", "never", "--overwrite", "true")
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    assert removed and (folder / "run.json").exists()
+    call(sft, "--resume", "never", "--overwrite", "true")
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"orders": "bth"}, "config.yaml: orders is 'bth'; write one of random, both"),
+        ({"limit": [1]}, r"config.yaml: limit is \[1\]; expected int | None"),
+        ({"train_files": "a.jsonl"}, "config.yaml: train_files is 'a.jsonl'; expected list"),
+        ({"save_only_model": True}, "save_only_model: no run could go on"),
+    ],
+)
+def test_a_config_value_that_cannot_mean_what_it_says_is_refused(changes, said, call):  # noqa: F811
+    with pytest.raises((InputError, SystemExit), match=said.replace("|", r"\|")):
+        call(sft, **changes)
+
+
+def forked(tmp_path, *arguments):
+    """Run a script that forks stages; torch must be unused in the process that forks, so not this one."""
+    environment = {**os.environ, "PYTHONPATH": f"{REPO / 'src'}{os.pathsep}{REPO / 'scripts' / 'bench'}"}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=580, check=False)
+    logs = "".join(file.read_text()[-3000:] for file in tmp_path.rglob("*.log"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + logs
+    return done.stdout
+
+
+def test_kills_py_counts_what_was_killed_and_survived(tmp_path):
+    report = tmp_path / "kills.json"
+    work = ["--work", tmp_path / "work", "--output", report]
+    forked(tmp_path, "scripts/bench/kills.py", "--kills", 2, "--stages", "import", "split", *work)
+    for row in json.loads(report.read_text())["stages"].values():
+        assert (row["kills"], row["survived"], row["problems"]) == (2, 2, [])
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together_survive_a_dead_rank_and_go_on_as_one_process(tmp_path):
+    """What a run of two ranks does when one of them is asked to stop, and when one of them dies."""
+    said = json.loads(forked(tmp_path, "tests/other_ranks.py", tmp_path).splitlines()[-1])
+    assert said["asked"] == [0, 0]  # both, though one got the signal
+    assert said["one process"] == [0]
+    assert said["losses"] == pytest.approx(said["undisturbed"], abs=1e-4)
+    left, dead = said["one dead"]
+    assert dead == -signal.SIGKILL and left not in (0, None)  # it ends by itself, with an error
+    assert said["again"] == [0, 0] and said["logged again"] == said["logged undisturbed"]
+    assert torch.tensor(said["losses"]).isfinite().all()

@@ -2,6 +2,8 @@
 
     python gradio/app.py --toy                                            # no weights, no network, no GPU
     python gradio/app.py --model CodeGoat24/UnifiedReward-Think-qwen-7b
+    python gradio/app.py --backend server --server http://127.0.0.1:8000/v1 --model NAME --stop
+    python gradio/app.py --backend replay --model RUN/judgments.jsonl --examples RUN/records.jsonl     # as it was written
 
 --toy takes the model that scripts/quickstart.sh trained (outputs/toy/seed0/grpo), before that the pretrained toy base.
 """
@@ -20,6 +22,7 @@ from unifiedreward_think.entry import run_main
 ROOT = Path(__file__).parents[1]
 TOY_MODELS = (ROOT / "outputs/toy/seed0/grpo", ROOT / "src/unifiedreward_think/toy/base")
 TOY = {"prompt_dir": ROOT / "configs/toy/prompts", "frames": 4, "max_new_tokens": 192, "dtype": "float32"}
+QUEUE, UPLOAD = 64, "256mb"  # questions that may wait, and the largest file: memory and disk are this machine's
 BASE_NOTE = "This is the pretrained toy base: it only answers. It learns to think by: bash scripts/quickstart.sh"
 
 
@@ -79,34 +82,43 @@ def end_by_signals():
             signal.signal(number, end)
 
 
-def main():
-    """Serve the page until it is interrupted."""
-    args = arguments().parse_args()
-    note = settle(args)
-    end_by_signals()
+def serve(args, note, work):
+    """Serve the page, with its files in the folder `work`."""
     from unifiedreward_think.data.loading import load_records
     from unifiedreward_think.demo.asking import Setup, by_content
     from unifiedreward_think.demo.page import build_demo, look
     from unifiedreward_think.media import FrameSampling
     from unifiedreward_think.tasks import load_prompts
 
+    examples = load_records([str(args.examples)], need_label=False).rows if args.examples else drawn_examples(work)
+    setup = Setup(
+        backend=make_backend(args),
+        prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
+        style=args.style,
+        frames=FrameSampling(frames=args.frames, cache=work / "frames", decoder=args.decoder),
+        max_new_tokens=args.max_new_tokens,
+        media_root=args.media_root,
+        work=work,
+        examples=examples,
+        known=by_content(examples),
+        note=note,
+    )
+    page = build_demo(setup).queue(max_size=QUEUE)
+    try:
+        page.launch(server_name=args.host, server_port=args.port, max_file_size=UPLOAD, **look())
+    finally:
+        page.close()
+
+
+def main():
+    """Serve the page until it is interrupted."""
+    args = arguments().parse_args()
+    note = settle(args)
+    end_by_signals()
     with tempfile.TemporaryDirectory(prefix="unifiedreward-demo-") as folder:
         work = Path(folder).resolve()
-        os.environ["GRADIO_TEMP_DIR"] = str(work / "gradio")  # what is uploaded goes with the rest; read on import
-        examples = load_records([str(args.examples)], need_label=False).rows if args.examples else drawn_examples(work)
-        setup = Setup(
-            backend=make_backend(args),
-            prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
-            style=args.style,
-            frames=FrameSampling(frames=args.frames, cache=work / "frames", decoder=args.decoder),
-            max_new_tokens=args.max_new_tokens,
-            media_root=args.media_root,
-            work=work,
-            examples=examples,
-            known=by_content(examples),
-            note=note,
-        )
-        build_demo(setup).launch(server_name=args.host, server_port=args.port, **look())
+        os.environ["GRADIO_TEMP_DIR"] = str(work / "gradio")  # Gradio reads it on import: uploads go with the rest
+        serve(args, note, work)
 
 
 if __name__ == "__main__":

@@ -201,7 +201,8 @@ def test_a_stop_is_told_before_a_backend_that_does_not_stream_is_done(setup, tmp
     texts = iter(asking)
     assert next(texts) == "" and asking.stopped.is_set()
     Silent.free.set()
-    assert list(texts) == [] and asking.judgments[0].candidate == 1  # it was written by then: nothing is thrown away
+    with pytest.raises(Stopped):
+        next(texts)
 
 
 def test_a_stop_ends_what_its_session_asked_in_its_tab_and_nothing_else():
@@ -331,7 +332,7 @@ class Visit:
     def __init__(self, browser, url, name, **context):
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
         self.page, self.name = self.context.new_page(), name
-        self.page.set_default_timeout(60_000)  # the machine may be busy
+        self.page.set_default_timeout(150_000)  # the machine may be busy
         self.wrong = []
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
@@ -491,12 +492,12 @@ def test_a_corrupt_video_is_named_where_the_verdict_would_stand(visit, setup, tm
     box.get_by_label("Clear").click()
     box.locator("input[type=file]").set_input_files(tmp_path / "cut_short.mp4")
     box.locator("video").wait_for(state="attached")
-    window.wrong = [said for said in window.wrong if "video" not in said.lower()]  # the browser cannot play it either
     window.find("button.ur-judge").click()
     window.find(".ur-card .ur-alert").wait_for()
     said = window.find(".ur-card").inner_text()
     assert "No judgment" in said and "cut_short.mp4: PyAV cannot read this video" in said
-    assert str(setup.work) not in said and "/" not in said.split("cut_short")[0]
+    assert str(setup.work) not in said
+    window.wrong.clear()  # the browser cannot play it either, and says so
     window.shoot("corrupt_video")
 
 
@@ -638,6 +639,8 @@ def test_text_is_readable_and_fits_a_phone(visit, scheme):
     window.page.wait_for_timeout(600)  # colours fade over
     faint = [(round(ratio, 2), what) for ratio, what in window.page.evaluate(CONTRAST) if ratio < 4.5]
     assert not faint
+    narrow = "[...document.querySelectorAll('button')].filter(b => b.offsetParent && b.scrollWidth > b.clientWidth + 1)"
+    assert window.page.evaluate(f"{narrow}.map(b => b.innerText)") == []
     window.shoot(f"phone_{scheme}")
     for title in [*TITLES[1:], "Batch", "History"]:
         window.open(title)
@@ -652,13 +655,15 @@ def test_the_command_serves_the_toy_model_and_leaves_nothing_behind(chromium, tm
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as app:
-        watchdog = threading.Timer(120, app.kill)
+        watchdog = threading.Timer(300, app.kill)
         watchdog.start()
         try:
             address = next(found[0] for line in app.stdout if (found := re.findall(r"http://127\.0\.0\.1:\d+", line)))
-            window = Visit(chromium, address, "command")
-            window.find("button.ur-judge").click()
-            said = window.verdict()
+            window = Visit(
+                chromium, address, "command", viewport={"width": 1240, "height": 960}, device_scale_factor=1.25
+            )
+            window.judge()
+            said = window.judge("ur-swap")
             assert said in ("A Image A is better", "B Image B is better", "The answer cannot be read")
             window.shoot("toy")
             assert not window.wrong

@@ -91,9 +91,8 @@ def make_record(task: str, prompt: str, media: Sequence[str | None], answers: Se
     fields |= {f"answer {letter}": answer.strip() for letter, answer in zip("AB", answers, strict=False)}
     if empty := [name for name, value in fields.items() if not value]:
         raise InputError(f"Something is missing: {', '.join(empty)}.")
-    contents = [Path(str(path)).read_bytes() for path in media]
     return PreferenceRecord(
-        id=f"{digest(task, prompt, *answers, *contents):016x}",
+        id=_content_id(task, prompt, [str(path) for path in media], answers),
         task=task,
         prompt=prompt.strip(),
         media=tuple((str(path),) for path in media),
@@ -103,9 +102,17 @@ def make_record(task: str, prompt: str, media: Sequence[str | None], answers: Se
 
 
 def by_content(records: Sequence[PreferenceRecord]) -> dict[str, PreferenceRecord]:
-    """Return records by the names that their contents would give them on the page."""
-    asked = (make_record(r.task, r.prompt, [entry[0] for entry in r.media], r.answers) for r in records)
-    return {found.id: record for found, record in zip(asked, records, strict=True)}
+    """Return records by the names that their contents would give them on the page, which takes files only."""
+    shown = [(record, [entry[0] for entry in record.media]) for record in records]
+    return {
+        _content_id(record.task, record.prompt, paths, record.answers): record
+        for record, paths in shown
+        if all(Path(path).is_file() for path in paths)
+    }
+
+
+def _content_id(task: str, prompt: str, media: Sequence[str], answers: Sequence[str]) -> str:
+    return f"{digest(task, prompt.strip(), *answers, *(Path(path).read_bytes() for path in media)):016x}"
 
 
 class Stopped(Exception):  # nothing went wrong
@@ -210,6 +217,8 @@ class Asking:
             except GeneratorExit:
                 self.stopped.set()
                 raise
+        if self.stopped.is_set():
+            raise Stopped  # also where all was written by then: the page has said so
         self.judgments = judging.result()
 
 

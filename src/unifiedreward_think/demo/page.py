@@ -9,8 +9,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,20 @@ from unifiedreward_think.demo.asking import Setup, Stops
 from unifiedreward_think.demo.batch_tab import build_batch
 from unifiedreward_think.demo.pair_tab import Session, build_tab
 from unifiedreward_think.evaluation.tables import title
+from unifiedreward_think.records import digest
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.writing import write_whole
 
 HERE = Path(__file__).parent
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # of the machine: nothing is fetched
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+HOUR = 3600
 KEYS = "Ctrl + Enter judges, Ctrl + Shift + Enter swaps and asks again."
 
 
 def build_demo(setup: Setup) -> gr.Blocks:
     """Return the page, to be launched with the options of `look`."""
-    with gr.Blocks(title="UnifiedReward-Think", analytics_enabled=False) as demo:
+    with gr.Blocks(title="UnifiedReward-Think", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as demo:
         gr.HTML(view.heading(setup.note), padding=False)
         session, stops = gr.State({}), Stops()
         with gr.Tabs():
@@ -51,9 +51,13 @@ def build_demo(setup: Setup) -> gr.Blocks:
                         for name in ("judgments", "records")
                     ]
         gr.HTML(f'<p class="ur-small ur-keys">{KEYS}</p>', padding=False)
+
+        def show_history(request: gr.Request, asked: Session) -> list[Any]:
+            return _history(setup.work / f"history-{digest(str(request.session_hash)):016x}", asked)
+
         for event in events:
             event.then(
-                partial(_history, setup.work),
+                show_history,
                 inputs=[session],
                 outputs=[table, *links],
                 show_progress="hidden",
@@ -113,12 +117,12 @@ def look() -> dict[str, Any]:
     }
 
 
-def _history(work: Path, session: Session) -> list[Any]:
-    """Return the table, and the files of all that was asked."""
+def _history(folder: Path, session: Session) -> list[Any]:
+    """Return the table, and the files of all that was asked, which take the place of those before."""
     asked = list(session.values())
     if not asked:
         return [gr.skip()] * 3
-    folder = Path(tempfile.mkdtemp(dir=work))
+    folder.mkdir(exist_ok=True)
     lines = {
         "judgments.jsonl": [row.to_json() for _, rows in asked for row in rows],
         "records.jsonl": list({record.id: record.to_json() for record, _ in asked}.values()),

@@ -77,6 +77,7 @@ def make_app(args: argparse.Namespace) -> FastAPI:
         order_seed=args.order_seed,
         limits=replace(Limits(), **limits),
         names=tuple(args.names),
+        canary_deadline=args.canary_deadline,
     )
     return create_app(
         make_backend(args),
@@ -142,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-wait", type=float, default=0.01, help="seconds a question waits for a fuller batch (default: 0.01)")
     add("--max-queue", type=int, default=4096, help="questions that may wait; over it, 429 (default: 4096)")
     add("--parallel", type=int, default=1, help="batches at a time; 2 or more only in front of a server (default: 1)")
+    add("--canary-deadline", type=float, default=180, help="seconds after which /health gives up (default: 180)")
     for name, about in {
         "deadline": "seconds a request may take",
         "candidates": "of one ranking",

@@ -30,7 +30,8 @@ class Settings:
         limits: of requests.
         names: under which chats call the model.
         canary_seconds: how long a canary judgment counts.
-        canary_deadline: seconds after which a canary without an answer says that the backend hangs.
+        canary_deadline: seconds after which a canary without an answer says that the backend hangs; it waits for the
+            batch that runs.
     """
 
     prompts: Mapping[str, str]
@@ -41,7 +42,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     names: tuple[str, ...] = MODEL_NAMES
     canary_seconds: float = 30.0
-    canary_deadline: float = 60.0
+    canary_deadline: float = 180.0
 
 
 class Entry(NamedTuple):

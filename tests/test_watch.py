@@ -157,11 +157,14 @@ def test_held_out_pairs_without_a_label_are_refused(toy_data, tmp_path):
         watch.load_held_out(data, TrainingExtras(eval_files=[str(tied)]), args)
 
 
-def test_bands_and_windows_that_cannot_be_read_are_refused_with_the_arguments():
-    with pytest.raises(InputError, match="health_bands: 'kl' is no limit"):
-        TrainingExtras(health_bands=["kl"])
-    with pytest.raises(InputError, match="health_window: 0 rows"):
-        TrainingExtras(health_window=0)
+@pytest.mark.parametrize(
+    ("extras", "message"),
+    [({"health_bands": ["kl"]}, "health_bands: 'kl' is no limit"), ({"health_window": 0}, "health_window: 0 rows")],
+)
+def test_bands_and_windows_that_cannot_be_read_are_refused_before_a_model_is_loaded(extras, message):
+    args = SimpleNamespace(eval_strategy="no", fsdp=None, metric_for_best_model=None)
+    with pytest.raises(InputError, match=message):
+        watch.load_held_out(SimpleNamespace(train_files=[]), TrainingExtras(**extras), args)
 
 
 def test_a_warning_is_printed_once_and_kept_and_not_repeated_on_resume(tmp_path, capsys):

@@ -83,7 +83,7 @@ def judged_afresh(model, toy_data, tmp_path):
 def test_judging_held_out_pairs_changes_nothing_and_keeps_the_best(stage, train, models, toy_data, tmp_path):
     plain = train(stage, "plain")
     best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
-    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     judged = train(stage, "judged", **judging(toy_data), **best, **saving)
     last = judged / "checkpoint-3"
     assert changed_keys(models["qwen2_5_vl"], plain) and not changed_keys(plain, last)

@@ -198,6 +198,36 @@ def test_an_unknown_reward_is_named(call, no_model):
         call(grpo, reward_funcs=["accurate_reward"])
 
 
+@pytest.mark.parametrize(
+    ("keys", "rewards"),
+    [
+        ({}, [0, 0, -0.5, -1]),  # the limit is max_completion_length, the margin a quarter of it
+        ({"length_limit": 16}, [0, -1, -1, -1]),
+        ({"length_margin": 24}, [0, -1 / 3, -5 / 6, -1]),
+        ({"length_limit": 40, "length_margin": 40}, [-0.2, -0.4, -0.7, -0.8]),
+    ],
+)
+def test_the_length_reward_takes_its_limit_from_the_config(keys, rewards):
+    own = grpo.RewardArguments(reward_funcs=["format_reward", "length_reward"], **keys)
+    form, length = grpo.reward_functions(own, 32)
+    assert form is grpo.load_reward("format_reward") and length.__name__ == "length_reward"  # the name that TRL logs
+    tokens = [[0] * count for count in (8, 16, 28, 32)]
+    assert length(completion_ids=tokens, task=None) == pytest.approx(rewards)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"length_limit": 64}, "have no effect without length_reward"),
+        ({"reward_funcs": ["length_reward"], "length_limit": 64, "length_margin": 65}, "between 1 and length_limit"),
+        ({"reward_funcs": ["length_reward"], "length_margin": 0}, "between 1 and length_limit"),
+    ],
+)
+def test_limits_of_the_length_reward_that_do_nothing_are_refused(keys, message, call, no_model):
+    with pytest.raises(ValueError, match=message):
+        call(grpo, **keys)
+
+
 def test_the_stages_follow_each_other(call, toy_data, tmp_path):
     """Cold start, sampling, GRPO on the hard pairs: each reads what the one before wrote."""
     output = call(sft)

@@ -107,6 +107,33 @@ def test_what_a_run_lacks_is_left_out_and_said(tmp_path):
     elements(page)
 
 
+def test_stretches_outside_a_band_are_shown_with_cause_and_mend(tmp_path):
+    row = {"metric": "kl", "first": 12, "until": None, "value": None, "limit": 0.5, "band": "<= 0.5"}
+    rows = [
+        {**row, "cause": EVIL, "mend": "raise beta"},
+        {**row, "value": 0.613, "until": 30, "cause": "c", "mend": "m"},
+    ]
+    page = page_of(tmp_path, run_with()._replace(health=rows))
+    elements(page)
+    assert "12 to the end" in page and "no number" in page and "raise beta" in page and EVIL not in page
+    assert "12 to 30" in page and "0.613" in page and "&lt;= 0.5" in page
+    assert "No metric left its band" in page_of(tmp_path, run_with()._replace(health=[]))
+    assert "<h2>Health</h2>" not in page_of(tmp_path, run_with())
+
+
+def test_what_was_watched_is_drawn_for_every_stage(tmp_path):
+    row = {"eval_accuracy": 0.8, "eval_accuracy_low": 0.7, "eval_accuracy_high": 0.9, "reward/image_generation": 1.0}
+    costs = {"grad_norm": 0.5, "tokens_per_second": 900.0, "memory_gib": 1.5}
+    run = run_with()
+    watched = [{**step, **costs} for step in run.history[:-1]] + [{"step": step, **row} for step in (10, 20)]
+    page = page_of(tmp_path, run._replace(history=watched))
+    for part in ("Held-out pairs", "Reward by task", "Gradient", "Speed", "Memory"):
+        assert f"<h3>{part}</h3>" in page
+    supervised = [{"step": step, "loss": 1 / step, **costs} for step in (1, 2, 3)] + [{"step": 3, **row}]
+    page = page_of(tmp_path, TrainingRun("cold", {**ABOUT, "stage": "sft"}, supervised, []))
+    assert "<h3>Held-out pairs</h3>" in page and "<h3>Speed</h3>" in page and "Reward by task" not in page
+
+
 def test_changes_are_matched_pair_by_pair_and_order_by_order(records):  # noqa: F811
     rows = list(records.values())
     before = [judged(rows[0], "ab"), judged(rows[0], "ba", right=False), judged(rows[1]), judged(rows[2], right=False)]
@@ -174,5 +201,7 @@ def test_a_run_folder_is_read_as_it_was_written(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(ABOUT))
     (tmp_path / "log_history.json").write_text(json.dumps(history_of(3)))
     run = read_run(tmp_path)
-    assert run.name == tmp_path.name and run.history == history_of(3) and run.about == ABOUT
+    assert run.name == tmp_path.name and run.history == history_of(3) and run.about == ABOUT and run.health is None
+    (tmp_path / "health.jsonl").write_text('{"metric": "kl", "first": 2}\n')
+    assert read_run(tmp_path).health == [{"metric": "kl", "first": 2}]
     assert run.completions == [completion(step, "image_generation", "p", 1.0) for step in (1, 2)]

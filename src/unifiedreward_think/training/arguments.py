@@ -13,7 +13,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.records import InputError
 from unifiedreward_think.tasks import load_prompts
-from unifiedreward_think.training.bands import with_limits
 from unifiedreward_think.training.health import WINDOW
 
 
@@ -110,12 +109,6 @@ class TrainingExtras:
     health_bands: list[str] = field(
         default_factory=list, metadata={"help": "limits of your own, such as 'kl<=0.2'; 'kl<=inf' turns one off"}
     )
-
-    def __post_init__(self) -> None:
-        """Refuse bands that cannot be read before anything is loaded."""
-        if self.health_window < 1:
-            raise InputError(f"health_window: {self.health_window} rows cannot be averaged; take 1 or more")
-        with_limits(self.health_bands)
 
 
 @dataclass

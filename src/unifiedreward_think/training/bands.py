@@ -81,7 +81,7 @@ BANDS = (
         reference=median,
         cause="the policy gets worse at what it is trained for: a step too large, or another reward pays more",
         mend="go back to an earlier checkpoint with a lower learning_rate; compare the parts of the reward",
-        why="healthy: above 0.86; a window of 80 pairs wavers by 0.1",
+        why="healthy: above 0.86 x; a window of 80 pairs wavers by 0.1",
     ),
     Band(
         "first_position_rate",
@@ -130,7 +130,7 @@ BANDS = (
         reference=median,
         cause="a spike of the gradient: an odd batch, a learning rate too high, or overflow if it is no number",
         mend="lower learning_rate or max_grad_norm, warm up longer; with float16 change to bfloat16",
-        why="healthy: below 2; clipping hides the size of such a step, not its direction",
+        why="healthy: below 2 x; clipping hides the size of such a step, not its direction",
     ),
     Band(
         "mean_token_accuracy",
@@ -148,7 +148,7 @@ BANDS = (
         reference=median,
         cause="the run has slowed down: other work on the machine, a slow disk, swapping, or longer rows",
         mend="look at the load and the disk; compare completions/mean_length and memory_gib",
-        why="healthy: above 0.5, also on a shared machine",
+        why="healthy: above 0.5 x, also on a shared machine",
     ),
     Band(
         "memory_share",

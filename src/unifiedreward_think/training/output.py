@@ -13,9 +13,6 @@ from unifiedreward_think.records import InputError
 from unifiedreward_think.writing import write_whole
 
 RUN_FILE = "run.json"
-UNKNOWN = """
-How well it judges is not known from these: run `python -m unifiedreward_think.evaluation` on a held-out set.
-"""
 IN_CARD = (
     "learning_rate",
     "num_train_epochs",
@@ -120,12 +117,6 @@ def model_card(name: str, row: dict[str, Any], log: Sequence[dict[str, Any]]) ->
     base = arguments["model_name_or_path"]
     logged = [values for values in log if "loss" in values][-1:]
     settings = _table({key: arguments[key] for key in IN_CARD if key in arguments})
-    held_out = {
-        f"step {values['step']}": f"{values['eval_accuracy']:.3f}" for values in log if "eval_accuracy" in values
-    }
-    judged = f"\n## Accuracy on held-out pairs\n| | |\n|---|---|\n{_table(held_out)}\n" if held_out else ""
-    if row.get("best"):
-        judged += f"\nThe weights are those of {'the best' if row['best']['loaded'] else 'the last'} step.\n"
     hub_base = "" if Path(base).exists() else f"base_model: {base}\n"
     return f"""---
 library_name: transformers
@@ -157,8 +148,22 @@ The complete list is in `{RUN_FILE}`.
 | metric | value |
 |---|---|
 {_table(logged[0] if logged else {})}
-{judged or UNKNOWN}"""
+
+{_held_out(row, log)}"""
 
 
-def _table(cells: dict[str, Any]) -> str:
+def _held_out(row: dict[str, Any], log: Sequence[dict[str, Any]]) -> str:
+    """Return what the card says of held-out pairs."""
+    judged = {values["step"]: f"{values['eval_accuracy']:.3f}" for values in log if "eval_accuracy" in values}
+    if not judged:
+        return (
+            "How well it judges is not known from these: "
+            "run `python -m unifiedreward_think.evaluation` on a held-out set.\n"
+        )
+    step = "best" if row["best"] and row["best"]["loaded"] else "last"
+    table = f"| step | accuracy |\n|---|---|\n{_table(judged)}"
+    return f"## On held-out pairs\n{table}\n\nThe weights are those of the {step} step.\n"
+
+
+def _table(cells: dict[Any, Any]) -> str:
     return "\n".join(f"| {key} | {value} |" for key, value in cells.items())

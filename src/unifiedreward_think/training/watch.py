@@ -32,7 +32,7 @@ from unifiedreward_think.training.health import Watch
 from unifiedreward_think.writing import write_whole
 
 HEALTH_FILE = "health.jsonl"
-HELD_OUT = "held_out"  # folder of evaluations, one for each judged step
+FOLDER = "held_out"  # of evaluations, one for each judged step
 BEST_BY = ("accuracy", "macro_accuracy", "parse_rate", "readable_rate", "agreement")
 GIB = 2**30
 
@@ -47,28 +47,16 @@ class HeldOut(NamedTuple):
 
 
 def load_held_out(data: DataArguments, extras: TrainingExtras, args: Any) -> HeldOut | None:
-    """Return what `eval_files` asks for; None without.
+    """Return what `eval_files` asks for, None without; refuse what a run cannot be watched with.
 
     Raises:
-        InputError: the options do not fit together; the message names them.
+        InputError: the options do not fit together, or no pair has a label; the message names them.
         RecordError: a row cannot be used.
     """
-    judged, scheduled = bool(extras.eval_files), args.eval_strategy != "no"
-    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    best = _best_by(args)
-    problems = {
-        "eval_strategy: needs eval_files, the held-out pairs to judge": scheduled and not judged,
-        "eval_files: would never be judged; set eval_strategy: steps and eval_steps": judged and not scheduled,
-        "eval_files: some are trained on; hold them out": set(extras.eval_files) & set(data.train_files),
-        "eval_files: FSDP is not covered; use deepspeed": judged and fsdp,
-        f"metric_for_best_model: {best!r} is not measured on eval_files; choose one of {', '.join(BEST_BY)}": (
-            judged and best not in BEST_BY
-        ),
-        "metric_for_best_model: agreement needs eval_orders: both": best == "agreement" and extras.eval_orders == "one",
-    }
-    if problem := next((text for text, applies in problems.items() if applies), None):
+    health_watch(extras)
+    if problem := _problem(data, extras, args):
         raise InputError(problem)
-    if not judged:
+    if not extras.eval_files:
         return None
     loaded = load_checked_records(
         extras.eval_files,
@@ -89,6 +77,34 @@ def load_held_out(data: DataArguments, extras: TrainingExtras, args: Any) -> Hel
         order_seed=data.order_seed,
     )
     return HeldOut(loaded.rows, protocol, data.min_pixels, data.max_pixels)
+
+
+def _problem(data: DataArguments, extras: TrainingExtras, args: Any) -> str | None:
+    """Return the first reason why the options of an evaluation do not fit together."""
+    judged, scheduled, best = bool(extras.eval_files), args.eval_strategy != "no", _best_by(args)
+    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    problems = {
+        "eval_strategy: needs eval_files, the held-out pairs to judge": scheduled and not judged,
+        "eval_files: would never be judged; set eval_strategy: steps and eval_steps": judged and not scheduled,
+        "eval_files: some are trained on; hold them out": set(extras.eval_files) & set(data.train_files),
+        "eval_files: FSDP is not covered; use deepspeed": judged and fsdp,
+        f"metric_for_best_model: {best!r} is not measured on eval_files; choose one of {', '.join(BEST_BY)}": (
+            judged and best not in BEST_BY
+        ),
+        "metric_for_best_model: agreement needs eval_orders: both": best == "agreement" and extras.eval_orders == "one",
+    }
+    return next((text for text, applies in problems.items() if applies), None)
+
+
+def health_watch(extras: TrainingExtras) -> Watch:
+    """Return a watch with the window and the limits of the config.
+
+    Raises:
+        InputError: they cannot be read; the message names the key.
+    """
+    if extras.health_window < 1:
+        raise InputError(f"health_window: {extras.health_window} rows cannot be averaged; take 1 or more")
+    return Watch(with_limits(extras.health_bands), window=extras.health_window)
 
 
 def trainer_arguments(args: Any, held_out: HeldOut | None) -> Any:
@@ -127,7 +143,7 @@ class Watched:
         trainer: Any = self
         trainer.args.eval_strategy = args.eval_strategy
         self._held_out = held_out
-        self._health = Watch(with_limits(extras.health_bands), window=extras.health_window)
+        self._health = health_watch(extras)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """See transformers; adds tokens_per_second, memory_gib and memory_share, and looks at the health of the run."""
@@ -148,7 +164,7 @@ class Watched:
         results = summarize(judgments)
         metrics = {f"eval_{name}": value for name, value in rates(results).items()}
         if trainer.is_world_process_zero():
-            folder = Path(trainer.args.output_dir, HELD_OUT, f"step_{trainer.state.global_step:06d}")
+            folder = Path(trainer.args.output_dir, FOLDER, f"step_{trainer.state.global_step:06d}")
             _write(folder, self._held_out.records, judgments, results)
         took = time.perf_counter() - started
         if self._counted is not None:

@@ -27,6 +27,7 @@ for name in order["preload"]:
 command = importlib.import_module(order["module"])
 for name, value in order["patches"].items():
     setattr(command, name, value)
+importlib.import_module("unifiedreward_think.provenance").commit = lambda root: "the same in all runs"
 root, rng = Path(order["root"]), random.Random(order["seed"])
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "sqlite3.connect", "os.truncate"}
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote, urlparse
 
@@ -51,6 +52,14 @@ class Hub(BaseHTTPRequestHandler):
     def entry(self, name):
         return {"type": "file", "path": name, "oid": f"{len(name):040x}", "size": len(self.files[name])}
 
+    def children(self, folder):
+        inside = [name for name in self.files if Path(name).is_relative_to(folder)]
+        folders = {
+            str(parent) for name in inside for parent in Path(name).parents if str(parent.parent) == (folder or ".")
+        }
+        entries = [{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in sorted(folders - {"."})]
+        return entries + [self.entry(name) for name in inside if str(Path(name).parent) == (folder or ".")]
+
     def do_HEAD(self):
         self.resolve(send=False)
 
@@ -64,8 +73,7 @@ class Hub(BaseHTTPRequestHandler):
         if not path.startswith("/api/"):
             self.resolve()
         elif "/tree/" in path:
-            folder = path.split(f"/tree/{COMMIT}")[-1].strip("/")
-            self.as_json([self.entry(name) for name in self.files if name.startswith(folder)])
+            self.as_json(self.children(path.split(f"/tree/{COMMIT}")[-1].strip("/")))
         else:
             files = [{"rfilename": name} for name in self.files]
             self.as_json({"id": "maker/pairs", "sha": COMMIT, "siblings": files, "private": False, "tags": []})
@@ -112,9 +120,16 @@ def test_the_splits_that_fit_are_read_by_the_name_of_the_data_set(hub, tmp_path)
     assert (counts["inputs"], counts["kept"], counts["broken"]) == (24, 24, {})
     assert counts["preferred first as found"] == {"hpd": 16}
     assert len(list((tmp_path / "out" / "media").rglob("*.png"))) == 24
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"][0]["revision"] == COMMIT
 
 
 def test_a_split_that_is_not_there_is_an_error_that_names_the_data_set(hub, tmp_path):
     done = run_import(hub, tmp_path / "out", "--source", "open_image_preferences", "--input", "maker/pairs")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: maker/pairs: cannot be read from the Hub")
+
+
+def test_a_hub_that_does_not_answer_is_an_error_with_the_mend(tmp_path):
+    done = run_import("http://127.0.0.1:9", tmp_path / "out", "--source", "hpd")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("download it and name its files")

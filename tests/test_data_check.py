@@ -6,7 +6,7 @@ import shutil
 
 import data_sources
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from test_data_import import removed, row, run_import, source, tree
@@ -241,6 +241,7 @@ hashes = st.integers(0, 2**64 - 1).map(lambda value: f"{value:016x}")
 
 
 @given(hashes, st.sets(st.integers(0, 63), max_size=6), st.integers(0, 5))
+@settings(deadline=None)
 def test_the_index_finds_a_hash_exactly_when_it_is_near(value, flips, reach):
     other = f"{int(value, 16) ^ sum(1 << bit for bit in flips):016x}"
     index = NearIndex(reach)
@@ -257,6 +258,7 @@ def test_perceptual_hashes_of_different_pictures_are_far_apart_and_of_copies_nea
 
 
 @given(st.text())
+@settings(deadline=None)
 def test_comparing_texts_never_fails_and_ignores_space_around_them(text):
     main_script(text)
     assert plain(f"  {text}\n") == plain(text)

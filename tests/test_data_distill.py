@@ -191,8 +191,9 @@ def test_requests_keep_to_the_rate(pairs, tmp_path, capsys):
         return scripted(body, nth)
 
     with serving(noted) as server:
+        started = time.monotonic()  # not the first arrival: that may be late on a busy machine
         run(pairs, tmp_path / "out", server, "--rpm", "1200", "--limit", "6", "--concurrency", "6")
-    assert times[-1] - times[0] >= 5 * 0.05 * 0.9
+    assert times[-1] - started >= 5 * 0.05
 
 
 def test_a_limit_without_prices_is_refused(pairs, tmp_path):

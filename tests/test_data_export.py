@@ -10,6 +10,7 @@ from datasets import load_dataset
 from test_data_sources import NO_MAP, imported
 
 from unifiedreward_think.data.exporting import main
+from unifiedreward_think.data.files import DataError
 from unifiedreward_think.data.importing import Input, import_source
 from unifiedreward_think.data.loading import load_checked_records, load_traces
 from unifiedreward_think.data.shards import read_stored
@@ -133,6 +134,32 @@ def test_trl_rows_hold_their_pictures_and_the_columns_the_rewards_need(records, 
     places = sum(part["type"] == "image" for part in grpo[0]["prompt"][0]["content"])
     assert places == len(grpo[0]["images"]) == 2
     assert sft[0]["completion"][0]["content"][0]["text"] == data_sources.COT
+
+
+@pytest.mark.slow  # importing trl takes most of it
+def test_trl_puts_every_picture_of_an_exported_import_in_its_place_and_takes_no_record_for_a_row(
+    records, tmp_path, capsys
+):
+    from trl.data_utils import is_conversational, prepare_multimodal_messages
+
+    exported(records["hpdv2_train"], "trl", tmp_path / "out")
+    row = load_dataset(str(tmp_path / "out" / "train"), split="train", cache_dir=str(tmp_path / "rows"))[0]
+    assert is_conversational(row)  # GRPOTrainer refuses other prompts beside pictures
+    (turn,) = prepare_multimodal_messages(row["prompt"], images=row["images"])
+    assert [part["image"] for part in turn["content"] if part["type"] == "image"] == row["images"]
+    record = load_dataset(str(records["hpdv2_train"]), split="train", cache_dir=str(tmp_path / "records"))[0]
+    assert not is_conversational(record)
+    assert not {"image", "images"} & set(record)
+
+
+def test_another_export_into_the_same_folder_is_refused_and_the_same_one_changes_nothing(records, tmp_path, capsys):
+    counts = exported(records["hpdv2_train"], "released-grpo", tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != "settings.json"}
+    assert exported(records["hpdv2_train"], "released-grpo", tmp_path) == counts
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for folder, options in ((records["llava_critic"], []), (records["hpdv2_train"], ["--layout", "three_line"])):
+        with pytest.raises(DataError, match="holds the output of other settings or inputs"):
+            exported(folder, "released-grpo", tmp_path, *options)
 
 
 def test_what_cannot_be_exported_is_listed_with_its_reason(records, tmp_path, capsys):

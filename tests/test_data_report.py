@@ -97,6 +97,15 @@ def test_the_page_says_which_share_of_rows_fits_which_context_of_any_processor(t
     assert "Tokens with base" in text
 
 
+def test_every_source_and_task_is_among_the_pairs_that_are_shown(tmp_path, capsys):
+    ask = {"task": "image_understanding", "source": "small"}
+    rows = [*(stored(i) for i in range(60)), stored(1, **ask), stored(2, source="small")]
+    page = report([save(tmp_path / "in", rows)], tmp_path / "report.html", "--examples", "4")
+    shown = re.findall(r"<header><span>(\w+)-\d+</span><span>([\w ]+)</span>", page)
+    kinds = [("hpd", "image generation"), ("small", "image generation"), ("small", "image understanding")]
+    assert shown == [*kinds, ("hpd", "image generation")]
+
+
 def test_a_source_whose_first_candidate_is_always_preferred_is_marked(tmp_path, capsys):
     rows = [stored(i) for i in range(0, 40, 2)]  # all prefer the first
     page = report([save(tmp_path / "in", rows)], tmp_path / "report.html")

@@ -80,7 +80,7 @@ def test_a_group_of_the_source_holds_rows_together_within_that_source():
     st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any),
     st.integers(0, 3),
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_no_group_is_divided_whatever_the_rows_and_shares_are(rows, parts, seed):
     found = assign([group for group, _ in rows], [name for _, name in rows], parts, seed)
     assert all(len({p for p, (g, _) in zip(found, rows, strict=True) if g == group}) == 1 for group, _ in rows)
@@ -171,6 +171,7 @@ def test_random_rows_of_a_source_do_not_depend_on_the_other_sources(tmp_path):
 
 
 @given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=4), max_size=30))
+@settings(deadline=None)
 def test_groups_are_those_that_a_walk_from_row_to_row_finds(rows):
     keys, ends = [key for row in rows for key in row], [sum(map(len, rows[: i + 1])) for i in range(len(rows))]
     found = groups(keys, ends).tolist()
@@ -187,6 +188,7 @@ def test_an_input_without_rows_is_divided_into_parts_without_rows(tmp_path, caps
 
 
 @given(st.sampled_from(["first", "end", "random"]), st.integers(0, 300), st.booleans(), st.integers(0, 120))
+@settings(deadline=None)
 def test_a_strategy_takes_as_many_rows_as_the_published_loader(kind, amount, percent, total):
     found = list(select(f"{kind}:{amount}{'%' if percent else ''}", total, seed=1))
     wanted = math.ceil(amount * total / 100) if percent else amount

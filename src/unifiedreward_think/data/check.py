@@ -5,7 +5,7 @@ r"""Clean imported records: open all media, find duplicates and conflicts, and t
 
 Every row that is left out is listed with its reason in `left_out/`. Opening the media takes nearly all the time; their
 fingerprints are kept in `fingerprints/`, so that a killed run goes on. Memory does not grow with the rows: what must be
-known of all of them is in a database in the output folder, some 600 bytes a row, which is removed at the end.
+known of all of them is in a database in the output folder, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.writing import write_whole
 
 Entry = tuple[tuple[str, ...], str]  # paths and kind of a media entry
+Opened = list[tuple[str, Stored, list[Fingerprint]]]  # part, row, and the fingerprints of its media
 BATCH = 500  # rows whose fingerprints are written at once
 PROMPT_KEYS = ("prompt", "query", "prompt_text", "question", "Text", "problem")
 
@@ -173,9 +174,6 @@ def entries_of(stored: Stored) -> list[Entry]:
     """Return the media entries of a row with their kind."""
     kind = TASKS[stored.record.task].media_kind
     return [(paths, kind) for paths in stored.record.media]
-
-
-Opened = list[tuple[str, Stored, list[Fingerprint]]]  # part, row, and the fingerprints of its media
 
 
 def _opened(

@@ -61,23 +61,27 @@ class Finder:
         parts = spec if isinstance(spec, Mapping) else {"column": str(spec)}
         if set(parts) - SPEC_KEYS or len(set(parts) & {"column", "any", "match"}) != 1:
             raise DataError(f"source {self._source}: {where}: expected one of column, any, match, found {spec!r}")
-        name, path = self._find(parts, where)
-        get = _getter(name, path)
+        places = self._find(parts, where)
+        name, get = places[0][0], _first_that_fits([_getter(*place) for place in places])
         return Column(name, _searcher(get, parts, where) if "pattern" in parts else get)
 
-    def _find(self, parts: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
+    def _find(self, parts: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]]:
+        """Return the columns that exist of those a specification names, each with the path into its values."""
         if "match" in parts:
             names = [name for name in self._found if re.fullmatch(parts["match"], name, re.IGNORECASE)]
             if len(names) == 1:
-                return names[0], []
+                return [(names[0], [])]
             raise self._error([f"one that matches {parts['match']!r}"], where, names)
         wanted = list(parts["any"]) if "any" in parts else [parts["column"]]
+        places = []
         for full in wanted:
             head, *path = [full] if full in self._found else str(full).split(".")
             head = self._renamed.get(head, head)
             if head in self._found:
-                return head, path
-        raise self._error([str(name).split(".")[0] for name in wanted], where, [])
+                places.append((head, path))
+        if not places:
+            raise self._error([str(name).split(".")[0] for name in wanted], where, [])
+        return places
 
     def _error(self, wanted: Sequence[str], where: str, several: Sequence[str]) -> DataError:
         found = ", ".join(map(repr, self._found)) or "none"
@@ -113,6 +117,20 @@ def _getter(name: str, path: Sequence[str]) -> Callable[[Mapping[str, Any]], Any
         return value
 
     return get
+
+
+def _first_that_fits(getters: Sequence[Callable[[Mapping[str, Any]], Any]]) -> Callable[[Mapping[str, Any]], Any]:
+    """Return a getter of the first value that a row has; what the last one misses is the error."""
+
+    def get(row: Mapping[str, Any]) -> Any:
+        for getter in getters[:-1]:
+            try:
+                return getter(row)
+            except RecordError:  # this row is not laid out so; another place may fit
+                continue
+        return getters[-1](row)
+
+    return get if len(getters) > 1 else getters[0]
 
 
 def _searcher(

@@ -98,6 +98,8 @@ class Converter:
         label: Label = mapping.label(row)
         answers = tuple(_text(column.get(row), "answers") for column in mapping.answers)
         media = tuple(self._media.entry(column.get(row)) for column in mapping.media)
+        if self._source.task == "image_generation" and (most := max(map(len, media))) > 1:
+            raise RecordError(f"a candidate has {most} files, an image has one; if they are frames, import as videos")
         shared = [column.get(row) for column in mapping.group] or ([prompt] if self._generation else [media])
         record = PreferenceRecord(
             id=name,

@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from unifiedreward_think.data.files import BadRow, DataError, LeftOut
 from unifiedreward_think.data.media_store import MediaStore, sweep
 from unifiedreward_think.data.mixture import read_entries, select
 from unifiedreward_think.data.pairing import PAIRINGS, PairRow
-from unifiedreward_think.data.readers import column_names, hub_rows, is_hub_name, read_rows
+from unifiedreward_think.data.readers import column_names, hub_commit, hub_rows, is_hub_name, read_rows
 from unifiedreward_think.data.shards import PART_ROWS, Part, Removal, ShardFolder, as_json
 from unifiedreward_think.data.sources import Source, load_source
 from unifiedreward_think.entry import run_main
@@ -38,11 +38,12 @@ REASON_LIMIT = 500  # a value quoted in a reason can be of any length
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One file, saved data set or Hub name; where its media paths start from; which of its rows are used."""
+    """One file, saved data set or Hub name; where its media paths start from; which of its rows are used; its commit."""
 
     name: str
     root: Path
     strategy: str = "all"
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,7 @@ def import_source(source: Source, inputs: Sequence[Input], output: Path, setting
         DataError: an input cannot be read at all, its columns do not fit the declaration, or `output` holds an import
             with other settings.
     """
+    inputs = [_pinned(source, entry) for entry in inputs]
     files = [_describe(entry) for entry in inputs]
     chosen = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
     chosen["archives"] = [str(path) for path in settings.archives]
@@ -135,9 +137,8 @@ def _pair_rows(
 def _rows(source: Source, entry: Input, settings: Settings, advance: Callable[[int], object]) -> Iterator[Any]:
     if is_hub_name(entry.name):
         hub = source.hub
-        return hub_rows(
-            entry.name, config=hub.get("config"), split=hub.get("split", "train"), revision=hub.get("revision")
-        )
+        split = hub.get("split", "train")
+        return hub_rows(entry.name, config=hub.get("config"), split=split, revision=entry.revision)
     known = source.shape == "known" or source.matches_columns
     columns = None if known else [*source.columns(), *settings.renamed.values()]
     return read_rows(Path(entry.name), columns=columns, advance=advance)
@@ -158,6 +159,13 @@ def _store(source: Source, entry: Input, output: Path, settings: Settings) -> Me
     )
 
 
+def _pinned(source: Source, entry: Input) -> Input:
+    """Return an input of the Hub with the commit that is read; a rerun after the data changed is then refused."""
+    if not is_hub_name(entry.name):
+        return entry
+    return replace(entry, revision=hub_commit(entry.name, source.hub.get("revision")))
+
+
 def _describe(entry: Input) -> dict[str, Any]:
     """Return what identifies an input: of a file its size and hash, of a data set the sizes of its files."""
     path = Path(entry.name)
@@ -166,7 +174,7 @@ def _describe(entry: Input) -> dict[str, Any]:
         sizes = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*.arrow"))}
         return {**about, "bytes": sum(sizes.values()), "files": sizes}
     if not path.is_file():
-        return {**about, "bytes": 0}
+        return {**about, "bytes": 0, **({"revision": entry.revision} if entry.revision else {})}
     with path.open("rb") as file:
         return {**about, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

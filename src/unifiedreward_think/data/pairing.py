@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -58,7 +59,9 @@ def ranked(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> Iterator[
         except RecordError as error:
             yield PairRow(number, 0, error)
             continue
-        pairs = [(i, j) for i, j in combinations(range(len(files)), 2) if places[i] != places[j]]
+        if len(set(places)) < 2:
+            yield PairRow(number, 0, LeftOut("no two candidates of different rank"))
+        pairs = ((i, j) for i, j in combinations(range(len(files)), 2) if places[i] != places[j])
         for part, (i, j) in enumerate(pairs, start=1):
             found = {"first": files[i], "second": files[j], "first_rank": places[i], "second_rank": places[j]}
             yield PairRow(number, part, {**values, **found})
@@ -67,14 +70,15 @@ def ranked(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> Iterator[
 def best_and_worst(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> Iterator[PairRow]:
     """Yield the best and the worst picture of each prompt, in rows of one scored picture each (arXiv 2503.05236).
 
-    Keeps two rows a prompt in memory. A prompt that most annotators call meaningless is left out, as are prompts whose
-    pictures all score the same: they have no best.
+    Keeps two rows a prompt in memory. A prompt that most annotators of its pictures call meaningless is left out, as
+    are prompts whose pictures all score the same: they have no best.
     """
     media, score, group, prompt = (
         finder.column(declared[key], where=f"pairs.{key}") for key in ("media", "score", "group", "prompt")
     )
     flag = finder.column(declared["meaningless"], where="pairs.meaningless") if "meaningless" in declared else None
     found: dict[tuple[str, str], list[tuple[float, int, Mapping[str, Any]]]] = {}
+    flags: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0])  # sum and number
     for number, row in rows:
         values = _as_row(row)
         try:
@@ -82,21 +86,24 @@ def best_and_worst(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> I
                 raise values
             mean = _mean(score.get(values), score.name)
             key = (str(group.get(values)), str(prompt.get(values)))
-            if flag is not None and _mean(flag.get(values), flag.name) > 0.5:
-                raise LeftOut("most annotators call the prompt meaningless")
+            meaningless = 0.0 if flag is None else _mean(flag.get(values), flag.name)
         except RecordError as error:
             yield PairRow(number, 0, error)
             continue
+        flags[key][0] += meaningless
+        flags[key][1] += 1
         rated = [*found.get(key, []), (mean, number, values)]
         rated.sort(key=lambda item: (-item[0], item[1]))
         found[key] = [rated[0], rated[-1]] if len(rated) > 1 else rated
-    for rated in found.values():
+    for key, rated in found.items():
         (high, number, best), (low, _, worst) = rated[0], rated[-1]
-        if high == low:
+        if flags[key][0] > 0.5 * flags[key][1]:
+            yield PairRow(number, 0, LeftOut("most annotators call the prompt meaningless"))
+        elif high == low:
             yield PairRow(number, 0, LeftOut("all pictures of the prompt score the same"))
-            continue
-        pair = {"first": media.get(best), "second": media.get(worst), "first_score": high, "second_score": low}
-        yield PairRow(number, 0, {**best, **pair})
+        else:
+            pair = {"first": media.get(best), "second": media.get(worst), "first_score": high, "second_score": low}
+            yield PairRow(number, 0, {**best, **pair})
 
 
 def clips(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> Iterator[PairRow]:

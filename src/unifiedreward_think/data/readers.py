@@ -14,6 +14,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,19 @@ def is_hub_name(name: str) -> bool:
     return bool(_HUB_NAME.fullmatch(name)) and Path(name).suffix.lower() not in READERS and not Path(name).exists()
 
 
-def hub_rows(name: str, *, config: str | None, split: str, revision: str | None) -> Rows:
+def hub_commit(name: str, revision: str | None) -> str:
+    """Return the commit that a revision of a data set on the Hub is now, so that all of an import reads the same one.
+
+    Raises:
+        DataError: the Hub is out of reach, or has no such data set.
+    """
+    from huggingface_hub import HfApi
+
+    with _from_the_hub(name):
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+
+
+def hub_rows(name: str, *, config: str | None, split: str, revision: str) -> Rows:
     """Yield the rows of a data set on the Hub; `split` may be a pattern (`train_*`). Pictures stay bytes.
 
     Raises:
@@ -80,7 +93,7 @@ def hub_rows(name: str, *, config: str | None, split: str, revision: str | None)
     """
     from datasets import get_dataset_split_names, load_dataset
 
-    try:
+    with _from_the_hub(name):
         names = [split]
         if "*" in split:
             names = fnmatch.filter(get_dataset_split_names(name, config, revision=revision), split)
@@ -91,7 +104,18 @@ def hub_rows(name: str, *, config: str | None, split: str, revision: str | None)
             table = load_dataset(name, config, split=part, revision=revision, streaming=True)
             for row in _arrow_rows(table):
                 yield (number := number + 1), row
-    except (OSError, ValueError) as error:
+
+
+@contextmanager
+def _from_the_hub(name: str) -> Iterator[None]:
+    """Turn what the Hub's libraries raise into one error."""
+    from httpx import HTTPError
+
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, HTTPError) as error:
         raise DataError(f"{name}: cannot be read from the Hub ({error}); download it and name its files") from error
 
 

@@ -113,6 +113,17 @@ def sampled(rows: Iterable[Stored], size: int) -> list[Stored]:
     return heapq.nsmallest(size, rows, key=lambda row: digest("report", row.record.id))
 
 
+def spread(rows: Iterable[Stored], size: int) -> list[Stored]:
+    """Return `size` of the rows, every source and task in turn, so that a large source does not hide the others."""
+    seen: Counter[tuple[str, str]] = Counter()
+    turns = []
+    for row in rows:
+        kind = (row.record.source, row.record.task)
+        turns.append((seen[kind], kind, row))
+        seen[kind] += 1
+    return [row for *_, row in sorted(turns, key=lambda turn: turn[:2])[:size]]
+
+
 def token_lengths(
     rows: Sequence[Stored], counter: TokenCounter, sampling: FrameSampling, prompts: Mapping[str, str]
 ) -> tuple[list[int], list[str]]:
@@ -198,7 +209,7 @@ def write_report(
         unreadable=unreadable,
         chars=bars(counts.prompt_chars, CHARS),
         tokens=measured,
-        examples=[example(row, sampling) for row in drawn[:examples]],
+        examples=[example(row, sampling) for row in spread(drawn, examples)],
     )
 
 

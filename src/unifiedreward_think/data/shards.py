@@ -4,6 +4,7 @@
     left_out/00000.jsonl    the rows that part left out: place, reason, whether they are broken or left out on purpose
     part-00000.json         counts and hash of the part; it is written last: a part without it is made again
     settings.json           what was asked for; a rerun with other settings is refused
+    README.md               tells `datasets.load_dataset(folder)` that the parts are the data
     manifest.json           all counts, hashes and versions; it is there when the folder is complete
 
 The same input and settings give the same bytes, in one run or in several.
@@ -31,6 +32,13 @@ Counts = dict[str, Any]
 PART_ROWS = 20_000
 RECORD_COLUMNS = ("id", "task", "prompt", "media", "answers", "preferred", "source", "group", "instruction")
 OWN_COLUMNS = ("margin", "votes", "judged_by", "completion", "order")
+CARD = """---
+configs:
+- config_name: default
+  data_files: part-*.parquet
+---
+Preference records, not yet rows of a trainer: `python -m unifiedreward_think.data export --format trl` writes those.
+"""
 KINDS = 60  # kinds of reasons counted apart
 
 
@@ -115,6 +123,7 @@ class ShardFolder:
         counts = count(Part(), 0)
         for part in parts:
             merge(counts, part.pop("counts"))
+        write_bytes_whole(self.folder / "README.md", CARD.encode())
         manifest = {**about, "counts": counts, "parts": parts, **provenance()}
         write_whole(self.folder / "manifest.json", as_json(manifest))
         return manifest

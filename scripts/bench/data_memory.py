@@ -1,0 +1,118 @@
+"""How much memory the data commands take, at a number of rows and at a tenth of it.
+
+    OMP_NUM_THREADS=1 python scripts/bench/data_memory.py --rows 1000000 --output results/data_memory.json
+
+Each command runs in a process of its own on synthetic records of two new pictures each; memory is the peak of that
+process, libraries included, and seconds are its CPU time. `check` is told what its pictures look like, and `distill`
+what its teacher says (two real pictures, shared by all rows): opening pictures and waiting take nearly all the time of
+a real run, and no memory that grows. Rows are drawn in groups of four with one caption, so that `split` has groups to
+find. The difference of the two peaks, divided by that of the rows, is what a further row costs.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+RECORDS = """
+import sys
+from pathlib import Path
+from PIL import Image
+from unifiedreward_think.data.shards import PART_ROWS, Part, ShardFolder, Stored
+from unifiedreward_think.records import PreferenceRecord
+
+def row(i):
+    names = (("a.png",), ("b.png",)) if shared else ((f"media/{i}-a.png",), (f"media/{i}-b.png",))
+    prompt = f"a red kite over lake number {i // 4}, oil on canvas, late afternoon light"
+    return Stored(record=PreferenceRecord(id=f"kites-{i}", task="image_generation", prompt=prompt, media=names,
+                                          preferred=1 + i % 2, source="kites", group=str(i // 4)))
+
+folder, rows, shared = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "shared"
+shards = ShardFolder(folder, {"rows": rows})
+for name in ("a", "b"):
+    Image.new("RGB", (32, 32), name == "a" and "red" or "blue").save(folder / f"{name}.png")
+for start in range(0, rows, PART_ROWS):
+    part = Part(rows=[row(i) for i in range(start, min(rows, start + PART_ROWS))])
+    shards.write(part, len(part.rows))
+shards.finish({})
+"""
+SPLIT = """
+from unifiedreward_think.data.splitting import main
+main(["--input", folder, "--output", output])
+"""
+CHECK = """
+import hashlib
+from unifiedreward_think.data import check
+from unifiedreward_think.data.fingerprints import Fingerprint
+
+def made_up(paths, kind, sampling):
+    found = hashlib.sha256(paths[0].encode()).hexdigest()
+    return Fingerprint(found, found[:16], 512, 512)
+
+check.fingerprint = made_up
+check.main(["--input", folder, "--output", output])
+"""
+DISTILL = """
+from pathlib import Path
+from unifiedreward_think.backends import Completion, Sampling
+from unifiedreward_think.data.shards import read_stored
+from unifiedreward_think.distillation import distill
+from unifiedreward_think.judge import Protocol
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.verdict import render
+
+class Teacher:
+    model, batch_size, settings, spent = "made up", 64, {}, 0.0
+
+    def complete(self, prompts, *, sampling, seeds):
+        said = render(1, [("Aesthetics", 9, 4), ("Semantic consistency", 8, 7)], noun="Image")
+        return [[Completion(said, "stop")] for _ in prompts]
+
+protocol = Protocol(prompts=load_prompts("cot"), style="cot", sampling=Sampling(),
+                    frames=FrameSampling(frames=8, cache=Path(output, "frames")))
+Path(output).mkdir()
+distill((row.record for _, _, row in read_stored([Path(folder)])), Teacher(), protocol, Path(output))
+"""
+COMMANDS = {"split": SPLIT, "check": CHECK, "distill": DISTILL}
+BEGIN = "import sys\nfolder, output = sys.argv[1:]\n"
+REPORT = """
+import json, resource, time
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print("\\n" + json.dumps({"peak_mib": round(peak, 1), "cpu_seconds": round(time.process_time(), 1)}))
+"""
+
+
+def measure(command, rows):
+    """Run a command on `rows` records in a process of its own and return its peak of memory and its CPU time."""
+    with tempfile.TemporaryDirectory() as root:
+        records, output = Path(root, "records"), Path(root, "output")
+        shared = "shared" if command == "distill" else "own"
+        subprocess.run([sys.executable, "-c", RECORDS, str(records), str(rows), shared], check=True)
+        run = [sys.executable, "-c", BEGIN + COMMANDS[command] + REPORT, str(records), str(output)]
+        said = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return {"rows": rows, **json.loads(said.splitlines()[-1])}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="which to measure")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="the larger of the two sizes")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write; other commands in it stay")
+    args = parser.parse_args()
+    result = json.loads(args.output.read_bytes()) if args.output.is_file() else {}
+    for command in args.commands:
+        small, large = measure(command, args.rows // 10), measure(command, args.rows)
+        growth = (large["peak_mib"] - small["peak_mib"]) * 2**20 / (large["rows"] - small["rows"])
+        versions = {name: metadata.version(name) for name in ("numpy", "pyarrow", "scipy")}
+        result[command] = {"runs": [small, large], "bytes_a_further_row": round(growth), "versions": versions}
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(command, json.dumps(result[command]))
+
+
+if __name__ == "__main__":
+    main()

@@ -120,7 +120,7 @@ def test_every_row_comes_once_beside_its_siblings_in_an_order_of_its_epoch(promp
     assert changes == max(0, len(set(prompts)) - 1)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_rows_are_grouped_by_the_lengths_they_will_have(family, models, rows):
     processor = load_processor(models[family])
     lengths = sft.row_lengths(rows, processor)

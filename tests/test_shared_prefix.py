@@ -237,7 +237,8 @@ def work(monkeypatch):
 def test_a_group_is_processed_encoded_prefilled_and_forwarded_once(models, toy_data, tmp_path, work):
     copies, length = 8, 4
     options = {"per_device_train_batch_size": 8, "num_generations": copies, "max_completion_length": length}
-    options |= {"beta": 0.0, "generation_kwargs": {"min_new_tokens": length}, "max_steps": 1}
+    rows, _ = grpo.load_rows(data_arguments(toy_data, "train", limit=1))  # nothing more to read ahead
+    options |= {"beta": 0.0, "generation_kwargs": {"min_new_tokens": length}, "max_steps": 1, "rows": rows}
     both(models["qwen2_5_vl"], toy_data, tmp_path, **options)
     stock, ours = work["stock"], work["ours"]
     prompt = stock.counts["prefill"] // copies

@@ -1,5 +1,7 @@
 """SFT on streams takes the steps of TRL's padded rows; answers of one prompt share it and see nothing of each other."""
 
+import hashlib
+import inspect
 import itertools
 
 import pytest
@@ -118,7 +120,7 @@ def test_every_row_comes_once_beside_its_siblings_in_an_order_of_its_epoch(promp
     assert changes == max(0, len(set(prompts)) - 1)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_rows_are_grouped_by_the_lengths_they_will_have(family, models, rows):
     processor = load_processor(models[family])
     lengths = sft.row_lengths(rows, processor)
@@ -161,3 +163,23 @@ def test_what_is_not_covered_is_refused_by_the_name_of_the_key(family, options, 
     with pytest.raises(InputError, match=reason) as caught:
         train_sft(models[family], toy_data, tmp_path, shared_prefix=True, **options)
     assert "shared_prefix: false" in str(caught.value)
+
+
+# What SFT on streams overrides or imitates, as it was when the two were last compared line by line.
+READ = {
+    ("SFTTrainer", "compute_loss"): "ca448211ff65",
+    ("DataCollatorForVisionLanguageModeling", "_collate_prompt_completion"): "df889399c8d0",
+}
+
+
+@pytest.mark.parametrize(("owner", "name"), READ)
+def test_the_methods_of_trl_are_those_that_were_read(owner, name):
+    from trl.trainer import sft_trainer
+
+    method = getattr(getattr(sft_trainer, owner, None), name, None)
+    assert method, f"TRL has no {owner}.{name} any more: see what shared_prefix_sft.py makes of it"
+    found = hashlib.sha256(inspect.getsource(method).encode()).hexdigest()[:12]
+    assert found == READ[owner, name], (
+        f"TRL changed {owner}.{name}: read it beside shared_prefix_sft.py, let the equality tests above pass, "
+        f"then write {found} here"
+    )

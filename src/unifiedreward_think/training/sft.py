@@ -69,7 +69,10 @@ def trainer_class(
 
 
 def row_lengths(rows: Sequence[Mapping[str, Any]], processor: Any) -> list[int]:
-    """Return the tokens of each row, from the headers of its pictures."""
+    """Return the tokens of each row, from the headers of its pictures, without the end of the last turn.
+
+    LLaVA-OneVision's processor counts a picture as if it came alone, so its rows of several pictures are told too long.
+    """
     counter = TokenCounter(processor)
     return [
         counter.count(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unifiedreward_think.models.architecture import load_architecture, read_architecture
@@ -243,6 +243,7 @@ def test_what_a_key_changes():
     assert plan(SEVEN, job(freeze_vision=False)).always["optimizer"] > base.always["optimizer"]
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     memory=st.integers(10, 200),
     gpus=st.sampled_from([1, 2, 8, 64]),

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -59,16 +61,26 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
+@contextmanager
 def started(command, **more):
+    """A launch, whose processes do not outlive the block."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(list(map(str, command)), cwd=REPO, env={**environment(), **more}, **pipes)
+    environ = {**environment(), **more}
+    launch = subprocess.Popen(list(map(str, command)), cwd=REPO, env=environ, **pipes)
+    try:
+        yield launch
+    finally:
+        if launch.poll() is None:
+            for process in [*psutil.Process(launch.pid).children(recursive=True), launch]:
+                process.kill()
 
 
 def checked(command, *nodes, **more):
     """Run a command, or the same command as each of some nodes, and expect success."""
-    for process in [started(command, **more, **node) for node in nodes or ({},)]:
-        said, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, said[-9000:]
+    with ExitStack() as stack, ThreadPoolExecutor() as readers:  # no launch waits for another one's output to be read
+        launches = [stack.enter_context(started(command, **more, **node)) for node in nodes or ({},)]
+        said = list(readers.map(lambda launch: launch.communicate(timeout=PATIENCE)[0], launches))
+        assert not any(launch.returncode for launch in launches), "".join(text[-6000:] for text in said)
 
 
 def two_nodes():
@@ -133,10 +145,9 @@ def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path
         assert set(weights(two / step)) == set(one) and all(vllm_name(key).startswith(VLLM_MODULES) for key in one)
     assert all(tensor.equal(after[key]) for key, tensor in weights(two / "checkpoint-2").items())
 
-    told = plan(
-        load_architecture(str(source)), make_job({**own, "max_pixels": 1024, "deepspeed": str(REPO / DEEPSPEED)}, 2)
-    ).always
-    assert optimizer_bytes(two / "checkpoint-2") == pytest.approx(told["optimizer"], rel=0.01)  # padded to even sizes
+    job = make_job({**own, "max_pixels": 1024, "deepspeed": str(REPO / DEEPSPEED)}, 2)
+    planned = plan(load_architecture(str(source)), job).always["optimizer"]
+    assert optimizer_bytes(two / "checkpoint-2") == pytest.approx(planned, rel=0.01)  # padded to even sizes
 
     interrupt_after_first_step(two)
     checked(command, NPROC="2")
@@ -179,11 +190,11 @@ def test_sampling_survives_a_killed_rank_and_goes_on_as_two_nodes(models, toy_da
     shutil.rmtree(output)
 
     script = ["bash", "scripts/1.rejection_sampling.sh", config, *sampling]
-    process = started(script, NPROC="2", SAMPLE_ONLY="1")
     part = output / "judgments.jsonl.rank1"
-    wait_for(lambda: part.exists() and part.stat().st_size, process)
-    kill_rank(1, process)
-    process.communicate(timeout=PATIENCE)
+    with started(script, NPROC="2", SAMPLE_ONLY="1") as process:
+        wait_for(lambda: part.exists() and part.stat().st_size, process)
+        kill_rank(1, process)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode != 0 and not (output / "manifest.json").exists()
     assert 0 < sum(len(path.read_text().splitlines()) for path in output.glob("*.rank*")) < len(judgments)
 

@@ -128,6 +128,8 @@ def ladder(shape: Architecture, job: Job) -> list[tuple[dict[str, Any], Job]]:
         keys = {**job.keys, **change}
         changed = replace(job, keys=keys, zero=deepspeed(keys.get("deepspeed")))
         if plan(shape, changed).total < plan(shape, job).total:
+            if steps and steps[-1][0].keys() == change.keys():
+                steps.pop()  # a smaller value of the same key
             steps.append((change, changed))
             job = changed
     return steps
@@ -135,8 +137,7 @@ def ladder(shape: Architecture, job: Job) -> list[tuple[dict[str, Any], Job]]:
 
 def _rungs(shape: Architecture, job: Job) -> list[dict[str, Any]]:
     if job.stage == "sampling":
-        smaller = [{"batch_size": job["batch_size"] // 2**i} for i in range(1, 8) if job["batch_size"] >= 2**i]
-        return [*smaller, *_pictures(job)]
+        return [*_halves("batch_size", job["batch_size"]), *_pictures(job)]
     fewest = job["num_generations"] if job.stage == "grpo" and job["shared_prefix"] else 1
     factor = max(1, job.rows // fewest)
     rows = {
@@ -147,7 +148,9 @@ def _rungs(shape: Architecture, job: Job) -> list[dict[str, Any]]:
     rungs.append({"gradient_checkpointing": True})
     if job.stage == "grpo":
         row = prompt_length(shape, job) + job.completion_tokens
-        rungs += [{"shared_prefix": True}, {"max_stream_tokens": row}, rows, {"steps_per_generation": 1}]
+        rungs += [{"shared_prefix": True}, {"max_stream_tokens": row}]
+        rungs += _halves("steps_per_generation", job["steps_per_generation"] or job["gradient_accumulation_steps"])
+        rungs += [rows, {"steps_per_generation": 1}]
     else:
         rungs.append(rows)
     lora = {"use_peft": True, "lora_r": 64, "lora_target_modules": list(shape.linears)}
@@ -155,9 +158,18 @@ def _rungs(shape: Architecture, job: Job) -> list[dict[str, Any]]:
 
 
 def _pictures(job: Job) -> list[dict[str, Any]]:
-    """Return smaller pictures, then fewer frames."""
-    pixels = [{"max_pixels": job["max_pixels"] // 2**i} for i in (1, 2)] if job["max_pixels"] else []
-    return [*pixels, *({"frames": job["frames"] // 2**i} for i in (1, 2) if job["frames"] >= 2**i)]
+    """Return smaller pictures, to a quarter of their area, then fewer frames."""
+    pixels = _halves("max_pixels", job["max_pixels"])[:2] if job["max_pixels"] else []
+    return [*pixels, *_halves("frames", job["frames"])]
+
+
+def _halves(key: str, value: int) -> list[dict[str, Any]]:
+    """Return changes that halve a value, again and again.
+
+    >>> _halves("frames", 8)
+    [{'frames': 4}, {'frames': 2}, {'frames': 1}]
+    """
+    return [{key: value // 2**i} for i in range(1, value.bit_length())]
 
 
 def gpus_needed(shape: Architecture, job: Job) -> int | None:
@@ -183,7 +195,7 @@ def report(shape: Architecture, job: Job) -> str:
         "a step: " + ", ".join(f"{count:,} {name}" for name, count in tokens_a_step(shape, job).items()),
         "",
         *_table(found),
-        f"{'peak of one GPU':32}{found.total / GIB:8.1f} GB, {'fits' if fits else 'does not fit'}",
+        f"{'peak of one GPU':36}{found.total / GIB:8.1f} GB, {'fits' if fits else 'does not fit'}",
     ]
     return "\n".join(lines if fits else [*lines, "", *_advice(shape, job)])
 
@@ -192,7 +204,7 @@ def _table(found: Plan) -> list[str]:
     sizes = dict(found.always)
     for phase, parts in found.phases.items():
         sizes |= {f"{phase}: {name}": size for name, size in parts.items()}
-    return [f"{name:32}{size / GIB:8.1f} GB" for name, size in sizes.items() if size]
+    return [f"{name:36}{size / GIB:8.1f} GB" for name, size in sizes.items() if size]
 
 
 def _advice(shape: Architecture, job: Job) -> list[str]:

@@ -3,7 +3,7 @@
     python gradio/app.py --toy                                            # no weights, no network, no GPU
     python gradio/app.py --model CodeGoat24/UnifiedReward-Think-qwen-7b
     python gradio/app.py --backend server --server http://127.0.0.1:8000/v1 --model NAME --stop
-    python gradio/app.py --backend replay --model RUN/judgments.jsonl --examples RUN/records.jsonl     # as it was written
+    python gradio/app.py --backend replay --model RUN/judgments.jsonl --examples RUN/records.jsonl  # as written
 
 --toy takes the model that scripts/quickstart.sh trained (outputs/toy/seed0/grpo), before that the pretrained toy base.
 """

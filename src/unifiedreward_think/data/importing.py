@@ -38,7 +38,7 @@ REASON_LIMIT = 500  # a value quoted in a reason can be of any length
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One file, saved data set or Hub name; where its media paths start from; which of its rows are used; its commit."""
+    """One file, saved data set or Hub name; where its media paths start from; which of its rows are used; commit."""
 
     name: str
     root: Path

@@ -123,7 +123,7 @@ class ShardFolder:
         counts = count(Part(), 0)
         for part in parts:
             merge(counts, part.pop("counts"))
-        write_bytes_whole(self.folder / "README.md", CARD.encode())
+        write_whole(self.folder / "README.md", CARD)
         manifest = {**about, "counts": counts, "parts": parts, **provenance()}
         write_whole(self.folder / "manifest.json", as_json(manifest))
         return manifest

@@ -121,7 +121,7 @@ def ladder(shape: Architecture, job: Job) -> list[tuple[dict[str, Any], Job]]:
 
     What leaves the result as it is comes first, what changes it next, and what costs speed or quality last.
     """
-    steps = []
+    steps: list[tuple[dict[str, Any], Job]] = []
     for change in _rungs(shape, job):
         if plan(shape, job).total <= job.gpu_memory:
             break

@@ -18,10 +18,40 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig, TopPLogitsWarper
+from transformers.cache_utils import DynamicLayer
 
 from unifiedreward_think.backends import Sampling
 
 FITTING = {"full_attention", "linear_attention"}  # layers whose cache rows can be selected and joined
+ROOM = 64  # columns
+
+
+class Columns(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer with room on the right: a new column is written, where transformers copies all."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.set(keys, values)
+
+    def set(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Hold these from now on."""
+        self._room = [F.pad(states, (0, 0, 0, ROOM)) for states in (keys, values)]
+        self._show(keys.shape[2])
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        """See transformers."""
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        if end > self._room[0].shape[2]:
+            self.set(self.keys, self.values)
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = new
+        return self._show(end)
+
+    def _show(self, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys, self.values = (room[:, :, :columns] for room in self._room)
+        return self.keys, self.values
 
 
 @dataclass(eq=False)
@@ -66,6 +96,7 @@ class Slots:
         self._read = GenerationConfig(
             max_new_tokens=1,
             do_sample=False,
+            use_cache=True,
             output_logits=True,
             return_dict_in_generate=True,
             eos_token_id=defaults.eos_token_id,
@@ -78,7 +109,8 @@ class Slots:
     def add(self, inputs: Mapping[str, Any], rows: Sequence[Sequence[Row]]) -> None:
         """Read prompts, filled up on the left, and give each of them its rows, which write their first token."""
         with torch.inference_mode():
-            output = self._network.generate(**inputs, generation_config=self._read)
+            # Not synced: each rank of a training with ZeRO-3 judges pairs of its own.
+            output = self._network.generate(**inputs, generation_config=self._read, synced_gpus=False)
         mask = inputs["attention_mask"]
         following = mask.sum(1)
         if getattr(self._network.model, "rope_deltas", None) is not None:  # positions of pictures are no count
@@ -86,8 +118,11 @@ class Slots:
         owners = [number for number, own in enumerate(rows) for _ in own]
         spread = torch.tensor(owners, device=mask.device)
         cache = output.past_key_values
-        if owners != list(range(len(mask))):
-            cache.reorder_cache(spread)
+        for number, layer in enumerate(cache.layers):
+            if type(layer) is DynamicLayer:
+                cache.layers[number] = Columns(layer.keys[spread], layer.values[spread])
+            else:
+                layer.reorder_cache(spread)
         mask, following = mask[spread], following[spread]
         last = self._written(output.logits[0][spread], [row for own in rows for row in own])
         if self.rows:
@@ -134,13 +169,14 @@ class Slots:
             self._cache = None
             return
         index = torch.tensor(places, device=self._mask.device)
-        self._cache.reorder_cache(index)
         self._mask, self._last, self._next = self._mask[index], self._last[index], self._next[index]
         empty = int(self._mask.any(0).int().argmax())
-        if empty:
-            self._mask = self._mask[:, empty:]
-            for layer in _with_columns(self._cache):
-                layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
+        self._mask = self._mask[:, empty:]
+        for layer in self._cache.layers:
+            if isinstance(layer, Columns):
+                layer.set(layer.keys[index, :, empty:], layer.values[index, :, empty:])
+            else:
+                layer.reorder_cache(index)
 
 
 def draw(scores: torch.Tensor, rows: Sequence[Row], sampling: Sampling) -> torch.Tensor:
@@ -160,11 +196,6 @@ def draw(scores: torch.Tensor, rows: Sequence[Row], sampling: Sampling) -> torch
     return (tempered - noise.log()).argmax(-1)
 
 
-def _with_columns(cache: Any) -> list[Any]:
-    """Return the layers that keep a column for each token; linear attention keeps one state for all of them."""
-    return [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-
-
 def _widened(states: torch.Tensor, columns: int, dim: int) -> torch.Tensor:
     """Return states with empty columns on the left, so that they are `columns` wide in dimension `dim`."""
     missing = columns - states.shape[dim]
@@ -173,13 +204,13 @@ def _widened(states: torch.Tensor, columns: int, dim: int) -> torch.Tensor:
 
 def _join(cache: Any, new: Any, columns: int) -> None:
     """Append the rows of one cache to another."""
-    for layer, other in zip(_with_columns(cache), _with_columns(new), strict=True):
-        layer.keys = torch.cat([_widened(layer.keys, columns, 2), _widened(other.keys, columns, 2)])
-        layer.values = torch.cat([_widened(layer.values, columns, 2), _widened(other.values, columns, 2)])
     for layer, other in zip(cache.layers, new.layers, strict=True):
-        for name in ("conv_states", "recurrent_states"):
-            if getattr(layer, name, None) is not None:
-                setattr(layer, name, _appended(getattr(layer, name), getattr(other, name)))
+        if isinstance(layer, Columns):
+            pairs = (layer.keys, other.keys), (layer.values, other.values)
+            layer.set(*(torch.cat([_widened(states, columns, 2) for states in pair]) for pair in pairs))
+        else:
+            layer.conv_states = _appended(layer.conv_states, other.conv_states)
+            layer.recurrent_states = _appended(layer.recurrent_states, other.recurrent_states)
 
 
 def _appended(states: Any, new: Any) -> Any:

@@ -301,7 +301,7 @@ def test_the_batch_size_changes_no_number(tmp_path):
     assert len(found) == 1
 
 
-def test_stored_completions_give_the_same_bytes_from_one_worker_or_four_and_after_a_resume(tmp_path):
+def test_stored_completions_give_the_same_bytes_from_one_worker_or_four_after_a_limit_and_a_resume(tmp_path):
     """A server says what was stored for each request: requests in flight answer in any order."""
     data, found = stored(tmp_path, "vl_rewardbench"), set()
     whole = run("vl_rewardbench", data, tmp_path / "stored", judge=Judge())
@@ -322,6 +322,9 @@ def test_stored_completions_give_the_same_bytes_from_one_worker_or_four_and_afte
             output = tmp_path / f"workers{workers}"
             found.add(run("vl_rewardbench", data, output, judge=asked))
             pages.add((output / "report.html").read_bytes())
+        for words in (["--limit", 2], []):
+            limited = run("vl_rewardbench", data, tmp_path / "limited", *words, judge=asked)
+        found.add(limited)
         lines = (output / "judgments.jsonl").read_bytes()
         (output / "judgments.jsonl").write_bytes(lines[: len(lines) // 2])
         found.add(run("vl_rewardbench", data, output, judge=asked))

@@ -313,6 +313,78 @@ def test_judgments_made_with_other_settings_are_refused_and_left_alone(setting, 
     assert output.read_bytes() == text
 
 
+def test_the_config_is_there_from_the_start_and_a_refused_run_leaves_it(records, tmp_path):
+    output = tmp_path / "run" / "judgments.jsonl"
+    config = output.with_name("config.yaml")
+
+    class Killed(LooksForRed):
+        def complete(self, prompts, *, sampling, seeds):
+            assert config.read_text() == "first"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judge(records, Killed(), protocol(), output, config="first")
+    assert config.read_text() == "first"
+    judge(records, LooksForRed(), protocol(), output, config="second")
+    with pytest.raises(RecordError, match="made with model"):
+        judge(records, LooksForRed(model="blue"), protocol(), output, config="third")
+    assert config.read_text() == "second"
+
+
+@pytest.mark.parametrize("damage", [lambda film: film[: len(film) // 2], lambda film: b"\0" * len(film)])
+def test_a_corrupt_video_fails_its_pair_alone(damage, toy_data, tmp_path):
+    films = [row for row in load_records([str(toy_data / "heldout.jsonl")]).rows if row.task == "video_generation"]
+    (tmp_path / "cut.mp4").write_bytes(damage(Path(films[0].media[0][0]).read_bytes()))
+    broken = replace(films[0], id="broken", media=((str(tmp_path / "cut.mp4"),), films[0].media[1]))
+    asked = protocol(samples=1, frames=FrameSampling(frames=4, cache=tmp_path / "frames"))
+    rows = judge([broken, *films], LooksForRed(), asked, tmp_path / "j.jsonl")
+    assert [row.record_id for row in rows if row.error] == ["broken"] and "cut.mp4" in rows[0].error
+
+
+class Refilled(LooksForRed):
+    """Completes the later of two prompts first, as a backend does that refills its batch."""
+
+    def complete_each(self, asked, *, sampling, samples):
+        waiting = []
+        for number, (row, seeds) in enumerate(asked):
+            self.batches.append([row["id"]])
+            waiting.append((number, [self.answer(row, seed, sampling) for seed in seeds]))
+            if len(waiting) == 2:
+                yield [waiting.pop()]
+        yield from ([done] for done in waiting)
+
+
+def test_a_backend_that_refills_its_batch_judges_the_same(records, pictures, tmp_path):
+    records[4] = replace(records[4], media=((str(tmp_path / "late.png"),), records[4].media[1]))
+    whole = judge(records, LooksForRed(), protocol(orders="both"), tmp_path / "batches")
+    backend = Refilled()
+    rows = judge(records, backend, protocol(orders="both"), tmp_path / "refilled")
+    assert told(rows) == told(whole) and {row.record_id for row in rows if row.error} == {"r4"}
+    shutil.copy(pictures / "red.png", tmp_path / "late.png")
+    asked = len(backend.batches)
+    rows = judge(records, backend, protocol(orders="both"), tmp_path / "refilled")
+    assert backend.batches[asked:] == [["r4"], ["r4"]] and not any(row.error for row in rows)
+    assert list(load_judgments(tmp_path / "refilled").values()) == rows  # in the order of the records
+
+
+@pytest.mark.parametrize("gone", range(1, 19, 4))
+def test_a_refilled_run_that_is_cut_goes_on_with_nothing_lost_or_doubled(gone, records, tmp_path):
+    class Dies(Refilled):
+        def answer(self, row, seed, sampling):
+            if len(self.batches) > gone:
+                raise KeyboardInterrupt
+            return super().answer(row, seed, sampling)
+
+    output = tmp_path / "j"
+    with pytest.raises(KeyboardInterrupt):
+        judge(records, Dies(), protocol(orders="both", samples=1), output)
+    before = load_judgments(output)
+    assert len(before) == gone - 1 and output.read_bytes().count(b"\n") == gone - 1
+    rows = judge(records, backend := Refilled(), protocol(orders="both", samples=1), output)
+    assert len(backend.batches) == 20 - len(before) and all(row in rows for row in before.values())
+    assert told(rows) == told(judge(records, LooksForRed(), protocol(orders="both", samples=1), tmp_path / "whole"))
+
+
 def test_unreadable_media_fail_one_item_which_the_next_run_tries_again(records, pictures, tmp_path):
     late = tmp_path / "late.png"
     records[4] = replace(records[4], media=((str(late),), records[4].media[1]))

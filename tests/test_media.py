@@ -2,6 +2,7 @@
 
 import errno
 import io
+import re
 import shutil
 import sys
 import warnings
@@ -234,6 +235,12 @@ def test_frames_that_cannot_be_stored_stop_the_run_with_the_folder(clip, samplin
     with pytest.raises(InputError, match=r"cache: frames cannot be stored .*No space left.*free space") as caught:
         video_frames(clip, sampling)
     assert not isinstance(caught.value, MediaError) and not any(sampling.cache.iterdir())
+
+
+def test_every_command_offers_the_decoders_of_one_list():
+    listed = re.compile(r'"decord",\s*"(pyav|torchcodec)"')
+    sources = (Path(__file__).parents[1] / "src").rglob("*.py")
+    assert [path.name for path in sources if listed.search(path.read_text())] == ["media.py"]
 
 
 def test_an_unknown_decoder_is_refused(clip):

@@ -9,7 +9,7 @@ import yaml
 
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.evaluation import __main__ as evaluation
-from unifiedreward_think.evaluation import report, rescore
+from unifiedreward_think.evaluation import compare, report, rescore
 from unifiedreward_think.evaluation.examples import shown_verdict
 from unifiedreward_think.evaluation.tables import headline, numbers, stage_table
 from unifiedreward_think.media import FrameSampling
@@ -403,6 +403,8 @@ def test_the_compare_command_prints_the_paired_test(tmp_path, records, monkeypat
     out = capsys.readouterr().out
     assert paired_test(*runs).p_value == pytest.approx(2 / 2**4)
     assert f"right in {b} only: 8" in out and "exact two-sided p = 0.125 over clusters" in out
+    call(monkeypatch, compare, a, b)
+    assert capsys.readouterr().out == out
 
 
 def test_rescore_wants_folders_or_a_comparison(monkeypatch, capsys):

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "evaluation": ["--model", "--data", "--output", "--orders", "--limit", "--skip-bad", "--max-pixels"],
     "evaluation.report": ["--run", "--output"],
     "evaluation.rescore": ["--compare", "--write"],
+    "evaluation.compare": ["A", "B", "--style"],
     "evaluation.training_report": ["--run", "--before", "--after", "--output"],
     "data.loading": ["--kind", "--media-root", "--frames"],
     "data.rows": ["--input", "--output", "--style"],

@@ -1,5 +1,6 @@
 """The transformers backend with tiny models: where it stops, native video, kills, and what it tells `generate`."""
 
+import importlib
 import io
 import json
 import logging
@@ -13,16 +14,20 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_judge import protocol, told
 
 from unifiedreward_think.backends import Sampling
 from unifiedreward_think.data.loading import load_records
-from unifiedreward_think.judge import judge
+from unifiedreward_think.judge import _open, judge
 from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.models import tiny
+from unifiedreward_think.records import order_shown
 from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.toy import dataset
 from unifiedreward_think.verdict import STOP_STRING
 
 REPO = Path(__file__).parents[1]
@@ -52,21 +57,15 @@ def records(toy_data):
     return load_records([str(toy_data / "heldout.jsonl")]).rows
 
 
+@settings(deadline=None)  # the first example loads a model
 @given(st.lists(st.sampled_from(PIECES), max_size=8), st.lists(st.sampled_from(PIECES), min_size=1, max_size=8))
 def test_a_row_ends_with_the_token_that_completes_the_tag_wherever_tokens_are_cut(backends, said, says):
-    import torch
-
-    from unifiedreward_think.backends.transformers import _AnswerTag
-
     backend = backends("qwen2_5_vl")
     tokenizer = backend._processor.tokenizer
-    before = tokenizer.encode("".join(said) + STOP_STRING)  # the prompt may end in a tag: it is none of the answer's
-    answer = tokenizer.encode("".join(says))
-    ends = _AnswerTag(tokenizer, backend._closing, len(before))
+    answer = tokenizer.encode("".join([*said, *says]))
     for count in range(1, len(answer) + 1):
-        ids = torch.tensor([before + answer[:count]])
         done = STOP_STRING in tokenizer.decode(answer[:count])
-        assert bool(ends(ids, None)) == done
+        assert backend._ended(answer[:count], Sampling(max_new_tokens=1000)) == done
         if done:
             break
 
@@ -79,12 +78,14 @@ def test_a_greedy_batch_ends_each_row_at_its_own_tag_and_says_stop(backends, rec
     tokenizer, network = backend._processor.tokenizer, backend._network
     texts = ["<answer>Image 1 is better</answer>", "<think>long</think><answer>Image 2 is better</answer>"]
     scripts = [tokenizer.encode(f"{text} and more and more") for text in texts]
-    step = [0]
+    lengths = [len(tokenizer.encode(text)) for text in texts]
+    step, rows_in_step = [0], []
 
     def forced(module, inputs, output):
-        wanted = torch.tensor([script[step[0]] if step[0] < len(script) else 0 for script in scripts])
-        output.logits[:, -1] = torch.nn.functional.one_hot(wanted, output.logits.shape[-1]) * 100.0
+        wanted = [script[step[0]] for script, length in zip(scripts, lengths, strict=True) if step[0] < length]
+        output.logits[:, -1] = torch.nn.functional.one_hot(torch.tensor(wanted), output.logits.shape[-1]) * 100.0
         step[0] += 1
+        rows_in_step.append(len(output.logits))
         return output
 
     hook = network.register_forward_hook(forced)
@@ -92,7 +93,88 @@ def test_a_greedy_batch_ends_each_row_at_its_own_tag_and_says_stop(backends, rec
     rows = judge(rows, backend, asked(tmp_path, orders="both", sampling=Sampling(max_new_tokens=400)), tmp_path / "j")
     hook.remove()
     assert [(row.completion, row.finish_reason) for row in rows] == [(text, "stop") for text in texts]
-    assert step[0] < max(map(len, scripts))  # the batch ended with the last tag
+    assert rows_in_step == [2] * lengths[0] + [1] * (lengths[1] - lengths[0])  # each left with its tag
+
+
+def varied(backend, monkeypatch):
+    """Let every eighth token end a row: a random model would write to the limit, and nothing would ever be refilled."""
+    ends = list(range(0, backend._network.config.get_text_config().vocab_size, 8))
+    monkeypatch.setattr(backend, "_ends", set(ends))
+    return ends
+
+
+def alone(backend, records, asked, ends):
+    """Greedy tokens of transformers itself, one prompt at a time."""
+    import torch
+
+    found = []
+    for record in records:
+        ((_, prompt),) = _open([(record, order_shown(record, 0))], asked, {})
+        inputs = backend._encode([prompt])
+        with torch.inference_mode():
+            ids = backend._network.generate(
+                **inputs, do_sample=False, max_new_tokens=asked.sampling.max_new_tokens, eos_token_id=ends
+            )
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        found.append((len(new), backend._processor.tokenizer.decode(new, skip_special_tokens=True)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """Two pairs of each task: prompts of many lengths."""
+    root = tmp_path_factory.mktemp("eight")
+    dataset.write(root, cold_start=4, train=4, heldout=8)
+    return load_records([str(root / "heldout.jsonl")]).rows
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_rows_that_leave_and_join_write_what_they_would_write_alone(family, backends, eight, tmp_path, monkeypatch):
+    backend = backends(family)
+    ends = varied(backend, monkeypatch)
+    greedy = asked(tmp_path, sampling=Sampling(max_new_tokens=16))
+    wanted = alone(backend, eight, greedy, ends)
+    assert len({length for length, _ in wanted}) > 2
+    drawn = asked(tmp_path, sampling=Sampling(max_new_tokens=16, temperature=1.0, top_p=0.9), samples=2)
+    samples = []
+    for size in (1, 3, 8):
+        monkeypatch.setattr(backend, "batch_size", size)
+        rows = judge(eight, backend, greedy, tmp_path / f"greedy{size}")
+        assert [row.completion for row in rows] == [text for _, text in wanted]
+        assert {row.finish_reason for row in rows} <= {"stop", "length"}
+        samples.append(told(judge(eight, backend, drawn, tmp_path / f"drawn{size}")))
+    assert samples[0] == samples[1] == samples[2] and len({row.completion for row in samples[0]}) > 8
+
+
+def test_a_prompt_is_read_once_for_all_its_samples_and_free_rows_are_refilled(backends, eight, tmp_path, monkeypatch):
+    backend = backends("qwen2_5_vl")
+    varied(backend, monkeypatch)
+    monkeypatch.setattr(backend, "batch_size", 4)
+    reads, steps, kept = [], [], []
+    slots = importlib.import_module("unifiedreward_think.backends.slots").Slots
+    add, step = slots.add, slots.step
+
+    def noting_add(self, inputs, rows):
+        before = len(self.rows)
+        add(self, inputs, rows)
+        reads.append((len(inputs["input_ids"]), before, len(self.rows)))
+
+    def noting_step(self):
+        step(self)
+        steps.append(len(self.rows))
+        kept.append(bool(self._mask[:, 0].any()))
+
+    monkeypatch.setattr(slots, "add", noting_add)
+    monkeypatch.setattr(slots, "step", noting_step)
+    sampling = Sampling(max_new_tokens=16, temperature=1.0)
+    rows = judge(eight, backend, asked(tmp_path, samples=3, sampling=sampling), tmp_path / "j")
+    assert sum(prompts for prompts, _, _ in reads) == 8 and len(rows) == 24
+    assert any(before for _, before, _ in reads)  # some joined rows that were writing
+    assert max(after for _, _, after in reads) <= 12 and all(steps) and all(kept)
+    count = len(reads)
+    ((_, prompt),) = _open([(eight[0], "ab")], asked(tmp_path), {})
+    (two,) = backend.complete([prompt], sampling=Sampling(max_new_tokens=4), seeds=[[1, 2]])
+    assert two[0] == two[1] and reads[count:] == [(1, 0, 1)]  # a greedy completion is written once
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -158,6 +240,7 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(models, toy_data, tmp_pa
         child.kill()
         assert child.wait() in (0, -signal.SIGKILL)
         after = load_judgments(output)
+        assert yaml.safe_load(output.with_name("config.yaml").read_text())["arguments"]["batch_size"] == 1
         assert len(after) > len(before) and all(after[key] == row for key, row in before.items())
         before = after
     assert len(before) < 40

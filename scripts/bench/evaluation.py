@@ -5,9 +5,10 @@
 Without --model the toy cold start is trained first, beside the output (1 to 2 minutes): its answers are chains of
 thought. `one_by_one` is our transcription of what the published evaluation scripts do: for every pair decode the media,
 build the chat text, run the processor, `generate` up to the token limit, decode. The judge runs the same pairs through
-`judge`: batches of similar length, stopping at the closing answer tag, media opened ahead in a thread; it also stores
-frames and judgments, from nothing in every round. Rounds alternate, so a busy machine slows both; the ratio is of CPU
-seconds, all threads counted. Answers alone gain least: --model src/unifiedreward_think/toy/base writes 9 tokens.
+`judge`: prompts of similar length are read together, and once for all samples of a pair; rows stop at the closing
+answer tag, and waiting pairs take their place; media are opened ahead in a thread. It also stores frames and judgments,
+from nothing in every round. Rounds alternate, so a busy machine slows both; the ratio is of CPU seconds, all threads
+counted. Answers alone gain least: --style direct --model src/unifiedreward_think/toy/base writes 9 tokens.
 """
 
 import argparse
@@ -118,9 +119,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", help="folder or Hub name of the model (default: the toy cold start, trained first)")
+    add("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
     add("--prompt-dir", default=str(PROMPTS), help="folder of prompt templates")
     add("--pairs", type=int, default=32, help="toy pairs, the four tasks in turn")
-    add("--samples", type=int, default=2, help="answers of each pair where they are sampled")
+    add("--samples", type=int, default=8, help="answers of each pair where they are sampled")
     add("--rounds", type=int, default=3, help="of each of the two, in turn")
     add("--batch-size", type=int, default=16, help="pairs in one batch of the judge")
     add("--max-new-tokens", type=int, default=192, help="limit of an answer")
@@ -132,8 +134,8 @@ def main():
     backend = TransformersBackend(args.model, batch_size=args.batch_size)
     processor, network = load_processor(args.model), load_model(args.model).to(backend._device).eval()
     greedy = Protocol(
-        prompts=load_prompts("cot", folder=args.prompt_dir),
-        style="cot",
+        prompts=load_prompts(args.style, folder=args.prompt_dir),
+        style=args.style,
         sampling=Sampling(max_new_tokens=args.max_new_tokens),
         frames=FrameSampling(frames=args.frames, cache=Path("unused")),
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -29,13 +30,14 @@ from unifiedreward_think.records import (
 )
 from unifiedreward_think.tasks import TASKS, build_parts
 from unifiedreward_think.verdict import Style, Verdict, parse
-from unifiedreward_think.writing import append, open_to_append
+from unifiedreward_think.writing import append, open_to_append, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Item = tuple[PreferenceRecord, Order]
 Prompt = dict[str, Any] | Failure
+Batch = Sequence[tuple[Item, Prompt]]
 T = TypeVar("T")
 U = TypeVar("U")
 WINDOW = 16  # batches
@@ -75,6 +77,7 @@ def judge(
     *,
     label: str = "judging",
     ranks: Ranks = ALONE,
+    config: str = "",
 ) -> list[Judgment]:
     """Judge records, appending to `output`, and return all judgments in the order of the records.
 
@@ -82,9 +85,19 @@ def judge(
     media cannot be opened, or for which the backend fails, becomes a judgment with an `error`; the next run tries it
     again. At the end `output` is in the order of the records, too.
 
-    Several ranks share the batches that one process would judge, and so give the same judgments. Each appends to a file
-    of its own, `output` with the ending .rankN; these become one with `output` at the end, or in the next run, which
-    may have another number of ranks. All ranks must see the same folder.
+    Several ranks share the pairs. Each appends to a file of its own, `output` with the ending .rankN; these become one
+    with `output` at the end, or in the next run, which may have another number of ranks. All ranks must see the same
+    folder.
+
+    Args:
+        records: what to judge.
+        backend: where completions come from.
+        protocol: how they are asked for.
+        output: file of judgments.
+        label: of the progress line.
+        ranks: which process this is, of how many.
+        config: what config.yaml beside `output` says, from the start: a killed run has it, a refused one keeps that
+            of the run before.
 
     Raises:
         RecordError: no prompt fits a record, or `output` holds a broken line or judgments made with other settings.
@@ -100,18 +113,20 @@ def judge(
     settings = _settings(backend, protocol)
     keys = [key for item in work for key in _keys(item, protocol)]
     done = _on_first(ranks, output, lambda: resume(output, set(keys), settings))
-    # Batches are cut from all items, also on a resume: the neighbours of an item do not depend on what was done before.
+    # Cut from all items, also on a resume: a backend that answers batch by batch shows an item the same neighbours.
     batches = ranks.share(_batches(work, backend.batch_size, protocol.frames.frames))
     missing = [[item for item in batch if not done.keys() >= set(_keys(item, protocol))] for batch in batches]
     with open_to_append(part_of(output, ranks)) as file, _shown(batches, missing, label, ranks) as advance:
+        if config and ranks.rank == 0:
+            write_whole(output.with_name("config.yaml"), config)
         pictures: dict[str, Image] = {}  # of the last item
-        todo = [batch for batch in missing if batch]
-        for batch in _look_ahead(todo, lambda items: _open(items, protocol, pictures)):
-            judged = _judge_batch(batch, backend, protocol, settings)
+        opened = _look_ahead(filter(None, missing), lambda items: _open(items, protocol, pictures))
+        refilled = hasattr(backend, "complete_each")
+        for judged in (_judge_refilled if refilled else _judge_batches)(opened, backend, protocol, settings):
             new = {key: row for row in judged if (key := key_of(row)) not in done}
             append(file, "".join(map(to_line, new.values())))
             done |= new
-            advance(len(batch))
+            advance(len(judged) // protocol.samples)
     ranks.wait()
     done = _on_first(ranks, output, lambda: merge_parts(output, keys, done))
     return [done[key] for key in keys]
@@ -124,7 +139,7 @@ def judge_item(record: PreferenceRecord, order: Order, backend: Backend, protoco
         RecordError: no prompt fits the record, or it cannot be shown in this order.
     """
     opened = _open([(record, order)], protocol, {})
-    return list(_judge_batch(opened, backend, protocol, _settings(backend, protocol)))
+    return _judge_batch(opened, backend, protocol, _settings(backend, protocol))
 
 
 def _on_first(ranks: Ranks, output: Path, work: Callable[[], dict[Key, Judgment]]) -> dict[Key, Judgment]:
@@ -239,18 +254,62 @@ def _native_row(record: PreferenceRecord, order: Order, protocol: Protocol) -> d
     return {"id": record.id, "prompt": [{"role": "user", "content": content}], "images": [], "clips": clips}
 
 
-def _judge_batch(
-    batch: Sequence[tuple[Item, Prompt]], backend: Backend, protocol: Protocol, settings: Mapping[str, Any]
-) -> Iterator[Judgment]:
+def _judge_batches(
+    opened: Iterable[Batch], backend: Backend, protocol: Protocol, settings: Mapping[str, Any]
+) -> Iterator[list[Judgment]]:
+    """Yield the judgments of one batch after another."""
+    for batch in opened:
+        yield _judge_batch(batch, backend, protocol, settings)
+
+
+def _judge_refilled(
+    opened: Iterable[Batch], backend: Any, protocol: Protocol, settings: Mapping[str, Any]
+) -> Iterator[list[Judgment]]:
+    """Yield the judgments of items as they are done, from a backend that takes the next item when it has room."""
+    asked: list[Item] = []
+    failed: list[tuple[Item, list[Failure]]] = []
+
+    def prompts() -> Iterator[tuple[dict[str, Any], list[int]]]:
+        for item, prompt in chain.from_iterable(opened):
+            if isinstance(prompt, Failure):
+                failed.append((item, [prompt] * protocol.samples))
+            else:
+                asked.append(item)
+                yield prompt, _seeds(item, protocol)
+
+    started = time.perf_counter()
+    for done in backend.complete_each(prompts(), sampling=protocol.sampling, samples=protocol.samples):
+        now = time.perf_counter()
+        seconds, started = (now - started) / (len(done) * protocol.samples), now
+        answered = [*failed, *((asked[number], answers) for number, answers in done)]
+        failed.clear()
+        yield _rows(answered, settings, seconds)
+    yield _rows(failed, settings, 0.0)
+
+
+def _judge_batch(batch: Batch, backend: Backend, protocol: Protocol, settings: Mapping[str, Any]) -> list[Judgment]:
     good = [(item, prompt) for item, prompt in batch if not isinstance(prompt, Failure)]
-    seeds = [[digest(protocol.sampling.seed, *key) for key in _keys(item, protocol)] for item, _ in good]
+    seeds = [_seeds(item, protocol) for item, _ in good]
     started = time.perf_counter()
     answers = backend.complete([row for _, row in good], sampling=protocol.sampling, seeds=seeds) if good else []
     seconds = (time.perf_counter() - started) / max(1, len(good) * protocol.samples)
     said = iter(answers)
-    for item, prompt in batch:
-        mine = [prompt] * protocol.samples if isinstance(prompt, Failure) else next(said)
-        yield from (_judgment(item, sample, answer, settings, seconds) for sample, answer in enumerate(mine))
+    answered = [(item, [p] * protocol.samples if isinstance(p, Failure) else next(said)) for item, p in batch]
+    return _rows(answered, settings, seconds)
+
+
+def _seeds(item: Item, protocol: Protocol) -> list[int]:
+    return [digest(protocol.sampling.seed, *key) for key in _keys(item, protocol)]
+
+
+def _rows(
+    answered: Iterable[tuple[Item, Sequence[Completion | Failure]]], settings: Mapping[str, Any], seconds: float
+) -> list[Judgment]:
+    return [
+        _judgment(item, sample, answer, settings, seconds)
+        for item, answers in answered
+        for sample, answer in enumerate(answers)
+    ]
 
 
 def judgment(

@@ -94,8 +94,9 @@ class Backend(Protocol):
         batch_size: prompts in one call of `complete`.
         settings: what else decides the completions, such as pixel limits; stored in every judgment.
 
-    One that takes videos as such, not as pictures, says by an attribute `native_video` what it takes of them: "frames",
-    sampled here, or the "file", which a server samples by itself.
+    One that takes the next prompt as soon as it has room, not batch after batch, has a method `complete_each` (see
+    `TransformersBackend`). One that takes videos as such, not as pictures, says by an attribute `native_video` what it
+    takes of them: "frames", sampled here, or the "file", which a server samples by itself.
     """
 
     model: str

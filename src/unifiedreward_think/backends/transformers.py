@@ -1,13 +1,15 @@
-"""Completions from a local model through transformers: batched, left padded, reproducible sample by sample."""
+"""Completions from a local model through transformers: batched, refilled, reproducible sample by sample."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from unifiedreward_think.backends import Completion, Sampling, Video, end_at_tag, with_images
-from unifiedreward_think.models.loading import load_model, load_processor
+from unifiedreward_think.models.loading import UnsupportedModelError, load_model, load_processor
 from unifiedreward_think.verdict import STOP_STRING
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 # Families whose released judges were trained on videos as such.
 NATIVE_VIDEO = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+REFILL = 0.25  # share of the batch that must be free: reading prompts one by one would cost more than waiting
 
 
 class TransformersBackend:
@@ -43,6 +46,8 @@ class TransformersBackend:
     ) -> None:
         import torch
 
+        from unifiedreward_think.backends import slots
+
         self.model = path
         self.batch_size = batch_size
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,10 +58,16 @@ class TransformersBackend:
             load_processor(path, min_pixels=min_pixels, max_pixels=max_pixels),
         )
         self._network = network.to(self._device).eval()
+        layers = getattr(network.config.get_text_config(), "layer_types", None) or ()
+        if strange := set(layers) - slots.FITTING:
+            mend = "rows of its cache cannot change places; set use_sliding_window: false in its config.json"
+            raise UnsupportedModelError(f"{path}: layers of the type {', '.join(strange)}: {mend}")
         self.native_video = "frames" if network.config.model_type in NATIVE_VIDEO else ""
         # Only such a token can complete the closing answer tag.
-        closing = [i for token, i in self._processor.tokenizer.get_vocab().items() if STOP_STRING[-1] in token]
-        self._closing = torch.tensor(closing, device=self._device)
+        vocabulary = self._processor.tokenizer.get_vocab()
+        self._closing = {number for token, number in vocabulary.items() if STOP_STRING[-1] in token}
+        ends = network.generation_config.eos_token_id
+        self._ends = set(ends if isinstance(ends, list) else [ends])
         self.settings: Mapping[str, Any] = {
             "weights": _fingerprint(network),
             "dtype": str(network.dtype).removeprefix("torch."),
@@ -73,55 +84,65 @@ class TransformersBackend:
         """
         from transformers import TextStreamer
 
-        streamer = TextStreamer(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextStreamer(self._processor.tokenizer, skip_special_tokens=True)
         streamer.on_finalized_text = lambda text, stream_end=False: on_text(text)
-        return self.complete([prompt], sampling=sampling, seeds=[[seed]], streamer=streamer)[0][0]
+        written = self.complete_each([(prompt, [seed])], sampling=sampling, samples=1, on_tokens=streamer.put)
+        completion = next(written)[0][1][0]
+        streamer.end()
+        return completion
 
     def complete(
-        self,
-        prompts: Sequence[Mapping[str, Any]],
-        *,
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        streamer: Any = None,
+        self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
         """Return len(seeds[i]) completions of prompt i; equal seeds give equal completions in any batch.
 
-        Every prompt needs the same number of seeds. A greedy completion ignores its seed. `streamer` is passed to
-        `generate`.
+        Every prompt needs the same number of seeds. A greedy completion ignores its seed.
         """
-        import torch
-        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+        asked = zip(prompts, seeds, strict=True)
+        done = dict(chain.from_iterable(self.complete_each(asked, sampling=sampling, samples=len(seeds[0]))))
+        return [done[number] for number in range(len(prompts))]
 
-        count = len(seeds[0])
-        inputs = self._encode(prompts)
-        width = inputs["input_ids"].shape[1]
-        defaults = self._network.generation_config
-        # Written out in full: a checkpoint's own generation_config (Qwen2.5-VL ships a repetition penalty) must not
-        # change what `sampling` says. Sampling fields of a greedy run would only draw a warning.
-        drawn = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "num_return_sequences": count}
-        config = GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
-            repetition_penalty=1.0,
-            eos_token_id=defaults.eos_token_id,
-            pad_token_id=defaults.pad_token_id,
-            **(drawn if sampling.temperature > 0 else {"do_sample": False}),
-        )
-        flat = [seed for row in seeds for seed in row]
-        draw = [_SeededDraw(flat, sampling, self._device)] if sampling.temperature > 0 else []
-        with torch.inference_mode():
-            output = self._network.generate(
-                **inputs,
-                generation_config=config,
-                logits_processor=LogitsProcessorList(draw),
-                stopping_criteria=StoppingCriteriaList([_AnswerTag(self._processor.tokenizer, self._closing, width)]),
-                streamer=streamer,
-                synced_gpus=False,  # each rank of a training with ZeRO-3 judges pairs of its own
-            )
-        rows = [self._completion(ids, sampling) for ids in output[:, width:]]
-        if sampling.temperature == 0:
-            return [[row] * count for row in rows]
-        return [rows[i : i + count] for i in range(0, len(rows), count)]
+    def complete_each(
+        self,
+        asked: Iterable[tuple[Mapping[str, Any], Sequence[int]]],
+        *,
+        sampling: Sampling,
+        samples: int,
+        on_tokens: Callable[[torch.Tensor], object] = lambda tokens: None,
+    ) -> Iterator[list[tuple[int, list[Completion]]]]:
+        """Yield the completions of prompts as they are done, each with the number of its prompt.
+
+        Prompts are taken while there is room: `batch_size` prompts have a row for each of their samples.
+
+        Args:
+            asked: prompts with their seeds.
+            sampling: how tokens are drawn.
+            samples: seeds of each prompt.
+            on_tokens: takes the newest token of every row.
+        """
+        from unifiedreward_think.backends.slots import Row, Slots
+
+        copies = samples if sampling.temperature > 0 else 1
+        slots = Slots(self._network, sampling, ended=lambda row: self._ended(row.tokens, sampling), on_tokens=on_tokens)
+        waiting = enumerate(asked)
+        writing: dict[int, list[Row]] = {}
+        while True:
+            room = self.batch_size - math.ceil(len(slots.rows) / copies)
+            if not slots.rows or room >= self.batch_size * REFILL:
+                new = list(islice(waiting, room))
+                rows = [[Row(self._generator(seed, sampling)) for seed in seeds[:copies]] for _, (_, seeds) in new]
+                if new:
+                    slots.add(self._encode([prompt for _, (prompt, _) in new]), rows)
+                    writing |= {number: own for (number, _), own in zip(new, rows, strict=True)}
+            if not slots.rows:
+                return
+            slots.leave()
+            done = [number for number, own in writing.items() if all(row.complete for row in own)]
+            if done:
+                said = [[self._completion(row.tokens) for row in writing.pop(number)] for number in done]
+                yield [(number, own * (samples // copies)) for number, own in zip(done, said, strict=True)]
+            elif slots.rows:
+                slots.step()
 
     def _encode(self, prompts: Sequence[Mapping[str, Any]]) -> Any:
         conversations = [with_images(row, _image_part, _video_part) for row in prompts]
@@ -141,12 +162,23 @@ class TransformersBackend:
             processor_kwargs={"padding": True, **timed},
         ).to(self._device)
 
-    def _completion(self, ids: torch.Tensor, sampling: Sampling) -> Completion:
-        text = self._processor.tokenizer.decode(ids, skip_special_tokens=True)
-        ends = self._network.generation_config.eos_token_id
-        ended = any(int(i) in (ends if isinstance(ends, list) else [ends]) for i in ids)
-        complete = ended or len(ids) < sampling.max_new_tokens
-        return end_at_tag(text, "stop" if complete else "length")
+    def _generator(self, seed: int, sampling: Sampling) -> torch.Generator | None:
+        import torch
+
+        return torch.Generator(self._device).manual_seed(seed % 2**63) if sampling.temperature > 0 else None
+
+    def _ended(self, tokens: Sequence[int], sampling: Sampling) -> bool:
+        """Whether a row is complete: at a token of the end, the closing answer tag, or the limit."""
+        if tokens[-1] in self._ends or len(tokens) >= sampling.max_new_tokens:
+            return True
+        # No token is empty, so the tag lies within as many tokens as it has letters.
+        tail = tokens[-len(STOP_STRING) :]
+        return tokens[-1] in self._closing and STOP_STRING in self._processor.tokenizer.decode(tail)
+
+    def _completion(self, tokens: Sequence[int]) -> Completion:
+        text = self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        # A row that neither an end nor the tag has ended was cut.
+        return end_at_tag(text, "stop" if tokens[-1] in self._ends else "length")
 
 
 def _image_part(image: Any) -> dict[str, Any]:
@@ -180,54 +212,3 @@ def _fingerprint(network: Any) -> str:
         flat = weights.detach().flatten()
         found.update(flat[:: max(1, flat.numel() // 4096)].to("cpu", torch.float32).numpy().tobytes())
     return found.hexdigest()[:12]
-
-
-class _AnswerTag:
-    """Stopping criterion that ends a row at the closing answer tag.
-
-    `stop_strings` of transformers reads the whole vocabulary anew for every batch; here text is only looked at where
-    the newest token can have completed the tag.
-    """
-
-    def __init__(self, tokenizer: Any, closing: torch.Tensor, prompt_width: int) -> None:
-        self._tokenizer = tokenizer
-        self._closing = closing
-        self._width = prompt_width
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
-        import torch
-
-        done = torch.isin(input_ids[:, -1], self._closing)
-        # No token is empty, so the tag lies within as many tokens as it has letters.
-        tail = input_ids[:, max(self._width, input_ids.shape[1] - len(STOP_STRING)) :]
-        for row in done.nonzero().flatten().tolist():
-            done[row] = STOP_STRING in self._tokenizer.decode(tail[row])
-        return done
-
-
-class _SeededDraw:
-    """Logits processor that draws each row's token with the row's own generator.
-
-    Adding Gumbel noise and taking the maximum is exact sampling from the tempered, nucleus-cut distribution. All but
-    the drawn token are then ruled out, so that `generate` has no choice left; rows do not depend on their neighbours.
-    """
-
-    def __init__(self, seeds: Sequence[int], sampling: Sampling, device: str) -> None:
-        import torch
-        from transformers import TopPLogitsWarper
-
-        self._temperature = sampling.temperature
-        self._nucleus = TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None
-        self._generators = [torch.Generator(device).manual_seed(seed % 2**63) for seed in seeds]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        import torch
-
-        tempered = scores / self._temperature
-        if self._nucleus is not None:
-            tempered = self._nucleus(input_ids, tempered)
-        noise = torch.empty_like(tempered)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        drawn = (tempered - noise.log()).argmax(dim=-1, keepdim=True)
-        return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)

@@ -81,10 +81,16 @@ def main() -> None:
         min_pixels=args.min_pixels,
         max_pixels=args.max_pixels,
     )
-    judgments = judge(records, backend, protocol, args.output / "judgments.jsonl", label=f"judging with {args.model}")
+    judgments = judge(
+        records,
+        backend,
+        protocol,
+        args.output / "judgments.jsonl",
+        label=f"judging with {args.model}",
+        config=config_yaml(vars(args)),
+    )
     write_whole(args.output / "records.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
     results = summarize(judgments)
-    write_whole(args.output / "config.yaml", config_yaml(vars(args)))
     write_whole(args.output / "results.json", json.dumps(results, indent=1) + "\n")
     failed = [row for row in judgments if row.error]
     if failed:

@@ -79,7 +79,7 @@ def run_benchmark(
         parser.error("--votes needs a --temperature above 0: greedy answers are all the same")
     try:
         records, left_out = _load(args, to_record)
-        judgments = _replayed(args, records) if args.replay else _judged(args, records, backend)
+        judgments = _replayed(args, name, records) if args.replay else _judged(args, name, records, backend)
         results = {
             "benchmark": name,
             "records": len(records),
@@ -164,7 +164,9 @@ def _records(args: argparse.Namespace, to_record: ToRecord) -> Iterator[tuple[Ro
             raise RecordError(f"{args.data}: row {row.number} ({row.part}): {error}") from error
 
 
-def _judged(args: argparse.Namespace, records: Sequence[PreferenceRecord], backend: Backend | None) -> list[Judgment]:
+def _judged(
+    args: argparse.Namespace, name: str, records: Sequence[PreferenceRecord], backend: Backend | None
+) -> list[Judgment]:
     protocol = Protocol(
         prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
         style=args.style,
@@ -177,10 +179,11 @@ def _judged(args: argparse.Namespace, records: Sequence[PreferenceRecord], backe
         order_seed=args.order_seed,
         native_video=args.native_video,
     )
-    return judge(records, backend or make_backend(args), protocol, args.output / "judgments.jsonl")
+    config = config_yaml(vars(args), benchmark=name)
+    return judge(records, backend or make_backend(args), protocol, args.output / "judgments.jsonl", config=config)
 
 
-def _replayed(args: argparse.Namespace, records: Sequence[PreferenceRecord]) -> list[Judgment]:
+def _replayed(args: argparse.Namespace, name: str, records: Sequence[PreferenceRecord]) -> list[Judgment]:
     """Return stored judgments in the order of the records, read by the parser of today, labelled by the records."""
     stored: dict[str, list[Judgment]] = defaultdict(list)
     for row in rescore(load_judgments(args.replay).values(), style=args.style)[0]:
@@ -200,6 +203,7 @@ def _replayed(args: argparse.Namespace, records: Sequence[PreferenceRecord]) -> 
             raise RecordError(f"{target}: holds other judgments; choose another output folder")
         args.output.mkdir(parents=True, exist_ok=True)
         write_whole(target, text)
+    write_whole(args.output / "config.yaml", config_yaml(vars(args), benchmark=name))
     return rows
 
 
@@ -217,7 +221,6 @@ def _write(
 ) -> None:
     from unifiedreward_think.evaluation.report import PROTOCOLS, write_html
 
-    write_whole(args.output / "config.yaml", config_yaml(vars(args), benchmark=name))
     known = {record.id: record for record in records}
     path = args.output / "records.jsonl"
     # What an earlier run without --limit judged is still among the judgments, so its records stay, too.

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stages import changed_keys, mean_token, read_log, train_grpo
+from stages import changed_keys, read_log
 from test_training import STAGES, call, interrupt  # noqa: F401 - a fixture
 
 from unifiedreward_think.data.shards import Part, ShardFolder, Stored
 from unifiedreward_think.data.splitting import split
 from unifiedreward_think.records import InputError, PreferenceRecord
 from unifiedreward_think.training import faults, grpo, sft
-from unifiedreward_think.training.faults import SaveWhenAsked, TrainingFault, WarnOfEqualRewards, rollout_steps
+from unifiedreward_think.training.faults import SaveWhenAsked, TrainingFault, rollout_steps
 from unifiedreward_think.writing import OutputError
 
 REPO = Path(__file__).parents[1]
@@ -241,25 +241,11 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_change(call, tmp_
         call(sft, **SAVING)
 
 
-def test_rewards_that_never_differ_are_told_with_cause_and_mend(models, toy_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(faults, "WARN_AFTER", 2)
-    flat = [lambda completion_ids, **_: [0.5] * len(completion_ids)]
-    train_grpo(models["qwen2_5_vl"], toy_data, tmp_path / "flat", rewards=flat, max_steps=4)
+def test_rewards_that_never_differ_are_told_with_cause_and_mend(call, capsys):  # noqa: F811
+    call(grpo, max_steps=3, health_window=2)  # nothing that a random model writes earns anything
     said = capsys.readouterr().err
-    assert "warning: steps 1 to 2: all completions of a prompt got the same reward (0.5 on average)" in said
-    assert "warning: steps 3 to 4" in said and "raise temperature or num_generations" in said
-    train_grpo(models["qwen2_5_vl"], toy_data, tmp_path / "live", rewards=[mean_token], max_steps=3)
-    assert "warning: steps" not in capsys.readouterr().err
-
-
-def test_a_warning_comes_after_so_many_steps_in_a_row(capsys):
-    watch, args = WarnOfEqualRewards(), None
-    for step in range(1, 31):
-        state = SimpleNamespace(global_step=step, is_world_process_zero=True)
-        watch.on_log(args, state, None, logs={"frac_reward_zero_std": float(step != 15), "reward": 0.0})
-    said = capsys.readouterr().err.splitlines()
-    assert [line.partition(": every")[0] for line in said] == ["warning: steps 1 to 10", "warning: steps 16 to 25"]
-    assert all("train the cold start longer" in line for line in said)
+    assert said.count("frac_reward_zero_std is 1, should be <= 0.8. Likely: nearly all groups earn one reward") == 1
+    assert "health, step 2: frac_reward_zero_std" in said and "raise num_generations or temperature" in said
 
 
 def test_a_run_killed_while_it_starts_or_deletes_is_still_known_as_ours(call, tmp_path, monkeypatch):  # noqa: F811

@@ -7,14 +7,13 @@
 | the disk is full while a checkpoint is written | error; the half checkpoint is removed, the ones before stay |
 | a file of the data disappears | error that names it |
 | the loss or the gradient is no number | error before anything is saved |
-| every reward of a group is the same for many steps | warning with the cause |
+| rewards that no longer differ, and other sickness | warning with cause and mend: `bands.py`, docs/health.md |
 """
 
 from __future__ import annotations
 
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,6 @@ from unifiedreward_think.training import checkpoints
 from unifiedreward_think.writing import OutputError
 
 ASKED_BY = (signal.SIGTERM, signal.SIGUSR1)
-WARN_AFTER = 10  # steps without a difference in reward
 # How torch.save words what the operating system said, which it does not pass on.
 TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "unexpected pos", "file write failed")
 
@@ -46,7 +44,6 @@ class FaultTolerant:
         trainer: Any = self
         self._asked = SaveWhenAsked(rollout_steps(trainer.args))
         trainer.add_callback(self._asked)
-        trainer.add_callback(WarnOfEqualRewards())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See transformers; ends the process with status 0 when a signal stopped the run before its end.
@@ -187,45 +184,3 @@ class SaveWhenAsked(TrainerCallback):  # type: ignore[misc]
         asked = torch.tensor(float(self.asked), device=args.device)
         torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
         return bool(asked.item())
-
-
-class WarnOfEqualRewards(TrainerCallback):  # type: ignore[misc]
-    """Warn when for WARN_AFTER steps all completions of every prompt got the same reward: nothing is learned."""
-
-    def __init__(self) -> None:
-        self.last_different = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count from where the run begins or goes on."""
-        self.last_different = state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Look at TRL's share of groups without a difference."""
-        equal = (logs or {}).get("frac_reward_zero_std")
-        if equal is None:
-            return
-        if float(equal) < 1:
-            self.last_different = state.global_step
-        elif state.global_step - self.last_different >= WARN_AFTER and state.is_world_process_zero:
-            steps = f"{self.last_different + 1} to {state.global_step}"
-            print(f"warning: steps {steps}: {equal_rewards_cause(logs or {})}", file=sys.stderr, flush=True)
-            self.last_different = state.global_step
-
-
-def equal_rewards_cause(logs: dict[str, Any]) -> str:
-    """Return why rewards do not differ, and the mend.
-
-    >>> equal_rewards_cause({"reward": 0.0})
-    'every completion got reward 0, so nothing is learned; the model cannot write the form: train the cold start longer'
-    """
-    reward = float(logs.get("reward", 0))
-    if not reward:
-        return (
-            "every completion got reward 0, so nothing is learned; the model cannot write the form: train the cold "
-            "start longer"
-        )
-    return (
-        f"all completions of a prompt got the same reward ({reward:g} on average), so nothing is learned; the pairs "
-        "are too easy or too hard: take those the model gets right sometimes (rejection sampling, hard_below), or "
-        "raise temperature or num_generations"
-    )

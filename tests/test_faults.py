@@ -195,7 +195,7 @@ def test_a_picture_that_disappears_is_named_and_the_run_goes_on_when_it_is_back(
     reference = whole(stage, **data)
     media = tmp_path / "data" / "media"
     with monkeypatch.context() as patch:
-        at_step(stage, 3, lambda *_: shutil.move(media, tmp_path / "away") and None, patch)
+        at_step(stage, 2, lambda *_: shutil.move(media, tmp_path / "away") and None, patch)  # the end of an epoch
         with pytest.raises(TrainingFault, match=r"disappeared.*\.png.*Put it back; .* goes on from .*checkpoint-2"):
             call(stage, **SAVING, **data)
     (tmp_path / "away").rename(media)

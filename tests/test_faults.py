@@ -61,7 +61,8 @@ def goes_on_to(folder, call, stage, **changes):  # noqa: F811
     """Run the same command again and compare with the undisturbed run."""
     output = call(stage, **{**SAVING, **changes})
     assert not changed_keys(folder, output)
-    assert [row["loss"] for row in read_log(output)] == [row["loss"] for row in read_log(folder)]
+    for key in ("loss", "num_tokens"):
+        assert [row[key] for row in read_log(output)] == [row[key] for row in read_log(folder)]
 
 
 @pytest.mark.parametrize(

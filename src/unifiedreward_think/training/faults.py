@@ -71,6 +71,9 @@ class FaultTolerant:
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """See transformers, which would log the mean of the losses before in place of one that is no number."""
+        trainer: Any = self
+        # TRL's SFT logs a count of tokens that begins afresh on resume; the state is what a checkpoint keeps.
+        trainer._total_train_tokens = max(trainer._total_train_tokens, trainer.state.num_input_tokens_seen)
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         self._must_be_finite("loss", loss)
         return loss
@@ -98,6 +101,8 @@ class FaultTolerant:
         if trainer.args.should_save and checkpoint.exists():
             shutil.rmtree(checkpoint)  # what a killed run has left of it
         trainer.accelerator.wait_for_everyone()
+        if trainer.args.include_num_input_tokens_seen == "no":  # nobody else counts there
+            trainer.state.num_input_tokens_seen = max(trainer.state.num_input_tokens_seen, trainer._total_train_tokens)
         # Older checkpoints are deleted below, once the new one is sealed.
         keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         try:

@@ -3,7 +3,7 @@
     python gradio/app.py --toy                                            # no weights, no network, no GPU
     python gradio/app.py --model CodeGoat24/UnifiedReward-Think-qwen-7b
     python gradio/app.py --backend server --server http://127.0.0.1:8000/v1 --model NAME --stop
-    python gradio/app.py --backend replay --model RUN/judgments.jsonl --examples RUN/records.jsonl  # as written
+    python gradio/app.py --backend replay --model RUN/judgments.jsonl --examples RUN/records.jsonl    # a stored run
 
 --toy takes the model that scripts/quickstart.sh trained (outputs/toy/seed0/grpo), before that the pretrained toy base.
 """
@@ -18,10 +18,12 @@ from pathlib import Path
 from unifiedreward_think.backends import BackendError
 from unifiedreward_think.backends.choose import add_arguments, make_backend
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.tasks import TASKS, load_prompts
 
 ROOT = Path(__file__).parents[1]
 TOY_MODELS = (ROOT / "outputs/toy/seed0/grpo", ROOT / "src/unifiedreward_think/toy/base")
 TOY = {"prompt_dir": ROOT / "configs/toy/prompts", "frames": 4, "max_new_tokens": 192, "dtype": "float32"}
+EXAMPLES = 12  # of a task
 QUEUE, UPLOAD = 64, "256mb"  # questions that may wait, and the largest file: memory and disk are this machine's
 BASE_NOTE = "This is the pretrained toy base: it only answers. It learns to think by: bash scripts/quickstart.sh"
 
@@ -37,7 +39,7 @@ def arguments():
     add("--frames", type=int, help="frames of each video (default: 8)")
     add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
     add("--max-new-tokens", type=int, help="limit of an answer (default: 2048)")
-    add("--examples", type=Path, help="record file (.jsonl) of pairs to try, in place of the drawn ones")
+    add("--examples", type=Path, help=f"record file (.jsonl) of pairs to try: the first {EXAMPLES} of each task")
     add("--media-root", type=Path, default=Path(), help="media of an uploaded file lie below this folder (default: .)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 serves the whole network")
     add("--port", type=int, help="port (default: the first free one from 7860)")
@@ -71,6 +73,14 @@ def drawn_examples(folder):
     return list(chosen.values())
 
 
+def first_examples(file):
+    """Return the first pairs of each task of a record file."""
+    from unifiedreward_think.data.loading import load_records
+
+    rows = load_records([str(file)], need_label=False).rows
+    return [row for task in TASKS for row in [row for row in rows if row.task == task][:EXAMPLES]]
+
+
 def end_by_signals():
     """Let a signal to end do so by an exception, so that the folder of this run is removed."""
 
@@ -84,13 +94,11 @@ def end_by_signals():
 
 def serve(args, note, work):
     """Serve the page, with its files in the folder `work`."""
-    from unifiedreward_think.data.loading import load_records
     from unifiedreward_think.demo.asking import Setup, by_content
     from unifiedreward_think.demo.page import build_demo, look
     from unifiedreward_think.media import FrameSampling
-    from unifiedreward_think.tasks import load_prompts
 
-    examples = load_records([str(args.examples)], need_label=False).rows if args.examples else drawn_examples(work)
+    examples = first_examples(args.examples) if args.examples else drawn_examples(work)
     setup = Setup(
         backend=make_backend(args),
         prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),

@@ -639,8 +639,9 @@ def test_text_is_readable_and_fits_a_phone(visit, scheme):
     window.page.wait_for_timeout(600)  # colours fade over
     faint = [(round(ratio, 2), what) for ratio, what in window.page.evaluate(CONTRAST) if ratio < 4.5]
     assert not faint
-    narrow = "[...document.querySelectorAll('button')].filter(b => b.offsetParent && b.scrollWidth > b.clientWidth + 1)"
-    assert window.page.evaluate(f"{narrow}.map(b => b.innerText)") == []
+    narrow = "b => b.offsetParent && b.scrollWidth > b.clientWidth + 1"
+    buttons = "[...document.querySelectorAll('.ur-judge, .ur-swap, .ur-stop')]"
+    assert window.page.evaluate(f"{buttons}.filter({narrow}).map(b => b.innerText)") == []
     window.shoot(f"phone_{scheme}")
     for title in [*TITLES[1:], "Batch", "History"]:
         window.open(title)

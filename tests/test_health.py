@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unifiedreward_think.records import InputError
@@ -63,6 +63,7 @@ def test_every_band_has_a_sick_log_and_a_healthy_value():
     assert {band.metric for band in BANDS} == HEALTHY.keys() - {"loss"} | {HELD_OUT}
 
 
+@settings(deadline=None)
 @given(st.lists(st.fixed_dictionaries({k: st.floats(*ends) for k, ends in INSIDE.items()}), max_size=60), st.data())
 def test_no_log_inside_the_bands_draws_a_warning(rows, data):
     judged = data.draw(st.lists(st.floats(0.9, 1.0), max_size=5))
@@ -104,6 +105,7 @@ def test_gradients_that_begin_after_dead_groups_are_no_spike():
     assert watched([{"loss": 0, "grad_norm": 0.0}] * 30 + [{"loss": 0, "grad_norm": 0.5}] * 9)[0] == []
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.dictionaries(st.sampled_from([*HEALTHY, HELD_OUT]), st.none() | st.floats() | st.integers(-9, 9)),

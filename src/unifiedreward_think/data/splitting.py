@@ -91,7 +91,7 @@ def groups(keys: Sequence[int], ends: Sequence[int]) -> Numbers:
     from scipy.sparse.csgraph import connected_components
 
     found, column = np.unique(np.asarray(keys, np.uint64), return_inverse=True)
-    row = np.repeat(np.arange(len(ends), dtype=np.int32), np.diff(np.asarray(ends, np.int64), prepend=0))
+    row: Numbers = np.repeat(np.arange(len(ends), dtype=np.int32), np.diff(np.asarray(ends, np.int64), prepend=0))
     nodes = len(ends) + len(found)  # rows and keys; an edge ties a row to each of its keys
     edges = (row, (column + len(ends)).astype(np.int32))
     del column
@@ -117,7 +117,7 @@ def assign(
     import numpy as np
 
     names, member, size = np.unique(np.asarray(groups, np.uint64), return_inverse=True, return_counts=True)
-    stratum = np.full(len(names), np.iinfo(np.int64).max, np.int64)
+    stratum: Numbers = np.full(len(names), np.iinfo(np.int64).max, np.int64)
     np.minimum.at(stratum, member, np.asarray(strata, np.int64))
     draws = np.fromiter((digest("split", seed, int(name)) for name in names), np.uint64, len(names))
     order = np.lexsort((draws, stratum))  # stratum by stratum, the groups of each as they are drawn

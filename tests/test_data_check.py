@@ -233,7 +233,7 @@ def test_an_import_that_is_not_finished_is_refused(tmp_path):
 
 def test_the_same_import_given_twice_is_refused(tmp_path):
     checked(tmp_path, [row(0, a="0.png", b="1.png")])
-    with pytest.raises(DataError, match="occurs twice"):
+    with pytest.raises(DataError, match=r"part-00000\.parquet: row 1: record 'plain-rows-1' occurs twice"):
         main(["--input", *[str(tmp_path / "imported")] * 2, "--output", str(tmp_path / "again")])
 
 

@@ -44,7 +44,7 @@ from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.writing import write_whole
 
 Entry = tuple[tuple[str, ...], str]  # paths and kind of a media entry
-Opened = list[tuple[str, Stored, list[Fingerprint]]]  # part, row, and the fingerprints of its media
+Opened = list[tuple[str, Stored, list[Fingerprint]]]  # place of a row, the row, and the fingerprints of its media
 BATCH = 500  # rows whose fingerprints are written at once
 PROMPT_KEYS = ("prompt", "query", "prompt_text", "question", "Text", "problem")
 
@@ -80,9 +80,9 @@ def clean(
         with scratch_database(output / "scratch.sqlite") as database:
             seen = Seen(database, limits.near)
             for batch in _opened(folders, output / "fingerprints", seen, sampling, workers):
-                for file, stored, found in batch:
+                for place, stored, found in batch:
                     problem = own_problem(stored.record, found, limits)
-                    seen.add(file, stored, found, problem or benchmarks.problem(stored.record, found, limits))
+                    seen.add(place, stored, found, problem or benchmarks.problem(stored.record, found, limits))
             shards.done = 0  # deciding takes little time and sees all rows: it starts over
             rows = seen.decided(folders)
             while chunk := list(islice(rows, PART_ROWS)):
@@ -132,7 +132,7 @@ class Seen:
         rows = ((number_of(*entry), *values) for entry, values in zip(entries, found, strict=True))
         self._database.executemany("INSERT INTO media VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def add(self, file: str, stored: Stored, found: Sequence[Fingerprint], problem: str) -> None:
+    def add(self, place: str, stored: Stored, found: Sequence[Fingerprint], problem: str) -> None:
         """Remember the next row and what is wrong with it by itself.
 
         Raises:
@@ -142,7 +142,7 @@ class Seen:
         try:
             self._database.execute("INSERT INTO ids VALUES (?)", [number_of(record.id)])
         except sqlite3.IntegrityError as error:
-            raise DataError(f"{file}: record {record.id!r} occurs twice; name every import once") from error
+            raise DataError(f"{place}: record {record.id!r} occurs twice; name every import once") from error
         key = None if problem else self._duplicates.see(record, found)
         row = (self._rows, key, pixels_of(found), problem)
         self._database.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", row)
@@ -198,7 +198,7 @@ def _opened(
                 write_whole(file, as_json(found))
             seen.keep(new, found)
             prints.update(zip(new, found, strict=True))
-            yield [(part, row, [prints[entry] for entry in entries_of(row)]) for part, _, row in batch]
+            yield [(f"{part}: row {n}", row, [prints[e] for e in entries_of(row)]) for part, n, row in batch]
             advance(len(batch))
 
 

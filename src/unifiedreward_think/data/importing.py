@@ -38,12 +38,12 @@ REASON_LIMIT = 500  # a value quoted in a reason can be of any length
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One file, saved data set or Hub name; where its media paths start from; which of its rows are used; commit."""
+    """One file, saved data set or Hub name; where its media paths start from; which of its rows are used."""
 
     name: str
     root: Path
     strategy: str = "all"
-    revision: str = ""
+    revision: str = ""  # the commit of a data set on the Hub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,13 +109,13 @@ def hub_rows(name: str, *, config: str | None, split: str, revision: str) -> Row
 @contextmanager
 def _from_the_hub(name: str) -> Iterator[None]:
     """Turn what the Hub's libraries raise into one error."""
-    from httpx import HTTPError
+    from huggingface_hub.utils import httpx  # whichever version of it the Hub's library uses
 
     try:
         yield
     except DataError:
         raise
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError, httpx.HTTPError) as error:
         raise DataError(f"{name}: cannot be read from the Hub ({error}); download it and name its files") from error
 
 

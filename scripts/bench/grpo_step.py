@@ -63,6 +63,7 @@ def train(settings, rows, folder):
     import torch
     import transformers
     import trl
+    from peft import LoraConfig
 
     from unifiedreward_think.data.rows import to_dataset
     from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
@@ -81,18 +82,13 @@ def train(settings, rows, folder):
     network, processor = load_model(settings.model, dtype="float32"), load_processor(settings.model)
     freeze_vision(network)
     work.watch_pictures(processor)
-    lora = None
-    if settings.lora:
-        from peft import LoraConfig
-
-        lora = LoraConfig(**LORA)
     trainer = {"trl": trl.GRPOTrainer, "ours": SharedPrefixGRPOTrainer}[settings.only](
         model=network,
         reward_funcs=reward_function(settings),
         args=trainer_arguments(settings, folder),
         train_dataset=to_dataset(rows),
         processing_class=processor,
-        peft_config=lora,
+        peft_config=LoraConfig(**LORA) if settings.lora else None,
         callbacks=[Clock()],
     )
     for watched in filter(None, (trainer.model, trainer.ref_model)):
@@ -107,7 +103,6 @@ def original(settings, rows, folder):
     """Run the steps as the published trainer does, on today's transformers, a prompt a step."""
     import torch
     from PIL import Image
-    from transformers import GenerationConfig
 
     from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
 
@@ -119,15 +114,7 @@ def original(settings, rows, folder):
         work.watch(watched)
     work.watch_pictures(processor)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
-    config = GenerationConfig(
-        max_new_tokens=settings.new_tokens,
-        min_new_tokens=settings.new_tokens,
-        do_sample=True,
-        top_k=0,
-        pad_token_id=network.generation_config.pad_token_id,
-        eos_token_id=network.generation_config.eos_token_id,
-        suppress_tokens=[network.config.image_token_id],
-    )
+    config = sampling(network, settings)
     before, seconds, log = measuring.peak_memory(), [], []
     for step in range(settings.steps):
         torch.manual_seed(1000 + step)
@@ -150,6 +137,21 @@ def original(settings, rows, folder):
         values = {"loss": loss, "grad_norm": norm, "kl": kl, "reward": rewards.mean()}
         log.append({key: value.item() for key, value in values.items()})
     return seconds, log, work, measuring.peak_memory() - before
+
+
+def sampling(network, settings):
+    """Return how the published trainer samples, with the limits of this benchmark."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=settings.new_tokens,
+        min_new_tokens=settings.new_tokens,
+        do_sample=True,
+        top_k=0,
+        pad_token_id=network.generation_config.pad_token_id,
+        eos_token_id=network.generation_config.eos_token_id,
+        suppress_tokens=[network.config.image_token_id],
+    )
 
 
 def published_loss(network, wanted, ids, inputs, rewards, beta):

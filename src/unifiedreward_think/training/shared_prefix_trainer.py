@@ -132,7 +132,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         network = self._network(self.model)
         read = []
         for reading in self._readings:
-            prompt = shared_prefix.read_prompt(network, reading.fields.to(self.accelerator.device))
+            fields = {key: value.to(self.accelerator.device) for key, value in reading.fields.items()}
+            prompt = shared_prefix.read_prompt(network, fields)
             with self.accelerator.autocast():
                 prompt = self._encode(network, prompt)
             read.append(replace(prompt, pixels={}) if self._frozen and self._reference_agrees else prompt)

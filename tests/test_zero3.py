@@ -28,8 +28,8 @@ from stages import (
 
 from unifiedreward_think.models.architecture import load_architecture
 from unifiedreward_think.training import rejection_sampling
+from unifiedreward_think.training.job import make_job
 from unifiedreward_think.training.memory_plan import plan
-from unifiedreward_think.training.plan import make_job
 
 REPO = Path(__file__).parents[1]
 DEEPSPEED = "configs/deepspeed/zero3_cpu.json"

@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "max_pixels": None,
     "beta": 0.0,
     "num_generations": 8,
-    "max_completion_length": 256,
+    "max_completion_length": 512,
     "steps_per_generation": None,
     "shared_prefix": True,
     "max_stream_tokens": None,

@@ -15,7 +15,8 @@ from unifiedreward_think.models.loading import freeze_vision, load_model, load_p
 from unifiedreward_think.records import InputError
 from unifiedreward_think.training import memory_plan
 from unifiedreward_think.training import plan as command
-from unifiedreward_think.training.memory_plan import DEFAULTS, GIB, plan
+from unifiedreward_think.training.job import DEFAULTS, GIB, make_job
+from unifiedreward_think.training.memory_plan import plan
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if path.parent.name not in ("data", "toy")]
@@ -176,7 +177,7 @@ def step(models):
         keys |= {"max_pixels": 1024, "gradient_checkpointing": checkpointing, "use_peft": lora}
         keys |= {"lora_r": 4, "lora_target_modules": ["q_proj", "down_proj"]}
         words = inputs["input_ids"].shape[1] - 2 * load_architecture(str(path)).picture_tokens(1024)
-        job = command.make_job(keys, 1, prompt_tokens=words, completion_tokens=1)
+        job = make_job(keys, 1, prompt_tokens=words, completion_tokens=1)
         inputs_too = inputs["pixel_values"].nbytes + sum(kept.values())
         return plan(load_architecture(str(path)), job), measured | {"activations": inputs_too}
 
@@ -211,7 +212,7 @@ def job(gpus=8, memory=80, **keys):
         "max_pixels": 147456,
     }
     zero = {"deepspeed": str(ROOT / "configs" / "deepspeed" / "zero3.json")}
-    return command.make_job({**grpo, **zero, **keys}, gpus, memory)
+    return make_job({**grpo, **zero, **keys}, gpus, memory)
 
 
 SEVEN = read_architecture(PUBLISHED["Qwen2.5-VL-7B-Instruct"][1])
@@ -225,6 +226,15 @@ def test_zero3_splits_the_states_over_the_gpus_and_offloading_takes_them_away():
     assert [eight[name] for name in names] == [-(-one[name] // 8) for name in names]
     offload = str(ROOT / "configs" / "deepspeed" / "zero3_offload.json")
     assert [plan(SEVEN, job(8, deepspeed=offload)).always[name] for name in names] == [0, 0, 0, 0]
+
+
+def test_a_stream_budget_repeats_prompts_and_shortens_the_longest_forward():
+    prompt = 1024 + 16 * 188
+    assert memory_plan.stream_lengths(SEVEN, job()) == (prompt + 8 * 1024, prompt + 8 * 1024)
+    assert memory_plan.stream_lengths(SEVEN, job(max_stream_tokens=10**6)) == (prompt + 8 * 1024, prompt + 8 * 1024)
+    three = job(max_stream_tokens=prompt + 3 * 1024 + 5)  # three rows fit: streams of 3, 3 and 2
+    assert memory_plan.stream_lengths(SEVEN, three) == (3 * prompt + 8 * 1024, prompt + 3 * 1024)
+    assert memory_plan.stream_lengths(SEVEN, job(max_stream_tokens=1)) == (8 * (prompt + 1024), prompt + 1024)
 
 
 CHANGES = {"gradient_accumulation_steps": 2, "shared_prefix": False}
@@ -257,7 +267,7 @@ def test_the_advice_makes_a_job_fit_or_says_that_it_does_not(memory, gpus, stage
     keys |= {"per_device_train_batch_size": rows, "batch_size": rows}
     keys |= {"grpo": {"num_generations": 8}, "sampling": {"samples": 4}, "sft": {}}[stage]
     keys |= {"deepspeed": str(ROOT / "configs" / "deepspeed" / "zero3.json")} if zero else {}
-    found = command.make_job(keys, gpus, memory)
+    found = make_job(keys, gpus, memory)
     steps = command.ladder(SEVEN, found)
     totals = [plan(SEVEN, found).total, *(plan(SEVEN, changed).total for _, changed in steps)]
     assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
@@ -293,7 +303,7 @@ def test_every_config_fits_on_the_machine_that_it_names(path, monkeypatch):
     names = {"qwen2_5_vl_7b": "Qwen2.5-VL-7B-Instruct", "qwen3_vl_8b": "Qwen3-VL-8B-Instruct"}
     shape = read_architecture(PUBLISHED[names.get(path.parent.name, "llava-onevision-qwen2-7b-ov-hf")][1])
     machine = (64, 96) if "# 64 x H20 96 GB" in path.read_text() else (8, 80)
-    found = command.make_job(yaml.safe_load(path.read_text()), *machine)
+    found = make_job(yaml.safe_load(path.read_text()), *machine)
     assert 2 * shape.parameters / found.gpus < plan(shape, found).total < found.gpu_memory
     assert "fits" in command.report(shape, found)
     assert memory_plan.tokens_a_step(shape, found)["completion tokens"] > 0
@@ -314,6 +324,7 @@ def test_a_job_that_does_not_fit_says_what_to_change(told):
         (["--gpus", "0"], "must be above 0"),
         (["--gpus", "8", "--learning_rate", "1"], "learning_rate is no key that memory depends on"),
         (["--gpus", "8", "--frames"], "frames has no value"),
+        (["--gpus", "8", "--frames", "many"], "frames takes a value like 8, found 'many'"),
         (["--gpus", "8", "4"], "'4' does not belong to any key"),
         (["--gpus", "8", "--optim", "adafactor"], "optim: adafactor is not covered"),
         (["--gpus", "8", "--use_peft", "true", "--lora_target_modules", "all-linear"], "is not a list of layers"),

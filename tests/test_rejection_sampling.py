@@ -1,11 +1,14 @@
 """Rejection sampling: what is kept, what is hard, and outputs that survive a kill."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from PIL import Image
+from test_ranks import Threads
 
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.data.loading import DataError, load_checked_records, load_checked_traces
@@ -252,6 +255,28 @@ def test_a_run_stopped_in_between_gives_the_same_files_when_run_again(calls, dat
         file.write('{"record_id": "r2", "ord')  # cut while it was written
     run(data, folder, SeesSomeRed())
     assert outputs(folder) == whole
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_several_ranks_write_the_files_of_one_process(count, data, tmp_path):
+    folder = tmp_path / "out"
+    run(data, folder, SeesSomeRed())
+    whole = outputs(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    barrier = Barrier(count)
+
+    def rank(number):
+        args = options(output_dir=str(folder), hard_below=0.3)
+        records, counts = stage.load_pairs(data)
+        found = stage.sample(records, SeesSomeRed(), data, args, Threads(rank=number, count=count, barrier=barrier))
+        if number == 0:
+            stage.write_outputs(folder, records, found, counts, data, args)
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(rank, range(count)))
+    assert outputs(folder) == whole
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*whole, "judgments.jsonl"])
 
 
 def test_the_files_depend_neither_on_the_batch_size_nor_on_an_earlier_limit(data, tmp_path):

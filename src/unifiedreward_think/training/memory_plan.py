@@ -6,104 +6,14 @@ tensor by tensor, and the largest of what lives for a moment; docs/scaling.md st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from unifiedreward_think.models.architecture import Architecture, Linears
 from unifiedreward_think.records import InputError
+from unifiedreward_think.training.job import GIB, Job
 
-GIB = 2**30
 RESERVE = 3 * GIB  # CUDA context, NCCL buffers, and what the allocator cannot use
 HEAD_TILE = (4096, 32768)  # tokens and vocabulary of one tile of TRL's fused head
-# What a config may leave out, with the values that TRL's and transformers' arguments then take.
-DEFAULTS: dict[str, Any] = {
-    "dtype": "float32",
-    "bf16": True,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": True,
-    "deepspeed": None,
-    "optim": "adamw_torch_fused",
-    "use_peft": False,
-    "lora_r": 16,
-    "lora_target_modules": None,
-    "freeze_vision": True,
-    "frames": 8,
-    "max_pixels": None,
-    "beta": 0.0,
-    "num_generations": 8,
-    "max_completion_length": 256,
-    "steps_per_generation": None,
-    "shared_prefix": True,
-    "max_stream_tokens": None,
-    "use_vllm": False,
-    "vllm_gpu_memory_utilization": 0.3,
-    "samples": 4,
-    "batch_size": 8,
-    "max_new_tokens": 2048,
-}
-SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "auto": 2}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One stage on some GPUs.
-
-    Attributes:
-        stage: "sft", "grpo" or "sampling".
-        keys: the config's, over DEFAULTS.
-        zero: what the DeepSpeed file says; empty without one.
-        gpus: how many there are in all.
-        gpu_memory: bytes of one.
-        prompt_tokens: text tokens of a prompt.
-        completion_tokens: of a completion.
-    """
-
-    stage: str
-    keys: Mapping[str, Any]
-    zero: Mapping[str, Any]
-    gpus: int
-    gpu_memory: int
-    prompt_tokens: int
-    completion_tokens: int
-
-    def __getitem__(self, key: str) -> Any:
-        return self.keys.get(key, DEFAULTS[key])
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of one weight: DeepSpeed trains in bfloat16 where `bf16` says so, whatever the checkpoint's type."""
-        return 2 if self.zero and self["bf16"] else SIZES[self["dtype"]]
-
-    @property
-    def compute_bytes(self) -> int:
-        """Bytes of one number of an activation."""
-        return 2 if self["bf16"] and self.stage != "sampling" else self.weight_bytes
-
-    @property
-    def pictures(self) -> int:
-        """Pictures of the longest prompt, which compares two videos."""
-        return 2 * int(self["frames"])
-
-    @property
-    def rows(self) -> int:
-        """Rows of one forward and backward pass."""
-        return int(self["per_device_train_batch_size"])
-
-    @property
-    def generated_rows(self) -> int:
-        """Rows that are generated at a time on one GPU."""
-        if self.stage == "sampling":
-            return int(self["batch_size"] * self["samples"])
-        return self.rows * int(self["steps_per_generation"] or self["gradient_accumulation_steps"])
-
-    def prompts(self, rows: int) -> int:
-        """Prompts that are read for so many rows."""
-        if self.stage == "sampling":
-            return rows
-        shared = self.stage == "grpo" and self["shared_prefix"]
-        return -(-rows // self["num_generations"]) if shared else rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +85,8 @@ def _states(shape: Architecture, job: Job) -> dict[str, int]:
     extra = trained if job["use_peft"] else 0
     vllm = int(job["vllm_gpu_memory_utilization"] * job.gpu_memory) if job["use_vllm"] and job.stage == "grpo" else 0
     if job.zero:
-        kept = 0 if offloaded(job, "param") else 1
-        stepped = 0 if offloaded(job, "optimizer") else 1
+        kept = 0 if job.offloaded("param") else 1
+        stepped = 0 if job.offloaded("optimizer") else 1
         parts = {
             "weights": kept * size * (everything + extra),
             "reference model": kept * size * everything * copies,
@@ -195,12 +105,6 @@ def _states(shape: Architecture, job: Job) -> dict[str, int]:
             "optimizer": 2 * own * trained,
         }
     return {**states, "vLLM": vllm, "reserve": RESERVE}
-
-
-def offloaded(job: Job, what: str) -> bool:
-    """Whether the DeepSpeed file keeps "param" or "optimizer" outside the GPU."""
-    device: str = job.zero.get(f"offload_{what}", {}).get("device", "none")
-    return device != "none"
 
 
 def text_layer(shape: Architecture, size: int) -> int:
@@ -224,13 +128,20 @@ def vision_block(shape: Architecture, size: int) -> int:
 
 
 def stream_lengths(shape: Architecture, job: Job) -> tuple[int, int]:
-    """Return the tokens of a micro-batch, and of its longest forward."""
-    prompt, prompts = prompt_length(shape, job), job.prompts(job.rows)
-    tokens = prompts * prompt + job.rows * job.completion_tokens
-    if job.stage == "grpo" and job["shared_prefix"] and job["max_stream_tokens"]:
-        # A row that is longer than the limit gets a stream of its own.
-        return tokens, min(tokens, max(job["max_stream_tokens"], prompt + job.completion_tokens))
-    return tokens, tokens
+    """Return the tokens of a micro-batch, and of its longest forward.
+
+    A stream that is too long for `max_stream_tokens` leaves rows to others, and each of these repeats the prompt. A row
+    that is longer than the limit still gets a stream of its own.
+    """
+    prompt, answer, prompts = prompt_length(shape, job), job.completion_tokens, job.prompts(job.rows)
+    tokens = prompts * prompt + job.rows * answer
+    limit = job["max_stream_tokens"]
+    if job.stage != "grpo" or not job["shared_prefix"] or not limit or tokens <= limit:
+        return tokens, tokens
+    group = -(-job.rows // prompts)
+    together = min(group, max(1, (limit - prompt) // answer))  # rows of a group in one stream
+    streams = prompts * -(-group // together)
+    return streams * prompt + job.rows * answer, prompt + together * answer
 
 
 def _patches(shape: Architecture, job: Job, prompts: int) -> int:
@@ -268,7 +179,7 @@ def _training(shape: Architecture, job: Job) -> dict[str, int]:
 
 def _step(shape: Architecture, job: Job) -> dict[str, int]:
     """Return what DeepSpeed adds in an optimizer step: float32 gradients of a group of weights."""
-    if not job.zero or offloaded(job, "optimizer"):
+    if not job.zero or job.offloaded("optimizer"):
         return {}
     group = int(job.zero.get("sub_group_size", 1e9))
     return {"float32 gradients": 4 * min(group, -(-trainable(shape, job) // job.gpus))}

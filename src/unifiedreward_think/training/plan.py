@@ -9,8 +9,7 @@ Loads no model: config.json is enough. Ends with status 1 where the stage does n
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,10 @@ from typing import Any
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.models.architecture import Architecture, load_architecture
 from unifiedreward_think.records import InputError
-from unifiedreward_think.training.memory_plan import (
-    DEFAULTS,
-    GIB,
-    Job,
-    Plan,
-    plan,
-    prompt_length,
-    tokens_a_step,
-    trainable,
-)
+from unifiedreward_think.training.job import DEFAULTS, GIB, Job, deepspeed, make_job
+from unifiedreward_think.training.memory_plan import Plan, plan, prompt_length, tokens_a_step, trainable
 
 ZERO3, OFFLOAD = "configs/deepspeed/zero3.json", "configs/deepspeed/zero3_offload.json"
-LENGTH = {"grpo": "max_completion_length", "sampling": "max_new_tokens"}  # the key that limits a completion
 MOST_GPUS = 4096
 
 
@@ -52,42 +42,6 @@ def main() -> None:
     print(report(shape, job))
     if plan(shape, job).total > job.gpu_memory:
         raise SystemExit(1)
-
-
-def make_job(
-    keys: Mapping[str, Any],
-    gpus: int,
-    gpu_memory: float = 80,
-    prompt_tokens: int = 1024,
-    completion_tokens: int | None = None,
-) -> Job:
-    """Return the job that a config's keys describe; a key of its own tells the stage."""
-    stage = "grpo" if "num_generations" in keys else "sampling" if "samples" in keys else "sft"
-    limit = LENGTH.get(stage)
-    length = completion_tokens or (keys.get(limit, DEFAULTS[limit]) if limit else 1024)
-    return Job(
-        stage=stage,
-        keys=dict(keys),
-        zero=deepspeed(keys.get("deepspeed")),
-        gpus=gpus,
-        gpu_memory=int(gpu_memory * GIB),
-        prompt_tokens=prompt_tokens,
-        completion_tokens=length,
-    )
-
-
-def deepspeed(path: str | None) -> dict[str, Any]:
-    """Return what a DeepSpeed file says about ZeRO.
-
-    Raises:
-        InputError: its stage is not 3.
-    """
-    if path is None:
-        return {}
-    found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["zero_optimization"]
-    if found["stage"] != 3:
-        raise InputError(f"{path}: ZeRO stage {found['stage']} is not covered; covered: 3")
-    return found
 
 
 def overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -113,7 +67,11 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"--{unknown[0]} is no key that memory depends on; those are {', '.join(sorted(DEFAULTS))}")
     if empty := [name for name, values in found.items() if not values]:
         raise InputError(f"--{empty[0]} has no value")
-    return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
+    chosen = {name: values if len(values) > 1 else values[0] for name, values in found.items()}
+    for name, value in chosen.items():
+        if type(DEFAULTS[name]) in (int, bool) and type(value) is not type(DEFAULTS[name]):
+            raise InputError(f"--{name} takes a value like {str(DEFAULTS[name]).lower()}, found {value!r}")
+    return chosen
 
 
 def ladder(shape: Architecture, job: Job) -> list[tuple[dict[str, Any], Job]]:

@@ -1,0 +1,143 @@
+"""One stage on some GPUs, as the keys of its config describe it: what the memory plan counts from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unifiedreward_think.records import InputError
+
+GIB = 2**30
+LENGTH = {"grpo": "max_completion_length", "sampling": "max_new_tokens"}  # the key that limits a completion
+# What a config may leave out, with the values that TRL's and transformers' arguments then take.
+DEFAULTS: dict[str, Any] = {
+    "dtype": "float32",
+    "bf16": True,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": True,
+    "deepspeed": None,
+    "optim": "adamw_torch_fused",
+    "use_peft": False,
+    "lora_r": 16,
+    "lora_target_modules": None,
+    "freeze_vision": True,
+    "frames": 8,
+    "max_pixels": None,
+    "beta": 0.0,
+    "num_generations": 8,
+    "max_completion_length": 512,
+    "steps_per_generation": None,
+    "shared_prefix": True,
+    "max_stream_tokens": None,
+    "use_vllm": False,
+    "vllm_gpu_memory_utilization": 0.3,
+    "samples": 4,
+    "batch_size": 8,
+    "max_new_tokens": 2048,
+}
+SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "auto": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One stage on some GPUs.
+
+    Attributes:
+        stage: "sft", "grpo" or "sampling".
+        keys: the config's, over DEFAULTS.
+        zero: what the DeepSpeed file says; empty without one.
+        gpus: how many there are in all.
+        gpu_memory: bytes of one.
+        prompt_tokens: text tokens of a prompt.
+        completion_tokens: of a completion.
+    """
+
+    stage: str
+    keys: Mapping[str, Any]
+    zero: Mapping[str, Any]
+    gpus: int
+    gpu_memory: int
+    prompt_tokens: int
+    completion_tokens: int
+
+    def __getitem__(self, key: str) -> Any:
+        return self.keys.get(key, DEFAULTS[key])
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of one weight: DeepSpeed trains in bfloat16 where `bf16` says so, whatever the checkpoint's type."""
+        return 2 if self.zero and self["bf16"] else SIZES[self["dtype"]]
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of one number of an activation."""
+        return 2 if self["bf16"] and self.stage != "sampling" else self.weight_bytes
+
+    @property
+    def pictures(self) -> int:
+        """Pictures of the longest prompt, which compares two videos."""
+        return 2 * int(self["frames"])
+
+    @property
+    def rows(self) -> int:
+        """Rows of one forward and backward pass."""
+        return int(self["per_device_train_batch_size"])
+
+    @property
+    def generated_rows(self) -> int:
+        """Rows that are generated at a time on one GPU."""
+        if self.stage == "sampling":
+            return int(self["batch_size"] * self["samples"])
+        return self.rows * int(self["steps_per_generation"] or self["gradient_accumulation_steps"])
+
+    def prompts(self, rows: int) -> int:
+        """Prompts that are read for so many rows."""
+        if self.stage == "sampling":
+            return rows
+        shared = self.stage == "grpo" and self["shared_prefix"]
+        return -(-rows // self["num_generations"]) if shared else rows
+
+    def offloaded(self, what: str) -> bool:
+        """Whether the DeepSpeed file keeps "param" or "optimizer" outside the GPU."""
+        device: str = self.zero.get(f"offload_{what}", {}).get("device", "none")
+        return device != "none"
+
+
+def make_job(
+    keys: Mapping[str, Any],
+    gpus: int,
+    gpu_memory: float = 80,
+    prompt_tokens: int = 1024,
+    completion_tokens: int | None = None,
+) -> Job:
+    """Return the job that a config's keys describe; a key of its own tells the stage."""
+    stage = "grpo" if "num_generations" in keys else "sampling" if "samples" in keys else "sft"
+    limit = LENGTH.get(stage)
+    length = completion_tokens or (keys.get(limit, DEFAULTS[limit]) if limit else 1024)
+    return Job(
+        stage=stage,
+        keys=dict(keys),
+        zero=deepspeed(keys.get("deepspeed")),
+        gpus=gpus,
+        gpu_memory=int(gpu_memory * GIB),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=length,
+    )
+
+
+def deepspeed(path: str | None) -> dict[str, Any]:
+    """Return what a DeepSpeed file says about ZeRO.
+
+    Raises:
+        InputError: its stage is not 3.
+    """
+    if path is None:
+        return {}
+    found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["zero_optimization"]
+    if found["stage"] != 3:
+        raise InputError(f"{path}: ZeRO stage {found['stage']} is not covered; covered: 3")
+    return found

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,36 @@ def test_a_greedy_batch_ends_each_row_at_its_own_tag_and_says_stop(backends, rec
     hook.remove()
     assert [(row.completion, row.finish_reason) for row in rows] == [(text, "stop") for text in texts]
     assert rows_in_step == [2] * lengths[0] + [1] * (lengths[1] - lengths[0])  # each left with its tag
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_a_cache_with_room_holds_what_that_of_transformers_holds(widths):
+    import torch
+    from transformers.cache_utils import DynamicLayer
+
+    slots = importlib.import_module("unifiedreward_think.backends.slots")
+    draws = torch.Generator().manual_seed(0)
+    first, *more = (torch.rand(2, 2, 1, width, 3, generator=draws) for width in widths)
+    plain, roomy = DynamicLayer(), slots.Columns(*first)
+    plain.update(*first)
+    for new in more:
+        for wanted, found in zip(plain.update(*new), roomy.update(*new), strict=True):
+            assert wanted.equal(found)
+    assert roomy.keys.equal(plain.keys) and roomy.get_seq_length() == plain.get_seq_length() == sum(widths)
+
+
+def test_layers_that_attend_to_a_window_are_refused(models, tmp_path):
+    from unifiedreward_think.backends.transformers import TransformersBackend
+
+    shutil.copytree(models["qwen2_5_vl"], tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    config["text_config"].pop("layer_types")
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"layers of the type sliding_attention: .* use_sliding_window: false"):
+        TransformersBackend(str(tmp_path / "model"), dtype="float32", device="cpu")
 
 
 def varied(backend, monkeypatch):

@@ -25,7 +25,7 @@ class TransformersBackend:
 
     Args:
         path: folder or Hub name of the model.
-        batch_size: prompts in one batch; each is sampled as often as it has seeds.
+        batch_size: prompts that are answered at a time; each has a row for every seed.
         dtype, attn_implementation, min_pixels, max_pixels: as in `models.loading`.
         device: "cuda", "cpu", ...; the accelerator if there is one by default.
         loaded: network and processor that are in memory already, such as those in training; `path` then only names

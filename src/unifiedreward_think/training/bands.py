@@ -5,6 +5,7 @@ python -m unifiedreward_think.training.bands             # the table of docs/hea
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
@@ -201,5 +202,11 @@ def table(bands: Iterable[Band] = BANDS) -> str:
     return "\n".join(["| metric | band | why there | likely cause outside | mend |", "|---|---|---|---|---|", *rows])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(table())
+
+
+if __name__ == "__main__":
+    main()

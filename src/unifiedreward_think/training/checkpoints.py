@@ -78,10 +78,15 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def rotate(folder: Path, keep: int, best: str | None) -> None:
-    """Delete all checkpoints but the newest `keep` whole ones and the best one."""
-    kept = [path for path in by_step(folder) if not flaw(path)][:keep]
+    """Delete all checkpoints but the newest `keep` whole ones; the best one is among them, and never the only one.
+
+    The rule of transformers' `save_total_limit`.
+    """
+    prized = [path for path in by_step(folder) if path.name == Path(best or "").name]
+    newest = [path for path in by_step(folder) if path not in prized and not flaw(path)]
+    kept = prized + newest[: max(1, keep - len(prized))]
     for path in by_step(folder):
-        if path not in kept and path.name != Path(best or "").name:
+        if path not in kept:
             (path / SEAL).unlink(missing_ok=True)  # first: half a checkpoint must not look whole
             shutil.rmtree(path)
 

@@ -10,7 +10,7 @@ from unifiedreward_think.writing import write_whole
 REPO = Path(__file__).parents[2]
 PROMPTS = REPO / "configs" / "toy" / "prompts"
 STEPS = 4  # of a training run
-CLOCK = ("time", "_per_second")  # in the names of logged values that differ from run to run
+CLOCK = ("time", "per_second", "memory")
 
 
 @dataclass

@@ -265,15 +265,15 @@ def test_an_output_is_written_whole_or_not_at_all(dies_at, data, tmp_path, monke
     folder = tmp_path / "out"
     run(data, folder, SeesSomeRed())
     before = outputs(folder)
-    real = Path.write_text
+    real = Path.write_bytes
 
-    def dies(path, text, **options):
+    def dies(path, data):
         if path.name.startswith(dies_at):
-            real(path, text[: len(text) // 2], **options)
+            real(path, data[: len(data) // 2])
             raise KeyboardInterrupt
-        return real(path, text, **options)
+        return real(path, data)
 
-    monkeypatch.setattr(Path, "write_text", dies)
+    monkeypatch.setattr(Path, "write_bytes", dies)
     with pytest.raises(KeyboardInterrupt):
         run(data, folder, SeesSomeRed(), hard_below=0.9)
     monkeypatch.undo()

@@ -43,7 +43,7 @@ PARTS = ("train", "rejection_sampling", "heldout")
 
 @dataclass(slots=True)
 class Seen:
-    """What a split has to know of all rows: numbers alone, some 60 bytes a row.
+    """What a split has to know of all rows: numbers alone, some 50 bytes a row.
 
     Attributes:
         keys: what ties rows to others, those of all rows one after the other.

@@ -34,10 +34,9 @@ def prompts(kind, steps):
     return drawn
 
 
-def measure(settings):
-    """Measure one implementation on one kind of rows, in this process."""
+def build(settings, rows, folder, callback):
+    """Return the trainer to measure; both kinds see the rows in the order in which they were drawn."""
     import torch
-    import transformers
     import trl
 
     from unifiedreward_think.data.rows import to_dataset
@@ -46,8 +45,6 @@ def measure(settings):
     from unifiedreward_think.training.shared_prefix_sft import SharedPrefixSFTTrainer
 
     class InOrder:
-        """Both see the batches in the order in which they were drawn."""
-
         def _get_train_sampler(self, train_dataset=None):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
@@ -56,6 +53,22 @@ def measure(settings):
 
     class Streams(InOrder, SharedPrefixSFTTrainer):
         pass
+
+    args = trl.SFTConfig(
+        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, save_strategy="no",
+        logging_steps=1, max_steps=settings.steps, per_device_train_batch_size=8, max_length=None,
+        learning_rate=1e-4, lr_scheduler_type="constant", activation_checkpointing=False,
+    )  # fmt: skip
+    network, processor = load_model(settings.model, dtype="float32"), load_processor(settings.model)
+    freeze_vision(network)
+    cls, own = (Padded, {}) if settings.only == "trl" else (Streams, {"prompts": [row["number"] for row in rows]})
+    dataset = to_dataset(rows)
+    return cls(network, args, train_dataset=dataset, processing_class=processor, callbacks=[callback], **own)
+
+
+def measure(settings):
+    """Measure one implementation on one kind of rows, in this process."""
+    import transformers
 
     seconds, work = [], measuring.Work()
 
@@ -71,20 +84,9 @@ def measure(settings):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = measuring.make_rows(folder, prompts(settings.kind, settings.steps))
-        args = trl.SFTConfig(
-            output_dir=str(folder / "run"), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
-            save_strategy="no", logging_steps=1, max_steps=settings.steps, per_device_train_batch_size=8,
-            max_length=None, learning_rate=1e-4, lr_scheduler_type="constant", activation_checkpointing=False,
-        )  # fmt: skip
-        network, processor = load_model(settings.model, dtype="float32"), load_processor(settings.model)
-        freeze_vision(network)
-        cls, own = (Padded, {}) if settings.only == "trl" else (Streams, {"prompts": [row["number"] for row in rows]})
-        trainer = cls(
-            model=network, args=args, train_dataset=to_dataset(rows), processing_class=processor,
-            callbacks=[Clock()], **own,
-        )  # fmt: skip
-        work.watch(network)
-        work.watch_pictures(processor)
+        trainer = build(settings, rows, folder / "run", Clock())
+        work.watch(trainer.model)
+        work.watch_pictures(trainer.processing_class)
         before = measuring.peak_memory()
         trainer.train()
     log = [{key: row[key] for key in LOGGED} for row in trainer.state.log_history if "loss" in row]

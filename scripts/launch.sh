@@ -90,8 +90,9 @@ launch() {
   find_nodes
   gpus=$(visible_gpus)
   nproc=${nproc:-$((gpus > 0 ? gpus : 1))}
-  # torchrun kills what has not ended 30 s after SIGTERM; a checkpoint of a large model takes longer.
+  # torchrun hands on SIGTERM, not SIGUSR1, and kills what has not ended 30 s later: a large checkpoint takes longer.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
+  export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
   if ((nnodes > 1)); then
     run torchrun --nnodes "$nnodes" --node_rank "${node_rank:?NODE_RANK is 0 to NNODES-1}" --nproc_per_node "$nproc" \
       --master_addr "${master_addr:?MASTER_ADDR is the address of node 0}" --master_port "${MASTER_PORT:-29500}" -m "$@"

@@ -96,6 +96,14 @@ def test_a_stage_runs_in_as_many_processes_as_asked_or_as_gpus_are_visible(scrip
     training(script, "torchrun --standalone --nproc_per_node 1", CUDA_VISIBLE_DEVICES="5")
 
 
+def test_torchrun_hands_on_the_signals_of_preemption_and_waits_for_a_checkpoint(tmp_path):
+    (tmp_path / "torchrun").write_text("#!/bin/sh\necho $TORCH_ELASTIC_SHUTDOWN_TIMEOUT $PET_SIGNALS_TO_HANDLE\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    command = f"PATH={tmp_path}:$PATH; . scripts/launch.sh; NPROC=2 launch module"
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    assert int(said[0]) >= 600 and {"SIGTERM", "SIGUSR1"} <= {*said[1].split(",")}
+
+
 EIGHT = "torchrun --nnodes 8 --node_rank 3 --nproc_per_node 8 --master_addr 10.0.0.1 --master_port 29500"
 
 

@@ -17,7 +17,7 @@ from test_judge import LooksForRed
 from test_server_backend import FakeServer, caption, reply, serving
 
 import unifiedreward_think
-from unifiedreward_think import Judge, judge
+from unifiedreward_think import Judge, protocol
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.inference import combine, read_prompt_file
 from unifiedreward_think.inference_cli import main
@@ -315,7 +315,7 @@ def test_a_full_disk_stops_the_run_and_nothing_is_lost(pairs, tmp_path):
 
 def test_media_are_opened_once_a_pair_and_ahead_of_the_model(pairs, tmp_path, monkeypatch):
     opened, threads = [], set()
-    real = judge.open_image
+    real = protocol.open_image
 
     def noting(path):
         opened.append(Path(path).name)
@@ -328,7 +328,7 @@ def test_media_are_opened_once_a_pair_and_ahead_of_the_model(pairs, tmp_path, mo
             (tmp_path / f"{i}-{k}.png").write_bytes((tmp_path / f"{name}.png").read_bytes())
         row["media"] = [f"{i}-0.png", f"{i}-1.png"]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(judge, "open_image", noting)
+    monkeypatch.setattr(protocol, "open_image", noting)
     words = ["--input", pairs, "--output", tmp_path / "j.jsonl", "--orders", "both", "--votes", 3, "--temperature", 1]
     assert run(*words, backend=LooksForRed(batch_size=3)) == 0
     assert len(opened) == len(set(opened)) == 40

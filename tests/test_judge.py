@@ -17,9 +17,10 @@ from PIL import Image
 
 from unifiedreward_think.backends import BackendError, Completion, Sampling
 from unifiedreward_think.data.loading import load_records
-from unifiedreward_think.judge import WINDOW, Protocol, _batches, judge
+from unifiedreward_think.judge import judge
 from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.protocol import WINDOW, Protocol, cut_batches
 from unifiedreward_think.records import PreferenceRecord, RecordError, digest, order_shown
 from unifiedreward_think.tasks import TASKS, load_prompts
 from unifiedreward_think.verdict import render
@@ -195,7 +196,7 @@ def test_a_resumed_run_has_the_batches_of_a_whole_one(records, tmp_path):
 )
 def test_batches_hold_every_item_once_and_items_of_one_length_together(kinds, size):
     work = [(of_length(i, *kind), "ab") for i, kind in enumerate(kinds)]
-    batches = _batches(work, size, 8)
+    batches = cut_batches(work, size, 8)
     items = [record.id for batch in batches for record, _ in batch]
     assert sorted(items) == sorted(record.id for record, _ in work)
     assert all(len(batch) <= size for batch in batches)

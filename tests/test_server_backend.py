@@ -21,9 +21,10 @@ from PIL import Image
 from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling, Video
 from unifiedreward_think.backends import server as server_module
 from unifiedreward_think.backends.server import ServerBackend, data_url, read_reply
-from unifiedreward_think.judge import Protocol, judge
+from unifiedreward_think.judge import judge
 from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.media import Clip, FrameSampling, open_image
+from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import render

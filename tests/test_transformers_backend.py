@@ -22,10 +22,11 @@ from test_judge import protocol, told
 
 from unifiedreward_think.backends import Sampling
 from unifiedreward_think.data.loading import load_records
-from unifiedreward_think.judge import _open, judge
+from unifiedreward_think.judge import judge
 from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.models import tiny
+from unifiedreward_think.protocol import open_items
 from unifiedreward_think.records import order_shown
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.toy import dataset
@@ -140,7 +141,7 @@ def alone(backend, records, asked, ends):
 
     found = []
     for record in records:
-        ((_, prompt),) = _open([(record, order_shown(record, 0))], asked, {})
+        ((_, prompt),) = open_items([(record, order_shown(record, 0))], asked, {})
         inputs = backend._encode([prompt])
         with torch.inference_mode():
             ids = backend._network.generate(
@@ -203,7 +204,7 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_free_rows_are_refilled(ba
     assert any(before for _, before, _ in reads)  # some joined rows that were writing
     assert max(after for _, _, after in reads) <= 12 and all(steps) and all(kept)
     count = len(reads)
-    ((_, prompt),) = _open([(eight[0], "ab")], asked(tmp_path), {})
+    ((_, prompt),) = open_items([(eight[0], "ab")], asked(tmp_path), {})
     (two,) = backend.complete([prompt], sampling=Sampling(max_new_tokens=4), seeds=[[1, 2]])
     assert two[0] == two[1] and reads[count:] == [(1, 0, 1)]  # a greedy completion is written once
 

@@ -61,7 +61,7 @@ from pathlib import Path
 from unifiedreward_think.backends import Completion, Sampling
 from unifiedreward_think.data.shards import read_stored
 from unifiedreward_think.distillation import distill
-from unifiedreward_think.judge import Protocol
+from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import render

@@ -31,8 +31,9 @@ from unifiedreward_think.data.files import DataError
 from unifiedreward_think.data.shards import as_json, claim, described, read_stored
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.judge import Protocol, judge
+from unifiedreward_think.judge import judge
 from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, order_shown
 from unifiedreward_think.tasks import load_prompts

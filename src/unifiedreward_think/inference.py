@@ -34,9 +34,10 @@ from shutil import copyfile
 from typing import Any, Literal
 
 from unifiedreward_think.backends import Backend, Sampling
-from unifiedreward_think.judge import Protocol, judge
+from unifiedreward_think.judge import judge
 from unifiedreward_think.media import Decoder, FrameSampling
 from unifiedreward_think.metrics import candidate_margin, majority
+from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, Preferred, digest
 from unifiedreward_think.tasks import FORMAT_FILES, PROMPTS, load_prompts
 from unifiedreward_think.verdict import DimensionScore, Layout, Style

@@ -25,7 +25,8 @@ from typing import Any
 from unifiedreward_think.backends import Backend, Sampling
 from unifiedreward_think.data.loading import DataError, Loaded, load_checked_records, report_left_out
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.judge import Protocol, judge
+from unifiedreward_think.judge import judge
+from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.ranks import ALONE, Ranks, joined
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
 from unifiedreward_think.training import run

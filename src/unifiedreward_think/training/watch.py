@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 from unifiedreward_think.backends import Sampling
 from unifiedreward_think.data.loading import load_checked_records, report_left_out
-from unifiedreward_think.judge import Protocol, judge
+from unifiedreward_think.judge import judge
 from unifiedreward_think.metrics import MEASURES, summarize
+from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
 from unifiedreward_think.training.bands import with_limits

@@ -34,10 +34,11 @@ toy_pipeline() {
     --train_files "$out/data/cold_start.jsonl" --output_dir "$out/cold_start"
   toy_judge "$out/cold_start" cold_start "$out"
   echo "== stage 1: rejection sampling"
-  bash scripts/1.rejection_sampling.sh configs/toy/rejection_sampling.yaml "${args[@]}" \
-    --model_name_or_path "$out/cold_start" --train_files "$out/data/train.jsonl" --output_dir "$out/sampling" -- \
-    "${args[@]}" --model_name_or_path "$out/cold_start" --train_files "$out/sampling/kept.jsonl" \
-    --output_dir "$out/rejection_sft"
+  # Sampled by both cores; training is for one process.
+  SAMPLE_ONLY=1 NPROC=2 bash scripts/1.rejection_sampling.sh configs/toy/rejection_sampling.yaml "${args[@]}" \
+    --model_name_or_path "$out/cold_start" --train_files "$out/data/train.jsonl" --output_dir "$out/sampling"
+  bash scripts/0.cold_start.sh configs/toy/rejection_sft.yaml "${args[@]}" \
+    --model_name_or_path "$out/cold_start" --train_files "$out/sampling/kept.jsonl" --output_dir "$out/rejection_sft"
   toy_judge "$out/rejection_sft" rejection_sft "$out"
   echo "== stage 2: GRPO"
   bash scripts/grpo.sh configs/toy/grpo.yaml "${args[@]}" --model_name_or_path "$out/rejection_sft" \

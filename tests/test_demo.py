@@ -574,6 +574,23 @@ def test_stop_ends_an_answer_and_the_next_one_is_whole(visit, setup):
 
 
 @browser_test
+def test_nobody_waits_for_the_answer_to_a_visitor_who_left(visit, setup):
+    window = visit()
+    setup.backend.pause, started = 1.0, setup.backend.words
+    try:
+        window.find("button.ur-judge").click()
+        window.page.wait_for_function("document.querySelector('.ur-card.writing .ur-think')?.innerText.length > 5")
+        window.page.close()
+        before, written = -1, setup.backend.words
+        while before != written:
+            time.sleep(3)
+            before, written = written, setup.backend.words
+        assert written - started < 40  # of about 45
+    finally:
+        setup.backend.pause = Redder.pause
+
+
+@browser_test
 def test_two_videos_of_a_pair_run_as_one(visit):
     window = visit().open("Video generation")
     window.page.wait_for_function(

@@ -59,6 +59,7 @@ def make_rows(folder, prompts):
             Image.fromarray(random.integers(0, 255, (prompt.side, prompt.side, 3), dtype=np.uint8)).save(file)
         content = [{"type": "image", "text": None} for _ in files] + [text(prompt.words)]
         row = {"prompt": [{"role": "user", "content": content}], "images": [str(file) for file in files]}
+        row["task"] = "image_generation"
         answers = [{"completion": [{"role": "assistant", "content": [text(words)]}]} for words in prompt.answers]
         rows += [{**row, "number": number, **answer} for answer in answers or [{}]]
     return rows

@@ -6,7 +6,8 @@
 `original` is our transcription of the published trainer: pixel values and prompt repeated for each completion in every
 pass, full-vocabulary logits of all positions. All start from one random Qwen2.5-VL (or one at --model), see the same
 pictures and draw from the same seeds, so their losses must agree: a time without its `equal` field is void. The first
-step of each process warms up and is not timed.
+step of each process warms up and is not timed. `input_seconds` is CPU time from files of pictures to the model's input,
+`waited_seconds` how long the model waits for that by the clock, both in a step between the first and the last.
 """
 
 import argparse
@@ -67,9 +68,12 @@ def train(settings, rows, folder):
 
     from unifiedreward_think.data.rows import to_dataset
     from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
+    from unifiedreward_think.training.prefetch import Reader
     from unifiedreward_think.training.shared_prefix_trainer import SharedPrefixGRPOTrainer
 
     seconds, work = [], measuring.Work()
+    take = Reader.take
+    Reader.take = lambda *args: work.timed(take, *args)
 
     class Clock(transformers.TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
@@ -78,6 +82,7 @@ def train(settings, rows, folder):
 
         def on_step_end(self, args, state, control, **_):
             seconds.append(time.process_time() - self.started)
+            work.end_step()
 
     network, processor = load_model(settings.model, dtype="float32"), load_processor(settings.model)
     freeze_vision(network)
@@ -134,6 +139,7 @@ def original(settings, rows, folder):
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.process_time() - started)
+        work.end_step()
         values = {"loss": loss, "grad_norm": norm, "kl": kl, "reward": rewards.mean()}
         log.append({key: value.item() for key, value in values.items()})
     return seconds, log, work, measuring.peak_memory() - before
@@ -179,12 +185,15 @@ def measure(settings):
     """Measure one implementation at one point, in this process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prompt = measuring.Prompt(pictures=settings.pictures, words=settings.words)
+        prompt = measuring.Prompt(pictures=settings.pictures, words=settings.words, side=settings.side)
         rows = measuring.make_rows(folder, [prompt] * (settings.steps * settings.groups))
         run = original if settings.only == "original" else train
         seconds, log, work, memory = run(settings, rows, folder / "run")
     per_step = {key: round(value / settings.steps) for key, value in sorted(work.counts.items())}
-    spent = {"picture_seconds": round(work.picture_seconds / settings.steps, 4)}
+    # The first step warms up, and trainers read a step ahead, so that the last one has less to read.
+    spent = {}
+    for key in ("input_seconds", "waited_seconds"):
+        spent[key] = round(min(getattr(work, key)[1:-1], default=float("nan")), 5)
     return {"seconds": seconds[1:], "log": log, "work_per_step": per_step, "peak_memory_mib": memory, **spent}
 
 
@@ -198,7 +207,8 @@ def parse():
     add("--group", type=int, default=8, help="completions of a prompt")
     add("--groups", type=int, default=1, help="prompts of a step (trl and ours)")
     add("--words", type=int, default=290, help="of a prompt")
-    add("--pictures", type=int, default=2, help="of a prompt, 512 x 512")
+    add("--pictures", type=int, default=2, help="of a prompt")
+    add("--side", type=int, default=measuring.SIDE, help="of a picture, in pixels")
     add("--steps", type=int, default=3, help="optimizer steps of a process; the first is not timed")
     add("--rounds", type=int, default=1, help="of every implementation, in turn")
     add("--beta", type=float, default=0.04, help="weight of the KL term")
@@ -222,7 +232,7 @@ def main():
     report = {"arguments": {key: str(value) for key, value in vars(settings).items()}, "points": {}}
     with tempfile.TemporaryDirectory() as name:
         settings.model = settings.model or measuring.build_model(Path(name, "model"))
-        keys = ("new_tokens", "group", "groups", "words", "pictures", "steps", "beta", "dead", "model")
+        keys = ("new_tokens", "group", "groups", "words", "pictures", "side", "steps", "beta", "dead", "model")
         for value in settings.values:
             setattr(settings, settings.vary.replace("-", "_"), value)
             words = [word for key in keys for word in ("--" + key.replace("_", "-"), getattr(settings, key))]

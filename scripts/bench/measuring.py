@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class Work:
     """Counts what passes through a model; language model and tower are hooked whole, so recomputation counts once."""
 
     def __init__(self):
-        self.counts, self.picture_seconds = Counter(), 0.0
+        self.counts, self.input_seconds, self.waited_seconds = Counter(), [], []
+        self._timing, self._timed, self._waited = threading.local(), 0.0, 0.0
 
     def watch(self, network):
         network = network.get_base_model() if hasattr(network, "get_base_model") else network
@@ -107,19 +109,48 @@ class Work:
         self.counts["vision patches"] += len(args[0])
 
     def watch_pictures(self, processor):
-        """Count the pictures that go through the processor, and the seconds it takes for them."""
-        image_processor = processor.image_processor
-        work = self
+        """Count the pictures that go through a processor, and the seconds from files of pictures to a model's input."""
+        import datasets
+
+        image_processor, work = processor.image_processor, self
 
         class Counting(type(image_processor)):
             def __call__(self, images, *args, **kwargs):
                 work.counts["pictures processed"] += sum(len(i) if isinstance(i, list) else 1 for i in images)
-                started = time.thread_time()
-                output = super().__call__(images, *args, **kwargs)
-                work.picture_seconds += time.thread_time() - started
-                return output
+                return super().__call__(images, *args, **kwargs)
 
+        class Timed(type(processor)):
+            def __call__(self, *args, **kwargs):
+                return work.timed(super().__call__, *args, **kwargs)
+
+            def apply_chat_template(self, *args, **kwargs):  # calls the other one
+                return work.timed(super().apply_chat_template, *args, **kwargs)
+
+        decode = datasets.Image.decode_example
+        datasets.Image.decode_example = lambda *args, **kwargs: work.timed(decode, *args, **kwargs)
         image_processor.__class__ = Counting
+        processor.__class__ = Timed
+
+    def timed(self, function, *args, **kwargs):
+        """Call a function and count its time, unless it is called by one that is counted.
+
+        What the main thread spends here is time that the model waits for.
+        """
+        if hasattr(self._timing, "started"):
+            return function(*args, **kwargs)
+        self._timing.started, started = time.perf_counter(), time.thread_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._timed += time.thread_time() - started
+            if threading.current_thread() is threading.main_thread():
+                self._waited += time.perf_counter() - self._timing.started
+            del self._timing.started
+
+    def end_step(self):
+        self.input_seconds.append(self._timed)
+        self.waited_seconds.append(self._waited)
+        self._timed = self._waited = 0.0
 
 
 def peak_memory():

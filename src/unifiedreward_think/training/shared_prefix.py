@@ -12,13 +12,13 @@ itself; a segment to the prefix before it and to itself, as a row of its own ove
 in each segment, so every completion token has the log-probability and gradient that it has in a row of its own. Idea:
 Prefix Grouper (arXiv 2506.05433).
 
-A prefix without segments is what generation needs: `prefill` fills the cache of all rows from one pass over prompts.
+A prefix without segments is what generation needs, see `shared_decoding`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -155,9 +155,12 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     prefix_layout: Layout | None = None,
+    prefix_cache: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each group of a stream; without a layout, as plain SDPA does."""
+    """Attend within each group of a stream, or of rows that are being written; without either, as plain SDPA does."""
+    if prefix_cache is not None:
+        return prefix_cache.attend(module.layer_idx, query, scaling), None
     if prefix_layout is None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -205,6 +208,7 @@ def enable(network: Any) -> None:
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     network.set_attn_implementation({"text_config": NAME})
     network.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
+    network.model.language_model.register_forward_pre_hook(_hand_on_cache, with_kwargs=True)
 
 
 def _keep_scored(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
@@ -214,6 +218,15 @@ def _keep_scored(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> A
         hidden = output.last_hidden_state
         output.last_hidden_state = hidden.index_select(1, layout.scored(hidden.device))
     return output
+
+
+def _hand_on_cache(_: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """Let the attention see a cache whose rows share their prompts; it knows best what they attend to."""
+    cache = kwargs.get("past_key_values")
+    if not hasattr(cache, "attend"):
+        return args, kwargs
+    mask = kwargs["inputs_embeds"].new_ones(1, 1, 1, 1)  # 4D: keeps the model from making one
+    return args, {**kwargs, "attention_mask": mask, "prefix_cache": cache}
 
 
 def picture_parameters(network: Any) -> list[torch.nn.Parameter]:
@@ -268,32 +281,3 @@ def plan(
         streams[-1].setdefault(owner, []).append(row)
         tokens, rows = tokens + cost, rows + 1
     return streams
-
-
-def prefill(network: Any, prompts: Sequence[Prompt], copies: int, pad: int) -> dict[str, Any]:
-    """Return the arguments with which `generate` goes on from prompts that were read once.
-
-    Each prompt, with its pictures encoded, gets `copies` rows; shorter prompts are filled up with `pad` on the left.
-    Gradient checkpointing must be off, since it turns caches off.
-    """
-    inputs = stream_inputs([(prompt, ()) for prompt in prompts])
-    with torch.no_grad():
-        read = network.model(**inputs, use_cache=True).past_key_values
-    lengths = [len(prompt.ids) - 1 for prompt in prompts]
-
-    def rows(parts: Iterable[torch.Tensor], filler: int = 0) -> torch.Tensor:
-        padded = pad_sequence([part.flip(0) for part in parts], batch_first=True, padding_value=filler)
-        return padded.flip(1).repeat_interleave(copies, 0)  # padded on the left
-
-    cache = DynamicCache(config=network.config.get_text_config())
-    for number, layer in enumerate(read.layers):
-        keys, values = (
-            rows(states[0].transpose(0, 1).split(lengths)).transpose(1, 2) for states in (layer.keys, layer.values)
-        )
-        cache.update(keys, values, number)
-    if hasattr(network.model, "rope_deltas"):  # state of the model: how far its positions run ahead of the tokens
-        ahead = [prompt.next_position - len(prompt.ids) for prompt in prompts for _ in range(copies)]
-        network.model.rope_deltas = torch.tensor(ahead, device=network.device)[:, None]
-    ids = rows([prompt.ids for prompt in prompts], pad)
-    mask = rows([torch.ones_like(prompt.ids) for prompt in prompts])
-    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}

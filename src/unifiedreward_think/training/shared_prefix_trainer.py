@@ -21,6 +21,7 @@ from unifiedreward_think.training import shared_prefix
 from unifiedreward_think.training.embedding_cache import encoder
 from unifiedreward_think.training.grpo_trainer import GRPOTrainer
 from unifiedreward_think.training.prefetch import READING, Reader
+from unifiedreward_think.training.shared_decoding import prefill
 
 OFF = "set shared_prefix: false to train with TRL's own passes"
 
@@ -160,7 +161,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             ) as model,
             torch.no_grad(),
         ):
-            inputs = shared_prefix.prefill(
+            inputs = prefill(
                 self._network(model), self._prompts[self._mode], num_generations, self._tokenizer.pad_token_id
             )
             ids = model.generate(**inputs, generation_config=self.generation_config)

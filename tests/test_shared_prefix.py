@@ -385,3 +385,6 @@ def test_two_ranks_take_the_steps_of_trl_on_one(deepspeed, models, toy_data, tmp
         else:
             check_learned(stock)
         check_equal(stock, ours, leave_out=["entropy"] if name == "dead" else [])
+    stock = two_ranks.train_siblings(models["qwen2_5_vl"], toy_data, tmp_path / "one")
+    for before, after in zip(stock, read_log(tmp_path / "two" / "sft"), strict=True):
+        assert all(close(after[key], before[key]) for key in ("loss", "grad_norm", "num_tokens", "learning_rate"))

@@ -1,4 +1,4 @@
-"""GRPO runs on the ranks of a process group, for test_shared_prefix; not a test file.
+"""GRPO runs and one of SFT on the ranks of a process group, for test_shared_prefix; not a test file.
 
 torchrun --nproc_per_node 2 tests/two_ranks.py MODEL TOY_DATA OUTPUT [DEEPSPEED_JSON]
 """
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import stages
-from stages import mean_token, train_grpo
+from stages import data_arguments, mean_token, train_grpo, train_sft
 
 # max_stream_tokens holds a group of short prompts but not one of long prompts: ranks need unequally many streams.
 RUNS = {
@@ -33,8 +33,20 @@ def train(name, model, toy_data, output, **options):
     return train_grpo(model, toy_data, Path(output) / name, rewards=rewards(name), **chosen)
 
 
+def train_siblings(model, toy_data, output, **options):
+    """SFT on two prompts with two answers each."""
+    from unifiedreward_think.training import sft
+
+    rows = sft.load_rows(data_arguments(toy_data, "cold_start"))[0][:2]
+    other = [{"role": "assistant", "content": [{"type": "text", "text": "<think>7 + 8 = 15</think>"}]}]
+    rows = [row for one in rows for row in (one, {**one, "completion": other})]
+    chosen = {"max_steps": 3, "learning_rate": 1e-3, **options}
+    return train_sft(model, toy_data, Path(output) / "sft", rows=rows, **chosen)
+
+
 def write_log(trainer, processor, args, *_, **__):
     """Stand in for `finish`, which ends the process group."""
+    trainer.accelerator.wait_for_everyone()  # as `finish` does, with the reason
     if trainer.is_world_process_zero():
         log = trainer.state.log_history
         Path(args.output_dir, "log_history.json").write_text(json.dumps(log))
@@ -44,9 +56,9 @@ if __name__ == "__main__":
     model, toy_data, output, *deepspeed = map(Path, sys.argv[1:])
     import second_choice  # noqa: F401 - ranks sample what one process does
 
-    from unifiedreward_think.training import grpo
+    from unifiedreward_think.training import grpo, sft
 
-    grpo.finish = write_log
+    grpo.finish = sft.finish = write_log
     stages.read_log = lambda output: None  # the test reads it
 
     options = {"per_device_train_batch_size": 2}
@@ -57,3 +69,4 @@ if __name__ == "__main__":
         options["deepspeed"] = str(deepspeed[0])
     for name in RUNS:
         train(name, model, toy_data, output, **options)
+    train_siblings(model, toy_data, output, shared_prefix=True, **options)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from stages import data_arguments, train_grpo
+from stages import data_arguments, train_grpo, train_sft
 
 from unifiedreward_think.data.rows import to_dataset
 from unifiedreward_think.models.loading import load_model, load_processor
@@ -123,3 +123,15 @@ def test_a_run_on_stored_features_takes_the_same_steps_without_the_tower(models,
 def test_a_cache_that_would_be_wrong_or_unused_is_refused(options, models, toy_data, tmp_path):
     with pytest.raises(InputError, match=r"embedding_cache: (needs freeze_vision: true|has no effect)"):
         train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, embedding_cache=str(tmp_path / "cache"), **options)
+
+
+@pytest.mark.parametrize("shared_prefix", [False, True], ids=["padded", "streams"])
+def test_sft_reads_ahead_in_worker_processes_and_takes_the_same_steps(shared_prefix, models, toy_data, tmp_path):
+    plain, ahead = (
+        train_sft(
+            models["qwen2_5_vl"], toy_data, tmp_path / str(workers), shared_prefix=shared_prefix,
+            dataloader_num_workers=workers,
+        )
+        for workers in (0, 2)
+    )  # fmt: skip
+    assert plain == ahead

@@ -52,7 +52,7 @@ def train_sft(
     data = data_arguments(toy_data, "cold_start")
     loaded, counts = sft.load_rows(data)
     args = SFTConfig(output_dir=str(output), max_length=None, **common(**options))
-    model_args = ModelConfig(model_name_or_path=str(model), dtype="float32", **(lora or {}))
+    model_args = ModelConfig(**{"model_name_or_path": str(model), "dtype": "float32", **(lora or {})})
     stream = StreamArguments(shared_prefix=shared_prefix)
     extras = TrainingExtras(freeze_vision=freeze)
     sft.train(rows or loaded, counts, data, extras, args, model_args, checkpoint, stream)
@@ -89,7 +89,7 @@ def train_grpo(
     chosen = {"beta": 0.04, "num_generations": 2, "max_completion_length": 8, "log_completions": True}
     chosen |= {"num_completions_to_print": 0, **common(**options)}
     args = GRPOConfig(output_dir=str(output), **chosen)
-    model_args = ModelConfig(model_name_or_path=str(model), dtype="float32", **(lora or {}))
+    model_args = ModelConfig(**{"model_name_or_path": str(model), "dtype": "float32", **(lora or {})})
     own = grpo.RewardArguments()
     rewards = rewards or [*(grpo.load_reward(name) for name in own.reward_funcs), mean_token]
     arguments = (model_args, data, TrainingExtras(freeze_vision=freeze), own)

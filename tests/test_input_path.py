@@ -121,7 +121,7 @@ def test_a_run_on_stored_features_takes_the_same_steps_without_the_tower(models,
 
 @pytest.mark.parametrize("options", [{"freeze": False}, {"shared_prefix": False}])
 def test_a_cache_that_would_be_wrong_or_unused_is_refused(options, models, toy_data, tmp_path):
-    with pytest.raises(InputError, match=r"embedding_cache: (needs freeze_vision: true|has no effect)"):
+    with pytest.raises(InputError, match=r"embedding_cache: (needs freeze_vision: true,|has no effect)"):
         train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, embedding_cache=str(tmp_path / "cache"), **options)
 
 

@@ -61,3 +61,23 @@ def test_several_tokens_at_a_time_are_refused_by_the_key_that_turns_sharing_off(
     cache, _ = shared([5], 2, 1, torch.randn)
     with pytest.raises(RuntimeError, match="shared_prefix: false"):
         cache.attend(0, torch.randn(2, 1, 3, WIDTH), 1.0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0.2, 8.0), st.integers(0, 2**31))
+def test_in_bfloat16_it_is_as_exact_as_the_kernels_of_sdpa(sharpness, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator).bfloat16()
+
+    cache, (states,) = shared([300], 2, 2, draw)
+    key, value = draw(2, 2, 2, 1, WIDTH)
+    cache.update(key, value, 0)
+    query = draw(2, 4, 1, WIDTH)
+    found = cache.attend(0, query, sharpness).transpose(1, 2)
+    alone = [torch.cat([one.expand(2, -1, -1, -1), own], 2) for one, own in zip(states, (key, value), strict=True)]
+    options = {"scale": sharpness, "enable_gqa": True}
+    exact = scaled_dot_product_attention(*(one.double() for one in (query, *alone)), **options)
+    kernel = scaled_dot_product_attention(query, *alone, **options)
+    assert (found - exact).abs().max() <= 1.05 * (kernel - exact).abs().max() + 1e-3

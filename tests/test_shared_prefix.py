@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stages import data_arguments, mean_token, read_log, train_grpo, weights
 from test_zero3 import checked
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import GenerationConfig
 
 from unifiedreward_think.models import loading
 from unifiedreward_think.records import InputError
-from unifiedreward_think.training import grpo, shared_prefix
+from unifiedreward_think.training import grpo, shared_decoding, shared_prefix
+from unifiedreward_think.training.stream_plan import plan_streams
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
 # Means of means over micro-batches, which group other rows than TRL's where the gradient does not change by it.
@@ -125,6 +126,41 @@ def test_rows_without_advantage_cost_no_pass_and_change_nothing(reward, models, 
     assert max(different) < 0.01
     idle = [tokens for tokens in work["ours"].policy if tokens == 2]
     assert idle if reward is first_step_alone else not idle
+
+
+def same_for_all(completion_ids, **_):
+    return [0.3] * len(completion_ids)  # the float32 mean of eight of them is not 0.3
+
+
+def test_equal_rewards_are_no_advantage_whatever_their_mean_rounds_to(models, toy_data, tmp_path):
+    options = {"per_device_train_batch_size": 8, "num_generations": 8, "max_steps": 1, "beta": 0.0}
+    (row,) = train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, rewards=[same_for_all, mean_token], **options)
+    assert row["grad_norm"] > 0
+    (row,) = train_grpo(models["qwen2_5_vl"], toy_data, tmp_path / "flat", rewards=[same_for_all], **options)
+    assert row["policy_tokens_skipped"] == 1 and row["grad_norm"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_in_bfloat16_prompts_are_read_as_rows_are_written(dtype, models, toy_data, tmp_path, monkeypatch):
+    reading, writing = [], []
+
+    def noted(calls, function):
+        return lambda *args: (calls.append(torch.is_autocast_enabled("cpu")), function(*args))[1]
+
+    stream_inputs, attend = shared_decoding.stream_inputs, shared_decoding.PrefixCache.attend
+    monkeypatch.setattr(shared_decoding, "stream_inputs", noted(reading, stream_inputs))
+    monkeypatch.setattr(shared_decoding.PrefixCache, "attend", noted(writing, attend))
+    log = train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, bf16=True, lora={"dtype": dtype})
+    assert log[-1]["grad_norm"] > 0
+    assert all(reading) and all(writing) and reading and writing
+
+
+def test_a_second_trainer_of_one_model_changes_nothing(models):
+    network = loading.load_model(models["qwen2_5_vl"], dtype="float32")
+    shared_prefix.enable(network)
+    hooks = len(network.base_model._forward_hooks), len(network.model.language_model._forward_pre_hooks)
+    shared_prefix.enable(network)
+    assert hooks == (len(network.base_model._forward_hooks), len(network.model.language_model._forward_pre_hooks))
 
 
 def sampled_without_chance(monkeypatch):
@@ -269,17 +305,20 @@ def test_what_is_not_covered_is_refused_by_the_name_of_the_key(family, options, 
     [
         ({}, None),
         ({"per_device_train_batch_size": 6}, "groups stay on one device"),
-        ({"eval_strategy": "steps", "per_device_eval_batch_size": 2}, "num_generations_eval"),
         ({"is_fsdp_enabled": True}, "FSDP"),
         ({"is_deepspeed_enabled": True, "ds3_gather_for_generation": False}, "ds3_gather_for_generation"),
         ({"rollout_func": print}, "rollout functions"),
+        ({"generation_config": GenerationConfig(num_beams=2)}, "num_beams"),
+        ({"generation_config": GenerationConfig(cache_implementation="static")}, "cache_implementation"),
+        ({"generation_config": GenerationConfig(use_cache=False)}, "use_cache: false"),
+        ({"generation_config": None, "use_vllm": True}, None),
     ],
 )
 def test_what_would_split_groups_or_leave_ranks_waiting_is_named(changed, reason):
-    options = {"per_device_train_batch_size": 4, "steps_per_generation": 1, "eval_strategy": "no"}
-    options |= {"per_device_eval_batch_size": 4, "ds3_gather_for_generation": True, "num_generations": 4}
-    options |= {"num_generations_eval": 4, "is_fsdp_enabled": False, "is_deepspeed_enabled": False}
-    options |= {"tools": [], "environment_factories": None, "rollout_func": None, **changed}
+    options = {"per_device_train_batch_size": 4, "steps_per_generation": 1, "ds3_gather_for_generation": True}
+    options |= {"num_generations": 4, "is_fsdp_enabled": False, "is_deepspeed_enabled": False, "rollout_func": None}
+    options |= {"use_vllm": False, "generation_config": GenerationConfig(top_k=5, min_new_tokens=3)}
+    options |= {"tools": [], "environment_factories": None, **changed}
     trainer = SimpleNamespace(**options, args=SimpleNamespace(**options))
     from unifiedreward_think.training.shared_prefix_trainer import SharedPrefixGRPOTrainer
 
@@ -302,7 +341,7 @@ def test_a_stream_attends_as_a_mask_of_its_layout_would(groups, seed):
     generator = torch.Generator().manual_seed(seed)
     total = sum(prefix + sum(segments) for prefix, segments in groups)
     query, key, value = (torch.randn(1, heads, total, 4, generator=generator) for heads in (4, 2, 2))
-    mask, start = torch.zeros(total, total, dtype=torch.bool), 0
+    mask, start, scored = torch.zeros(total, total, dtype=torch.bool), 0, []
     for prefix, segments in groups:
         shared = slice(start, start + prefix)
         mask[shared, shared] = True
@@ -310,20 +349,20 @@ def test_a_stream_attends_as_a_mask_of_its_layout_would(groups, seed):
         for length in segments:
             own = slice(start, start + length)
             mask[own, own] = mask[own, shared] = True
+            scored += range(start, start + length)
             start += length
     mask &= torch.ones_like(mask).tril()
     dense = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
     layout = shared_prefix.Layout(groups)
     output, _ = shared_prefix.attend(None, query, key, value, None, prefix_layout=layout)
     assert torch.allclose(output.transpose(1, 2), dense, atol=1e-5)
-    scored = [place for place in range(total) if place in layout.scored("cpu").tolist()]
-    assert len(scored) == sum(sum(segments) for _, segments in groups)
+    assert layout.scored("cpu").tolist() == scored
 
 
 def test_the_bias_that_gpus_take_is_the_mask_of_the_cpu():
     layout, device = shared_prefix.Layout([]), torch.device("cpu")
     for queries, keys in ((1, 5), (3, 7), (4, 4)):
-        bias = causal_lower_right(queries, keys)
+        bias = layout.mask(queries, keys, torch.device("cuda"))
         assert bias._materialize(device).equal(layout.mask(queries, keys, device))
 
 
@@ -333,7 +372,7 @@ rows = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=12)
 @given(rows, st.lists(st.integers(2, 20), min_size=4, max_size=4), st.integers(1, 60) | st.none(), st.integers(1, 12))
 def test_a_plan_holds_every_row_once_and_keeps_to_its_limits(rows, prompts, most_tokens, most_rows):
     owners, sizes = [owner for owner, _ in rows], [size for _, size in rows]
-    streams = shared_prefix.plan(owners, sizes, prompts, most_tokens=most_tokens, most_rows=most_rows)
+    streams = plan_streams(owners, sizes, prompts, most_tokens=most_tokens, most_rows=most_rows)
     planned = [(owner, row) for stream in streams for owner, own in stream.items() for row in own]
     assert sorted(planned) == sorted((owner, row) for row, (owner, size) in enumerate(rows) if size)
     for stream in streams:

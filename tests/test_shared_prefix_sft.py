@@ -61,7 +61,7 @@ def test_every_covered_family_takes_the_steps_of_trl(family, models, toy_data, t
     ],
     ids=["accumulation", "tower", "lora"],
 )
-def test_answers_of_one_prompt_take_the_steps_of_trl(options, models, toy_data, rows, tmp_path, monkeypatch):
+def test_answers_of_one_prompt_take_the_steps_of_trl(options, models, toy_data, rows, tmp_path):
     both = siblings(rows)
     order = list(SiblingSampler([0] * 4 + [1] * 4, seed=42))  # 42 is the trainer's default
     stock = train_sft(
@@ -74,6 +74,7 @@ def test_answers_of_one_prompt_take_the_steps_of_trl(options, models, toy_data, 
     )  # fmt: skip
     for before, after in zip(stock, ours, strict=True):
         assert {**after, "epoch": 0} == pytest.approx({**before, "epoch": 0}, rel=1e-5, abs=1e-6)
+        assert after["grad_norm"] > 0.005
 
 
 def test_a_prompt_with_four_answers_is_processed_encoded_and_read_once(models, rows):

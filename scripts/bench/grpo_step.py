@@ -19,7 +19,13 @@ import measuring
 
 LOGGED = ("loss", "grad_norm", "kl", "reward")
 LORA = {"r": 8, "target_modules": r".*language_model.*(q_proj|v_proj|up_proj)", "lora_dropout": 0.0}
-AXES = ("new-tokens", "group", "groups", "words", "pictures")
+AXES = {  # what can be varied, and how plots call it
+    "new-tokens": "tokens of a completion",
+    "group": "completions of a prompt",
+    "groups": "prompts of a step",
+    "words": "words of a prompt",
+    "pictures": "pictures of a prompt",
+}
 
 
 def reward_function(settings):
@@ -242,7 +248,7 @@ def main():
             for impl, row in table.items():
                 print(settings.vary, value, impl, {k: v for k, v in row.items() if k != "log"}, flush=True)
     if settings.plot:
-        measuring.plot(report["points"], settings.vary, settings.plot)
+        measuring.plot(report["points"], AXES[settings.vary], settings.plot)
 
 
 if __name__ == "__main__":

@@ -42,11 +42,9 @@ class DynamicSamplingGRPOTrainer(SharedPrefixGRPOTrainer):
             )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
-        """See trl; in training, groups without advantage are replaced."""
+        """See trl; groups without advantage are replaced."""
         batch = super()._generate_and_score_completions(inputs)
-        if not self.model.training:
-            return batch
-        prompts, replaced, rollouts = self._prompts["train"], 0, 0
+        prompts, replaced, rollouts = self._prompts, 0, 0
         dead, before = self._dead(batch)
         while (most := self._most(len(dead))) and rollouts < self._extra_rollouts:
             rollouts += 1
@@ -54,10 +52,10 @@ class DynamicSamplingGRPOTrainer(SharedPrefixGRPOTrainer):
             lively = [group for group in range(len(dead)) if fresh["advantages"][self._rows(group)].any()]
             batch = self._replace(batch, fresh, {dead[group]: group for group in lively})
             for group in lively:
-                prompts[dead[group]] = self._prompts["train"][group]
+                prompts[dead[group]] = self._prompts[group]
             replaced += len(lively)
             dead, before = self._dead(batch)
-        self._prompts["train"] = prompts
+        self._prompts = prompts
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         counts = self._sum([replaced, len(dead)])
         logged = self._metrics["train"]
@@ -88,8 +86,7 @@ class DynamicSamplingGRPOTrainer(SharedPrefixGRPOTrainer):
         random = torch.Generator().manual_seed(hash((self.args.seed, self.state.global_step, rollout)) % 2**63)
         order = torch.randperm(len(self.train_dataset), generator=random).tolist()
         chosen = [self.train_dataset[order[(start + i) % len(order)]] for i in range(count)]
-        rows: list[dict[str, Any]] = self.data_collator([row for row in chosen for _ in range(self.num_generations)])
-        return rows
+        return [row for row in chosen for _ in range(self.num_generations)]
 
     def _replace(self, batch: Batch, fresh: Batch, places: dict[int, int]) -> Batch:
         """Return the batch with the rows of some groups taken from another: place in it -> place in `fresh`."""

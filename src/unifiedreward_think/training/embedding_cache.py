@@ -35,7 +35,10 @@ def encoder(folder: str | None, network: Any, accelerator: Any, *, frozen: bool)
         return shared_prefix.encode_pictures
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if not frozen or (plugin is not None and plugin.zero_stage == 3):
-        raise InputError("embedding_cache: needs freeze_vision: true, and no ZeRO-3; leave it out")
+        raise InputError(
+            "embedding_cache: needs freeze_vision: true, no projector beside the tower (LLaVA-OneVision's is trained), "
+            "and no ZeRO-3; leave it out"
+        )
     return EmbeddingCache(Path(folder), network, f"{accelerator.mixed_precision} {network.dtype}").encode_pictures
 
 

@@ -65,9 +65,6 @@ def finish(trainer: Any, processor: Any, args: Any, *others: Any, stage: str, co
     """Save a folder that loads directly in inference and vLLM, then push it to the Hub if asked."""
     folder = Path(args.output_dir)
     save_model(trainer, next(part for part in others if hasattr(part, "model_name_or_path")), folder)
-    # A thread of gloo may still hold tensors of the gathering above. It lets go of them while this process waits here;
-    # if it did so while the interpreter ends, the process would abort, and a finished run would count as failed.
-    trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         processor.save_pretrained(folder)
         log = trainer.state.log_history

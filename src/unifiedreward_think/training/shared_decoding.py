@@ -4,8 +4,9 @@
     |                |   <- d_1 .. d_m    each row keeps what it writes itself
     | b_1 .... b_Q-1 |   <- e_1 .. e_k
 
-transformers would copy the whole prompt for each row, and all of it again for each token. `generate` itself is theirs,
-with all its options: it sees a cache whose rows are as long as if they held their prompts.
+transformers would copy the whole prompt for each row, and all of it again for each token. `generate` itself is theirs:
+it sees a cache whose rows are as long as if they held their prompts. Scores and sums are float32 whatever the model's
+number type is, as they are inside the kernels of SDPA.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from unifiedreward_think.training.shared_prefix import Prompt, stream_inputs
 
 
 class PrefixLayer(Columns):
-    """What the rows of a layer have written; its prompts, of shape (prompts, heads, P, width), lie beside it."""
+    """What the rows of a layer have written; its prompts, (prompts, heads, P, width) in float32, lie beside it."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, copies: int) -> None:
-        self.prefix = keys, values
-        super().__init__(*(states[:, :, :0].repeat_interleave(copies, 0) for states in self.prefix))
+        self.prefix = keys.float(), values.float()
+        super().__init__(*(states[:, :, :0].repeat_interleave(copies, 0) for states in (keys, values)))
 
     def get_seq_length(self) -> int:
         """Return the columns of prompt and row together."""
@@ -72,14 +73,15 @@ class PrefixCache(Cache):  # type: ignore[misc]
         def parted(states: torch.Tensor) -> torch.Tensor:
             return states.unflatten(2, (rows // prompts, -1)).transpose(1, 2).flatten(0, 1)
 
-        query = query.view(rows, groups, heads // groups, width) * scaling
-        seen = joined(query) @ own.prefix[0].transpose(2, 3)
-        if self._hidden is not None:
-            seen = seen.masked_fill(self._hidden, float("-inf"))
-        scores = torch.cat([seen, joined(query @ own.keys.transpose(2, 3))], -1)
-        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-        of_prompt = parted(weights[..., :length] @ own.prefix[1])
-        return (of_prompt + parted(weights[..., length:]) @ own.values).reshape(rows, 1, heads, width)
+        with torch.autocast(query.device.type, enabled=False):
+            states = query.view(rows, groups, heads // groups, width).float() * scaling
+            seen = joined(states) @ own.prefix[0].transpose(2, 3)
+            if self._hidden is not None:
+                seen = seen.masked_fill(self._hidden, float("-inf"))
+            weights = torch.cat([seen, joined(states @ own.keys.float().transpose(2, 3))], -1).softmax(-1)
+            of_prompt = parted(weights[..., :length] @ own.prefix[1])
+            of_row = parted(weights[..., length:]) @ own.values.float()
+        return (of_prompt + of_row).to(query.dtype).reshape(rows, 1, heads, width)
 
 
 def prefill(network: Any, prompts: Sequence[Prompt], copies: int, pad: int) -> dict[str, Any]:

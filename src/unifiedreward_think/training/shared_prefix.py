@@ -204,6 +204,8 @@ def _attend_segments(
 
 def enable(network: Any) -> None:
     """Let a model read streams: its language model attends by layout and returns the scored places alone."""
+    if network.config.get_text_config()._attn_implementation == NAME:
+        return  # a second trainer of one model
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     network.set_attn_implementation({"text_config": NAME})
@@ -247,37 +249,3 @@ def why_not(network: Any) -> str | None:
     if any(dropouts) or getattr(network.config.get_text_config(), "attention_dropout", None):
         return "dropout would be drawn once for the shared prompt: set lora_dropout: 0.0 (or disable_dropout: true)"
     return None
-
-
-def plan(
-    owners: Sequence[int],
-    lengths: Sequence[int],
-    prompt_lengths: Sequence[int],
-    *,
-    most_tokens: int | None,
-    most_rows: int,
-) -> list[dict[int, list[int]]]:
-    """Divide rows over streams.
-
-    Args:
-        owners: number of the prompt of each row.
-        lengths: completion tokens of each row; a row of length 0 is left out.
-        prompt_lengths: of each prompt.
-        most_tokens: in a stream, unless a single completion with its prompt is longer.
-        most_rows: completions in a stream.
-
-    Returns:
-        For each stream, the rows of each prompt in it.
-    """
-    streams: list[dict[int, list[int]]] = []
-    tokens = rows = 0
-    for row in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: owners[i]):
-        owner = owners[row]
-        cost = lengths[row] + (prompt_lengths[owner] if not streams or owner not in streams[-1] else 0)
-        full = rows == most_rows or (most_tokens is not None and tokens + cost > most_tokens)
-        if not streams or full:
-            streams.append({})
-            tokens, rows, cost = 0, 0, lengths[row] + prompt_lengths[owner]
-        streams[-1].setdefault(owner, []).append(row)
-        tokens, rows = tokens + cost, rows + 1
-    return streams

@@ -22,6 +22,7 @@ from unifiedreward_think.training.embedding_cache import encoder
 from unifiedreward_think.training.grpo_trainer import GRPOTrainer
 from unifiedreward_think.training.prefetch import READING, Reader
 from unifiedreward_think.training.shared_decoding import prefill
+from unifiedreward_think.training.stream_plan import plan_streams
 
 OFF = "set shared_prefix: false to train with TRL's own passes"
 
@@ -43,7 +44,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._max_stream_tokens = max_stream_tokens
         self._buffered_inputs: Any
-        self._prompts: dict[str, list[shared_prefix.Prompt]] = {}  # of the rollout in training, of the one in eval
+        self._prompts: list[shared_prefix.Prompt] = []  # of the rollout in training
         self._live: torch.Tensor | None = None  # rows that need a policy pass, where not all do
         self._policy_inputs: dict[str, Any] | None = None  # while the loss is computed
         network = self._network(self.model)
@@ -55,7 +56,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             shared_prefix.enable(self._network(self.ref_model))
         weights = shared_prefix.picture_parameters(network)
         self._frozen = not any(weight.requires_grad for weight in weights)
-        self._reference_agrees = self.ref_model is None or self._same(weights)
+        if self._frozen and self.ref_model is not None and not self._same(weights):
+            raise InputError(f"shared_prefix: the reference model has another vision tower than the policy; {OFF}")
         self._reader = Reader(self.processing_class, chat_template=self.chat_template, **self.chat_template_kwargs)
         self._reader.attach(self)
         self._encode = encoder(embedding_cache, network, self.accelerator, frozen=self._frozen)
@@ -64,11 +66,11 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """Return the first option that is not covered."""
         args = self.args
         local = args.per_device_train_batch_size * args.steps_per_generation
-        split_eval = args.eval_strategy != "no" and args.per_device_eval_batch_size % self.num_generations_eval
+        plain = self.use_vllm or _samples_plainly(self.generation_config)
         problems = {
+            "num_beams, cache_implementation and use_cache: false are not covered in generation": not plain,
             f"per_device_train_batch_size * steps_per_generation ({local}) must be a multiple of num_generations "
             f"({self.num_generations}), so that groups stay on one device": local % self.num_generations,
-            "per_device_eval_batch_size must be a multiple of num_generations_eval": split_eval,
             "FSDP is not covered": self.is_fsdp_enabled,
             "ds3_gather_for_generation: false is not covered": (
                 self.is_deepspeed_enabled and not args.ds3_gather_for_generation
@@ -95,20 +97,11 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """Return the largest `number` of any process."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
-    @property
-    def _copies(self) -> int:
-        copies: int = self.num_generations if self.model.training else self.num_generations_eval
-        return copies
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
     # -- once per group: processor and vision tower ----------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """See trl; rows come in groups, and pictures are inside the prompts, where TRL does not process them again."""
-        copies = self._copies
+        copies = self.num_generations
         if [row["prompt"] for row in inputs[::copies] for _ in range(copies)] != [row["prompt"] for row in inputs]:
             raise RuntimeError(f"rows do not come in groups of {copies}: TRL's sampler has changed; {OFF}")
         self._readings = [self._reader.take(row) for row in inputs[::copies]]
@@ -123,11 +116,22 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         )
         if self.log_multimodal:
             self._logs["images"].extend(gather_object([row["images"] for row in self._scored_rows]))
+        if self.multi_objective_aggregation == "sum_then_normalize":
+            output["advantages"] = output["advantages"].masked_fill(self._flat, 0.0)
         return {**output, "prompt_number": self._row_prompts}
 
     def _calculate_rewards(self, inputs: Any, *args: Any) -> Any:
-        """See trl; reward functions get every column, `images` too."""
-        return super()._calculate_rewards(self._scored_rows, *args)
+        """See trl; reward functions get every column, `images` too.
+
+        Rows whose group has equal rewards are noted: the mean of equal numbers may differ from them by a rounding, and
+        TRL divides that by as small a deviation, so that the group looks as if it had advantages.
+        """
+        rewards = super()._calculate_rewards(self._scored_rows, *args)
+        sums = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, self.num_generations)
+        flat = torch.isclose(sums.amax(1), sums.amin(1)).repeat_interleave(self.num_generations)
+        mine = self.accelerator.process_index * len(inputs)
+        self._flat = flat[mine : mine + len(inputs)]
+        return rewards
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         network = self._network(self.model)
@@ -137,9 +141,9 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             prompt = shared_prefix.read_prompt(network, fields)
             with self.accelerator.autocast():
                 prompt = self._encode(network, prompt)
-            read.append(replace(prompt, pixels={}) if self._frozen and self._reference_agrees else prompt)
-        self._prompts[self._mode] = read
-        return [prompt.ids.tolist() for prompt in read for _ in range(self._copies)], None, {}
+            read.append(replace(prompt, pixels={}) if self._frozen else prompt)
+        self._prompts = read
+        return [prompt.ids.tolist() for prompt in read for _ in range(self.num_generations)], None, {}
 
     # -- once per group: prefill -------------------------------------------------------------------------------------
 
@@ -161,9 +165,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             ) as model,
             torch.no_grad(),
         ):
-            inputs = prefill(
-                self._network(model), self._prompts[self._mode], num_generations, self._tokenizer.pad_token_id
-            )
+            with self.accelerator.autocast():  # as `generate` has it
+                inputs = prefill(self._network(model), self._prompts, num_generations, self._tokenizer.pad_token_id)
             ids = model.generate(**inputs, generation_config=self.generation_config)
         new = ids[:, inputs["input_ids"].shape[1] :].tolist()
         ends = set(self.eos_token_ids)
@@ -176,7 +179,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """See trl; brings the rows of a group back together where TRL shuffles them over micro-batches."""
         before = self._buffered_inputs
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        if self.model.training and self._buffered_inputs is not before and self._may_regroup():
+        if self._buffered_inputs is not before and self._may_regroup():
             self._buffered_inputs = regroup(self._buffered_inputs)
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
@@ -199,7 +202,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """See trl; a row without advantage needs no pass where nothing else in the loss looks at it."""
         self._row_prompts = inputs["prompt_number"]
         self._policy_inputs = inputs
-        skip = self.model.training and self.beta == 0.0 and not self._entropy_matters()
+        skip = self.beta == 0.0 and not self._entropy_matters()
         live = inputs["advantages"] != 0
         self._live = live if skip else None
         try:
@@ -214,7 +217,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """Let the logged entropy be the mean over the tokens that had a pass."""
         counts = torch.stack([mask[live].sum(), mask.sum()]).float()
         passed, tokens = self.accelerator.reduce(counts, reduction="sum").tolist()
-        logged = self._metrics[self._mode]
+        logged = self._metrics["train"]
         logged["entropy"][-1] *= tokens / passed if passed else float("nan")
         logged["policy_tokens_skipped"].append(1 - passed / max(tokens, 1))
 
@@ -233,8 +236,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         lengths = attention_mask[:, -logits_to_keep:].sum(1)
         if self._live is not None:
             lengths = lengths * self._live
-        prompts = self._prompts[self._mode]
-        streams = shared_prefix.plan(
+        prompts = self._prompts
+        streams = plan_streams(
             self._row_prompts.tolist(),
             lengths.tolist(),
             [len(prompt.ids) for prompt in prompts],
@@ -247,7 +250,10 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             groups = [(prompts[n], [completions[i, : lengths[i]] for i in rows]) for n, rows in stream.items()]
             output = self._read(model, groups)
             order = torch.tensor([i for own in stream.values() for i in own], device=completions.device)
-            places = (torch.repeat_interleave(order, lengths[order]), _count_up(lengths[order]))
+            rows, columns = (torch.arange(logits_to_keep, device=order.device) < lengths[order, None]).nonzero(
+                as_tuple=True
+            )
+            places = order[rows], columns
             logps = logps.index_put(places, output.log_probs[0])
             if compute_entropy:
                 entropies = entropies.index_put(places, output.entropy[0])
@@ -261,18 +267,22 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         return torch.zeros_like(completions, dtype=torch.float) if old is None else old
 
     def _read(self, model: Any, groups: list[Any]) -> Any:
-        encoded = self._frozen and (self._reference_agrees or model is not self.ref_model)
-        inputs = shared_prefix.stream_inputs(groups, encoded=encoded)
+        inputs = shared_prefix.stream_inputs(groups, encoded=self._frozen)
         labels = torch.cat([completion for _, own in groups for completion in own])[None]
         with self.accelerator.autocast():
             return model(**inputs, shift_labels=labels, fused_lm_head=True)
 
     def _idle(self, model: Any) -> torch.Tensor:
         """Return a zero from a short pass, so that ranks run equally many and every weight gets its (zero) gradient."""
-        prompt = self._prompts[self._mode][0]
+        prompt = self._prompts[0]
         if self._frozen:
             prompt = shared_prefix.Prompt(prompt.ids[-2:], prompt.positions[:, -2:], {})
         return 0.0 * self._read(model, [(prompt, [prompt.ids[-1:]])]).log_probs.sum()
+
+
+def _samples_plainly(config: Any) -> bool:
+    """Whether `generate` writes one token after the other into the cache that it is given."""
+    return (config.num_beams or 1) == 1 and not config.cache_implementation and config.use_cache is not False
 
 
 def regroup(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -291,9 +301,3 @@ def regroup(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for batch, part in zip(result, parts, strict=True):
             batch[key] = part
     return result
-
-
-def _count_up(lengths: torch.Tensor) -> torch.Tensor:
-    """Return 0, 1, .. n-1 for each length n, one after another."""
-    starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-    return torch.arange(len(starts), device=lengths.device) - starts

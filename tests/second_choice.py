@@ -2,14 +2,25 @@
 
     reward_funcs: [second_choice.mean_token]
 
+SPOIL_STEP=2 in the environment makes a reward of rank 1 infinite in that step, and so its loss no number.
+
 Every second row of a batch takes the second most probable token, the others the most probable one: completions of a
 group of two differ, however the batch is split into whole groups.
 """
 
-import torch
-from stages import mean_token
+import math
+import os
 
-__all__ = ["mean_token", "pick"]
+import stages
+import torch
+
+
+def mean_token(trainer_state, **row):
+    """See stages; spoilt on demand."""
+    values = stages.mean_token(**row)
+    if os.environ.get("RANK") == "1" and os.environ.get("SPOIL_STEP") == str(trainer_state.global_step + 1):
+        values[0] = math.inf
+    return values
 
 
 def pick(probabilities, num_samples=1, **_):

@@ -2,25 +2,20 @@
 
     reward_funcs: [second_choice.mean_token]
 
-SPOIL_STEP=2 in the environment makes a reward of rank 1 infinite in that step, and so its loss no number.
-
 Every second row of a batch takes the second most probable token, the others the most probable one: completions of a
 group of two differ, however the batch is split into whole groups.
+
+With SPOIL_STEP=2 in the environment, the gradient of rank 1 is no number in the second step.
 """
 
 import math
 import os
 
-import stages
 import torch
+from accelerate import Accelerator
+from stages import mean_token
 
-
-def mean_token(trainer_state, **row):
-    """See stages; spoilt on demand."""
-    values = stages.mean_token(**row)
-    if os.environ.get("RANK") == "1" and os.environ.get("SPOIL_STEP") == str(trainer_state.global_step + 1):
-        values[0] = math.inf
-    return values
+__all__ = ["mean_token", "pick"]
 
 
 def pick(probabilities, num_samples=1, **_):
@@ -31,4 +26,17 @@ def pick(probabilities, num_samples=1, **_):
     return best.gather(1, place[:, None])
 
 
+def spoil(step):
+    """Put the fault into what follows; the loss that is told stays a number."""
+    backward, calls = Accelerator.backward, []
+
+    def spoilt(self, loss, **options):
+        calls.append(1)
+        return backward(self, loss * math.nan if len(calls) == step else loss, **options)
+
+    Accelerator.backward = spoilt
+
+
 torch.multinomial = pick
+if os.environ.get("RANK") == "1" and "SPOIL_STEP" in os.environ:
+    spoil(int(os.environ["SPOIL_STEP"]))

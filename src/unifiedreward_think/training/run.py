@@ -27,9 +27,9 @@ SWITCHES = {"resume", "overwrite"}  # arguments that do not change what a run co
 def run_stage(main: Callable[[], object]) -> None:
     """Run the main function of a stage that trains, as `run_main` does; a rank that is done ends at once.
 
-    DeepSpeed and DDP keep their process groups, so Gloo's threads live on after `destroy_process_group`. One that drops
-    the tensors of its last collective while Python takes itself apart aborts the process, and a good run counts as
-    failed (pytorch/pytorch#179291). So what is registered for the end is run, and nothing is taken apart.
+    DeepSpeed keeps its process groups, so Gloo's threads live on after `destroy_process_group`. One that drops the
+    tensors of its last collective while Python takes itself apart aborts the process, and a good run counts as failed
+    (pytorch/pytorch#179291). So what is registered for the end is run, and nothing is taken apart.
 
     Raises:
         SystemExit: see `run_main`.

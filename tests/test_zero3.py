@@ -156,9 +156,9 @@ def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path
     shape = {"processes": 2, "rows a step": 4, "rows a rollout": 4 if stage == "grpo" else None}
     check_seals(two, {**shape, "optimizer in pieces": True})
     before = logged(two)
-    passed_over = damaged_by_a_kill(two) if stage == "sft" else spoilt(two, command)
+    seen = damaged_by_a_kill(two) if stage == "sft" else spoilt(two, command)
     said = checked(command, NPROC="2")
-    assert passed_over in said and f"going on from {two / 'checkpoint-1'}" in said
+    assert seen in said and f"going on from {two / 'checkpoint-1'}" in said
     again = weights(two)
     assert logged(two) == before
     assert all(again[key].equal(after[key]) for key in after)
@@ -209,14 +209,14 @@ def damaged_by_a_kill(run):
 
 
 def spoilt(run, command):
-    """Run again with a gradient of rank 1 that is no number in the second step, which leaves nothing to pass over."""
+    """Run again with a gradient of rank 1 that is no number in the second step; return what the next run says."""
     shutil.rmtree(run)
     said = checked(command, fails=True, NPROC="2", SPOIL_STEP="2")
     assert re.search(r"error: step 2: the gradient norm is (nan|inf)\. Lower learning_rate", said), said[-6000:]
     assert f"the same command goes on from {run / 'checkpoint-1'}" in said
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-1"] and not flaw(run / "checkpoint-1")
     assert not json.loads((run / "run.json").read_text())["finished"]
-    return ""
+    return f"going on from {run / 'checkpoint-1'}"
 
 
 @pytest.mark.slow

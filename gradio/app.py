@@ -23,6 +23,7 @@ from unifiedreward_think.tasks import TASKS, load_prompts
 ROOT = Path(__file__).parents[1]
 TOY_MODELS = (ROOT / "outputs/toy/seed0/grpo", ROOT / "src/unifiedreward_think/toy/base")
 TOY = {"prompt_dir": ROOT / "configs/toy/prompts", "frames": 4, "max_new_tokens": 192, "dtype": "float32"}
+TOY["decoder"] = "pyav"  # which every machine has
 EXAMPLES = 12  # of a task
 QUEUE, UPLOAD = 64, "256mb"  # questions that may wait, and the largest file: memory and disk are this machine's
 BASE_NOTE = "This is the pretrained toy base: it only answers. It learns to think by: bash scripts/quickstart.sh"
@@ -37,7 +38,7 @@ def arguments():
     add("--layout", choices=["one_line", "three_line"], default="one_line", help="how the prompt asks for a dimension")
     add("--prompt-dir", type=Path, help="folder of prompt templates of your own")
     add("--frames", type=int, help="frames of each video (default: 8)")
-    add("--decoder", choices=["decord", "pyav"], default="decord", help="reads the videos")
+    add("--decoder", choices=["decord", "pyav"], help="reads the videos (default: decord, for the toy model pyav)")
     add("--max-new-tokens", type=int, help="limit of an answer (default: 2048)")
     add("--examples", type=Path, help=f"record file (.jsonl) of pairs to try: the first {EXAMPLES} of each task")
     add("--media-root", type=Path, default=Path(), help="media of an uploaded file lie below this folder (default: .)")
@@ -49,7 +50,7 @@ def arguments():
 
 def settle(args):
     """Fill in what the command line left open, and return what is to be said of the model."""
-    defaults = TOY if args.toy else {"frames": 8, "max_new_tokens": 2048}
+    defaults = TOY if args.toy else {"frames": 8, "max_new_tokens": 2048, "decoder": "decord"}
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

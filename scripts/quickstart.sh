@@ -14,6 +14,6 @@ toy_pipeline "$seed" "$out"
 python -m unifiedreward_think.evaluation.report \
   --run "base=$out/eval/base" --run "cold start=$out/eval/cold_start" \
   --run "+ rejection sampling=$out/eval/rejection_sft" --run "+ GRPO=$out/eval/grpo" \
-  --curves "+ GRPO=$out/grpo/log_history.json" --output "$out/report.html"
+  --curves "+ GRPO=$out/grpo/log_history.json" --decoder pyav --output "$out/report.html"
 python -m unifiedreward_think.evaluation.training_report --run "$out/grpo" \
-  --before "$out/eval/rejection_sft" --after "$out/eval/grpo" --output "$out/training.html"
+  --before "$out/eval/rejection_sft" --after "$out/eval/grpo" --decoder pyav --output "$out/training.html"

@@ -6,8 +6,8 @@
 toy_judge() {
   [[ -f "$3/eval/$2/results.json" ]] && return
   python -m unifiedreward_think.evaluation --model "$1" --data "$3/data/heldout.jsonl" --output "$3/eval/$2" \
-    --orders both --prompt-dir configs/toy/prompts --frames 4 --frame-cache "$3/frames" --dtype float32 \
-    --max-new-tokens 192 --batch-size 64 "${@:4}" >"$3/logs/judge_$2.log" 2>&1 &
+    --orders both --prompt-dir configs/toy/prompts --frames 4 --decoder pyav --frame-cache "$3/frames" \
+    --dtype float32 --max-new-tokens 192 --batch-size 64 "${@:4}" >"$3/logs/judge_$2.log" 2>&1 &
   judging+=("$!")
 }
 

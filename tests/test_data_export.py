@@ -1,6 +1,7 @@
 """What is exported is what other tools read by their documented rules, and what the importer reads back."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import data_sources
@@ -9,6 +10,7 @@ from datasets import Image as ImageFeature
 from datasets import load_dataset
 from test_data_sources import NO_MAP, imported
 
+from unifiedreward_think.data import exporting
 from unifiedreward_think.data.exporting import main
 from unifiedreward_think.data.files import DataError
 from unifiedreward_think.data.importing import Input, import_source
@@ -160,6 +162,25 @@ def test_another_export_into_the_same_folder_is_refused_and_the_same_one_changes
     for folder, options in ((records["llava_critic"], []), (records["hpdv2_train"], ["--layout", "three_line"])):
         with pytest.raises(DataError, match="holds the output of other settings or inputs"):
             exported(folder, "released-grpo", tmp_path, *options)
+
+
+def test_a_killed_export_reads_no_picture_twice_that_is_in_a_file_already(records, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(exporting, "PARQUET_ROWS", 2)
+    write, written = exporting.write_parquet, []
+
+    def dies(dataset, file, after):
+        if len(written) == after:
+            raise KeyboardInterrupt
+        written.append(file.name)
+        write(dataset, file)
+
+    monkeypatch.setattr(exporting, "write_parquet", partial(dies, after=2))
+    with pytest.raises(KeyboardInterrupt):
+        exported(records["hpdv2_train"], "trl", tmp_path / "out")
+    monkeypatch.setattr(exporting, "write_parquet", partial(dies, after=None))
+    counts = exported(records["hpdv2_train"], "trl", tmp_path / "out")
+    assert len(written) > 2 and written == [f"train-{number:05d}.parquet" for number in range(len(written))]
+    assert counts["written"]["train"] == len(decided(records["hpdv2_train"])) > 4
 
 
 def test_what_cannot_be_exported_is_listed_with_its_reason(records, tmp_path, capsys):

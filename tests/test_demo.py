@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -551,23 +552,36 @@ def test_a_file_is_judged_with_progress_and_downloads(visit, setup, toy_data, tm
     window.shoot("batch")
 
 
-@browser_test
-def test_stop_ends_an_answer_and_the_next_one_is_whole(visit, setup):
+@contextmanager
+def answering(visit, backend, pause):
+    """Yield a window in which an answer is being written, a word each `pause` seconds."""
     window = visit()
-    setup.backend.pause, started = 0.3, setup.backend.words
+    backend.pause = pause
     try:
         window.find("button.ur-judge").click()
         window.page.wait_for_function("document.querySelector('.ur-card.writing .ur-think')?.innerText.length > 5")
+        yield window
+    finally:
+        backend.pause = Redder.pause
+
+
+def words_in_the_end(backend):
+    """Wait until no more words are written, and return how many there are."""
+    before, written = -1, backend.words
+    while before != written:
+        time.sleep(3 * backend.pause)
+        before, written = written, backend.words
+    return written
+
+
+@browser_test
+def test_stop_ends_an_answer_and_the_next_one_is_whole(visit, setup):
+    started = setup.backend.words
+    with answering(visit, setup.backend, pause=0.3) as window:
         window.find("button.ur-stop").click()
         window.find(".ur-alert", has_text="Stopped.").wait_for()
-        before, written = -1, setup.backend.words
-        while before != written:
-            window.page.wait_for_timeout(1000)
-            before, written = written, setup.backend.words
-        assert written - started < 20  # of about 45
+        assert words_in_the_end(setup.backend) - started < 20  # of about 45
         assert window.find(".ur-card").count() == 0
-    finally:
-        setup.backend.pause = Redder.pause
     window.find("button.ur-judge").click()
     window.find(".ur-score.total").wait_for()
     assert window.verdict().endswith("is better") and window.find(".ur-alert").count() == 0
@@ -575,19 +589,10 @@ def test_stop_ends_an_answer_and_the_next_one_is_whole(visit, setup):
 
 @browser_test
 def test_nobody_waits_for_the_answer_to_a_visitor_who_left(visit, setup):
-    window = visit()
-    setup.backend.pause, started = 1.0, setup.backend.words
-    try:
-        window.find("button.ur-judge").click()
-        window.page.wait_for_function("document.querySelector('.ur-card.writing .ur-think')?.innerText.length > 5")
+    started = setup.backend.words
+    with answering(visit, setup.backend, pause=1.0) as window:
         window.page.close()
-        before, written = -1, setup.backend.words
-        while before != written:
-            time.sleep(3)
-            before, written = written, setup.backend.words
-        assert written - started < 40  # of about 45
-    finally:
-        setup.backend.pause = Redder.pause
+        assert words_in_the_end(setup.backend) - started < 40  # of about 45
 
 
 @browser_test

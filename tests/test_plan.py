@@ -325,6 +325,7 @@ def test_a_job_that_does_not_fit_says_what_to_change(told):
         (["--gpus", "8", "--learning_rate", "1"], "learning_rate is no key that memory depends on"),
         (["--gpus", "8", "--frames"], "frames has no value"),
         (["--gpus", "8", "--frames", "many"], "frames takes a value like 8, found 'many'"),
+        (["--gpus", "8", "--frames", "[4"], r"--frames \[4: not valid YAML"),
         (["--gpus", "8", "4"], "'4' does not belong to any key"),
         (["--gpus", "8", "--optim", "adafactor"], "optim: adafactor is not covered"),
         (["--gpus", "8", "--use_peft", "true", "--lora_target_modules", "all-linear"], "is not a list of layers"),
@@ -341,8 +342,11 @@ def test_zero_stages_without_formulas_are_refused(told, tmp_path):
     config = ROOT / "configs" / "qwen2_5_vl_7b" / "cold_start.yaml"
     with pytest.raises(InputError, match="ZeRO stage 2 is not covered"):
         told(config, "--gpus", "8", "--deepspeed", tmp_path / "zero2.json")
-    with pytest.raises(InputError, match="no such config"):
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read .* check the path"):
         told(tmp_path / "none.yaml", "--gpus", "8")
+    (tmp_path / "list.yaml").write_text("- frames")
+    with pytest.raises(InputError, match=r"list\.yaml: expected keys and values, found list"):
+        told(tmp_path / "list.yaml", "--gpus", "8")
 
 
 @pytest.mark.slow

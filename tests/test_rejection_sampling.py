@@ -195,6 +195,15 @@ def outputs(folder):
     return {name: (folder / name).read_bytes() for name in ("kept.jsonl", "hard.jsonl", "manifest.json")}
 
 
+def emptied(data, folder):
+    """Return a folder in which a whole run has taken place and left nothing, and the outputs of that run."""
+    run(data, folder, SeesSomeRed())
+    whole = outputs(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    return folder, whole
+
+
 def test_the_counts_of_the_manifest_add_up(data, tmp_path):
     folder = tmp_path / "out"
     found = run(data, folder, SeesSomeRed())
@@ -243,11 +252,7 @@ def test_both_orders_count_towards_the_pass_rate_and_one_trace_a_pair_is_kept(da
 
 @pytest.mark.parametrize("calls", [0, 1, 3, 6])
 def test_a_run_stopped_in_between_gives_the_same_files_when_run_again(calls, data, tmp_path):
-    folder = tmp_path / "out"
-    run(data, folder, SeesSomeRed())
-    whole = outputs(folder)
-    for path in folder.iterdir():
-        path.unlink()
+    folder, whole = emptied(data, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         run(data, folder, SeesSomeRed(calls=calls))
     assert [path.name for path in folder.iterdir()] == ["judgments.jsonl"]
@@ -259,11 +264,7 @@ def test_a_run_stopped_in_between_gives_the_same_files_when_run_again(calls, dat
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_several_ranks_write_the_files_of_one_process(count, data, tmp_path):
-    folder = tmp_path / "out"
-    run(data, folder, SeesSomeRed())
-    whole = outputs(folder)
-    for path in folder.iterdir():
-        path.unlink()
+    folder, whole = emptied(data, tmp_path / "out")
     barrier = Barrier(count)
 
     def rank(number):
@@ -280,15 +281,12 @@ def test_several_ranks_write_the_files_of_one_process(count, data, tmp_path):
 
 
 def test_the_files_depend_neither_on_the_batch_size_nor_on_an_earlier_limit(data, tmp_path):
-    folder = tmp_path / "out"
-    run(data, folder, SeesSomeRed())
-    kept, hard = (outputs(folder)[name] for name in ("kept.jsonl", "hard.jsonl"))
-    for path in folder.iterdir():
-        path.unlink()
+    folder, whole = emptied(data, tmp_path / "out")
     part = run(replace(data, limit=5), folder, SeesSomeRed(batch_size=3))
     assert part["pairs"] == 5 and part["pairs beyond the limit"] == 22
     run(data, folder, SeesSomeRed(batch_size=7))
-    assert (outputs(folder)["kept.jsonl"], outputs(folder)["hard.jsonl"]) == (kept, hard)
+    found = outputs(folder)
+    assert all(found[name] == whole[name] for name in ("kept.jsonl", "hard.jsonl"))
 
 
 @pytest.mark.parametrize("dies_at", ["kept.jsonl", "hard.jsonl", "manifest.json"])

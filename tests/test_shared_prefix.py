@@ -408,15 +408,24 @@ def test_the_private_methods_of_trl_are_those_that_were_read(name):
     )
 
 
+@pytest.fixture(scope="module")
+def on_one(models, toy_data, tmp_path_factory):
+    """What one process logs of the runs of two ranks, with TRL's own passes where these can do the same."""
+    folder, logs = tmp_path_factory.mktemp("one"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        sampled_without_chance(patch)
+        for name in two_ranks.RUNS:
+            alone = {} if name == "dynamic" else {"shared_prefix": False, "max_stream_tokens": None}
+            logs[name] = two_ranks.train(name, models["qwen2_5_vl"], toy_data, folder, **alone)
+    return logs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("deepspeed", [[], ["configs/deepspeed/zero3_cpu.json"]], ids=["ddp", "zero3"])
-def test_two_ranks_take_the_steps_of_trl_on_one(deepspeed, models, toy_data, tmp_path, monkeypatch):
+def test_two_ranks_take_the_steps_of_trl_on_one(deepspeed, on_one, models, toy_data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     checked([*command, "tests/two_ranks.py", models["qwen2_5_vl"], toy_data, tmp_path / "two", *deepspeed])
-    sampled_without_chance(monkeypatch)
-    for name in two_ranks.RUNS:
-        alone = {} if name == "dynamic" else {"shared_prefix": False, "max_stream_tokens": None}
-        stock = two_ranks.train(name, models["qwen2_5_vl"], toy_data, tmp_path / "one", **alone)
+    for name, stock in on_one.items():
         ours = read_log(tmp_path / "two" / name)
         if name == "dynamic":  # both ranks roll out as often, whichever needs it: more completions, equal gradients
             stock = [{key: row[key] for key in row if key in TRAINED or "dynamic" in key} for row in stock]

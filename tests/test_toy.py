@@ -3,10 +3,13 @@
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from unifiedreward_think.media import decode_frames, open_image, pixel_sha256
 from unifiedreward_think.records import ORDERS, PreferenceRecord, Trace, read_json_lines
@@ -17,6 +20,7 @@ from unifiedreward_think.toy.teacher import Reply, observe, score_candidate, sco
 from unifiedreward_think.toy.world import CLIP_FRAMES, SIDE, Scene, draw_frames, random_scene, write_scene
 from unifiedreward_think.verdict import parse
 
+ROOT = Path(__file__).parents[1]
 COUNTS = {"cold_start": 40, "train": 80, "heldout": 60}
 
 
@@ -50,6 +54,23 @@ def pictures(folder, split):
     hashes = [pixel_sha256(open_image(file)) for file in images]
     clips = [decode_frames(file, CLIP_FRAMES, "decord") for file in files if file.suffix == ".mp4"]
     return hashes + [pixel_sha256(frame) for clip in clips for frame in clip]
+
+
+def test_every_decoder_gives_the_frames_of_the_clips(data):
+    """The toy configs name PyAV, which every machine has."""
+    clips = sorted((data / "media").rglob("*.mp4"))
+    for clip in clips:
+        theirs, ours = (map(pixel_sha256, decode_frames(clip, 4, decoder)) for decoder in ("decord", "pyav"))
+        assert list(ours) == list(theirs)
+    assert len(clips) > 4
+
+
+def test_no_part_of_the_toy_world_asks_for_decord():
+    configs = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs" / "toy").glob("*.yaml")]
+    assert {config["decoder"] for config in configs} == {"pyav"}
+    scripts = [(ROOT / "scripts" / name).read_text().replace("\\\n", "") for name in ("toy.sh", "quickstart.sh")]
+    calls = re.findall(r"python -m unifiedreward_think\.evaluation.*", "\n".join(scripts))
+    assert len(calls) == 3 and all("--decoder pyav" in call for call in calls)
 
 
 def test_a_seed_decides_every_byte(data, tmp_path):

@@ -1,8 +1,12 @@
 """The training stages as their commands run them, in this process, on the toy data with a random model."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -11,7 +15,7 @@ import yaml
 from stages import TOY_PROMPTS, changed_keys, common, read_log, train_grpo, weights
 
 from unifiedreward_think.models import loading
-from unifiedreward_think.training import grpo, rejection_sampling, sft
+from unifiedreward_think.training import grpo, rejection_sampling, run, sft
 
 LENGTH = {sft: {"max_length": None}, grpo: {"num_generations": 2, "beta": 0.04, "max_completion_length": 8}}
 SPLIT = {sft: "cold_start.jsonl", grpo: "train.jsonl"}
@@ -240,3 +244,42 @@ def test_the_stages_follow_each_other(call, toy_data, tmp_path):
     trained = call(grpo, train_files=[str(found / "hard.jsonl")], model_name_or_path=str(cold))
     assert all(torch.isfinite(tensor).all() for tensor in weights(trained).values())
     assert str(cold) in (trained / "README.md").read_text()
+
+
+# A module that cannot be taken apart stands for Gloo's threads, which abort a process that ends slowly once in a while.
+ENDING = """
+import atexit, os, sys
+from unifiedreward_think.records import InputError
+from unifiedreward_think.training.run import run_stage
+
+class Odd:
+    def __del__(self, abort=os.abort):
+        abort()
+
+def main():
+    atexit.register(print, "closed")
+    ended = {"well": None, "stopped": SystemExit(0), "refused": SystemExit("no"), "wrong": InputError("a bad row")}
+    if error := ended[sys.argv[1]]:
+        raise error
+
+if sys.argv[2] == "odd":
+    odd = Odd()
+run_stage(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "odd", "rank", "status", "said"),
+    [
+        ("well", True, True, 0, ""),
+        ("stopped", True, True, 0, ""),
+        ("well", True, False, -signal.SIGABRT, ""),  # the abort is real
+        ("refused", False, True, 1, "no\n"),
+        ("wrong", False, True, 1, "error: a bad row\n"),
+    ],
+)
+def test_a_rank_that_is_done_ends_before_python_is_taken_apart_and_a_failure_stays_one(how, odd, rank, status, said):
+    environment = {**os.environ, "PYTHONPATH": str(Path(run.__file__).parents[2])} | ({"RANK": "0"} if rank else {})
+    command = [sys.executable, "-c", ENDING, how, "odd" if odd else ""]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, "closed\n") and done.stderr.endswith(said), done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from stages import (
 
 from unifiedreward_think.models.architecture import load_architecture
 from unifiedreward_think.training import rejection_sampling
+from unifiedreward_think.training.checkpoints import flaw, read_seal
 from unifiedreward_think.training.job import make_job
 from unifiedreward_think.training.memory_plan import plan
 
@@ -75,12 +77,14 @@ def started(command, **more):
                 process.kill()
 
 
-def checked(command, *nodes, **more):
-    """Run a command, or the same command as each of some nodes, and expect success."""
+def checked(command, *nodes, fails=False, **more):
+    """Run a command, or the same command as each of some nodes, and expect success, or failure; return what it said."""
     with ExitStack() as stack, ThreadPoolExecutor() as readers:  # no launch waits for another one's output to be read
         launches = [stack.enter_context(started(command, **more, **node)) for node in nodes or ({},)]
         said = list(readers.map(lambda launch: launch.communicate(timeout=PATIENCE)[0], launches))
-        assert not any(launch.returncode for launch in launches), "".join(text[-6000:] for text in said)
+        ends = [bool(launch.returncode) for launch in launches]
+    assert ends == [fails] * len(launches), "".join(text[-6000:] for text in said)
+    return "".join(said)
 
 
 def two_nodes():
@@ -149,9 +153,12 @@ def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path
     planned = plan(load_architecture(str(source)), job).always["optimizer"]
     assert optimizer_bytes(two / "checkpoint-2") == pytest.approx(planned, rel=0.01)  # padded to even sizes
 
+    shape = {"processes": 2, "rows a step": 4, "rows a rollout": 4 if stage == "grpo" else None}
+    check_seals(two, {**shape, "optimizer in pieces": True})
     before = logged(two)
-    interrupt_after_first_step(two)
-    checked(command, NPROC="2")
+    seen = damaged_by_a_kill(two) if stage == "sft" else spoilt(two, command)
+    said = checked(command, NPROC="2")
+    assert seen in said and f"going on from {two / 'checkpoint-1'}" in said
     again = weights(two)
     assert logged(two) == before
     assert all(again[key].equal(after[key]) for key in after)
@@ -164,20 +171,52 @@ def logged(folder):
 
 def optimizer_bytes(checkpoint):
     """What the optimizer of rank 0 holds: a copy of its share of the weights, and their moments."""
-    (file,) = checkpoint.glob("global_step*/*pp_rank_0_*optim_states.pt")
-    state = torch.load(file, weights_only=False)["optimizer_state_dict"]
+    state = torch.load(checkpoint / shard(checkpoint, 0), weights_only=False)["optimizer_state_dict"]
     moments = [value for own in state["optimizer_state_dict"]["state"].values() for value in own.values()]
     return sum(tensor.nbytes for tensor in [*state["fp32_flat_groups"], *moments] if tensor.ndim)
 
 
-def interrupt_after_first_step(run):
-    """Leave what a kill in the second step leaves."""
-    shutil.rmtree(run / "checkpoint-2")
+def check_seals(run, shape):
+    """Each checkpoint is sealed whole, with what both ranks have written of it."""
+    for step in (1, 2):
+        checkpoint = run / f"checkpoint-{step}"
+        assert not flaw(checkpoint)
+        seal = read_seal(checkpoint)
+        assert {key: seal[key] for key in shape} == shape
+        pieces = [f"global_step{step}/zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(2)]
+        pieces += [f"rng_state_{rank}.pth" for rank in range(2)] + [shard(checkpoint, rank) for rank in range(2)]
+        assert {*pieces, "model.safetensors"} <= seal["files"].keys()
+
+
+def shard(checkpoint, rank):
+    """The file with a rank's piece of the optimizer, as the seal names it."""
+    (file,) = checkpoint.glob(f"global_step*/*pp_rank_{rank}_*optim_states.pt")
+    return str(file.relative_to(checkpoint))
+
+
+def damaged_by_a_kill(run):
+    """Leave what a kill in the second step leaves, with half of what rank 1 writes; return what the next run says."""
+    name = shard(run / "checkpoint-2", 1)
+    piece = run / "checkpoint-2" / name
+    whole = piece.read_bytes()
+    piece.write_bytes(whole[: len(whole) // 2])
     for file in run.iterdir():
         if file.is_file() and file.name != "run.json":
             file.unlink()
     said = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**said, "finished": False}))
+    return f"checkpoint-2 is passed over: {name} has {len(whole) // 2} bytes of {len(whole)}"
+
+
+def spoilt(run, command):
+    """Run again with a gradient of rank 1 that is no number in the second step; return what the next run says."""
+    shutil.rmtree(run)
+    said = checked(command, fails=True, NPROC="2", SPOIL_STEP="2")
+    assert re.search(r"error: step 2: the gradient norm is (nan|inf)\. Lower learning_rate", said), said[-6000:]
+    assert f"the same command goes on from {run / 'checkpoint-1'}" in said
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-1"] and not flaw(run / "checkpoint-1")
+    assert not json.loads((run / "run.json").read_text())["finished"]
+    return f"going on from {run / 'checkpoint-1'}"
 
 
 @pytest.mark.slow

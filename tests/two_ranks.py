@@ -10,6 +10,8 @@ from pathlib import Path
 import stages
 from stages import data_arguments, mean_token, train_grpo, train_sft
 
+from unifiedreward_think.training import run
+
 # max_stream_tokens holds a group of short prompts but not one of long prompts: ranks need unequally many streams.
 RUNS = {
     "beta": {"max_stream_tokens": 200, "activation_checkpointing": True},
@@ -46,13 +48,12 @@ def train_siblings(model, toy_data, output, **options):
 
 def write_log(trainer, processor, args, *_, **__):
     """Stand in for `finish`, which ends the process group."""
-    trainer.accelerator.wait_for_everyone()  # as `finish` does, with the reason
     if trainer.is_world_process_zero():
         log = trainer.state.log_history
         Path(args.output_dir, "log_history.json").write_text(json.dumps(log))
 
 
-if __name__ == "__main__":
+def main():
     model, toy_data, output, *deepspeed = map(Path, sys.argv[1:])
     import second_choice  # noqa: F401 - ranks sample what one process does
 
@@ -63,10 +64,12 @@ if __name__ == "__main__":
 
     options = {"per_device_train_batch_size": 2}
     if deepspeed:
-        from unifiedreward_think.training import run
-
         run._prepare_deepspeed(["--deepspeed", str(deepspeed[0])])
         options["deepspeed"] = str(deepspeed[0])
     for name in RUNS:
         train(name, model, toy_data, output, **options)
     train_siblings(model, toy_data, output, shared_prefix=True, **options)
+
+
+if __name__ == "__main__":
+    run.run_stage(main)

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.integrations import HfDeepSpeedConfig
 
 from unifiedreward_think.models.loading import freeze_vision, load_model
+from unifiedreward_think.training.run import run_stage
 
 
 def main() -> None:
@@ -36,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

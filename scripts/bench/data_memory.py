@@ -4,10 +4,11 @@
 
 Each command runs in a process of its own on synthetic records of two new pictures each; memory is the peak of that
 process, libraries included, and seconds are its CPU time. `check` is told what its pictures look like, and `distill`
-what its teacher says (two real pictures, shared by all rows): opening pictures and waiting take nearly all the time of
-a real run, and no memory that grows. Rows are drawn in groups of four with one caption, so that `split` has groups to
-find. Sizes of earlier runs into the same file stay. A further row costs the difference of the peaks of the two largest
-sizes, divided by that of the rows; below a part (20,000 rows) and a full cache of the database, peaks still rise.
+what its teacher says: opening pictures and waiting take nearly all the time of a real run, and no memory that grows.
+For `distill` and `export` (into a format that names pictures by their paths) all rows share two real pictures. Rows are
+drawn in groups of four with one caption, so that `split` has groups to find. Sizes of earlier runs into the same file
+stay. A further row costs the difference of the peaks of the two largest sizes, divided by that of the rows; below a
+part (20,000 rows) and a full cache of the database, peaks still rise.
 """
 
 import argparse
@@ -78,7 +79,11 @@ protocol = Protocol(prompts=load_prompts("cot"), style="cot", sampling=Sampling(
 Path(output).mkdir()
 distill((row.record for _, _, row in read_stored([Path(folder)])), Teacher(), protocol, Path(output))
 """
-COMMANDS = {"split": SPLIT, "check": CHECK, "distill": DISTILL}
+EXPORT = """
+from unifiedreward_think.data.exporting import main
+main(["--input", folder, "--format", "released-grpo", "--output", output])
+"""
+COMMANDS = {"split": SPLIT, "check": CHECK, "export": EXPORT, "distill": DISTILL}
 BEGIN = "import sys\nfolder, output = sys.argv[1:]\n"
 REPORT = """
 import json, resource, time
@@ -91,7 +96,7 @@ def measure(command, rows):
     """Run a command on `rows` records in a process of its own and return its peak of memory and its CPU time."""
     with tempfile.TemporaryDirectory() as root:
         records, output = Path(root, "records"), Path(root, "output")
-        shared = "shared" if command == "distill" else "own"
+        shared = "shared" if command in ("distill", "export") else "own"
         subprocess.run([sys.executable, "-c", RECORDS, str(records), str(rows), shared], check=True)
         run = [sys.executable, "-c", BEGIN + COMMANDS[command] + REPORT, str(records), str(output)]
         said = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -1,6 +1,7 @@
 """Records in, judgments out: resumable, in a fixed order, one JSON line each.
 
-python -m unifiedreward_think.evaluation --help       # judges a file of records and reports
+Judge a file of records, and report:
+    python -m unifiedreward_think.evaluation --help
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unifiedreward_think.backends import Backend, BackendError, Completion, Failure
-from unifiedreward_think.judgment_file import Key, key_of, load_judgments, merge_parts, part_of, resume, to_line
+from unifiedreward_think.judgment_file import Key, key_of, load_judgments, merge_parts, part_of, resume
 from unifiedreward_think.progress import progress
 from unifiedreward_think.protocol import Item, Prompt, Protocol, cut_batches, look_ahead, open_items
 from unifiedreward_think.ranks import ALONE, Ranks
@@ -24,6 +25,7 @@ from unifiedreward_think.records import (
     Order,
     PreferenceRecord,
     digest,
+    json_lines,
     order_shown,
 )
 from unifiedreward_think.tasks import TASKS, build_parts
@@ -91,7 +93,7 @@ def judge(
         refilled = hasattr(backend, "complete_each")
         for judged in (_judge_refilled if refilled else _judge_batches)(opened, backend, protocol, settings):
             new = {key: row for row in judged if (key := key_of(row)) not in done}
-            append(file, "".join(map(to_line, new.values())))
+            append(file, json_lines(new.values()))
             done |= new
             advance(len(judged) // protocol.samples)
     ranks.wait()

@@ -7,14 +7,14 @@ settings is refused, so that two experiments are never mixed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.ranks import Ranks
-from unifiedreward_think.records import InputError, Judgment, RecordError, read_json_lines
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, json_lines, read_json_lines
 from unifiedreward_think.writing import write_whole
 
 Key = tuple[str, str, int]  # record id, order, sample
@@ -69,7 +69,7 @@ def resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[Ke
                 "choose another output folder, or remove this file to judge again"
             )
     done = {key: row for key, row in rows.items() if not (row.error and key in wanted)}
-    text = "".join(map(to_line, done.values()))
+    text = json_lines(done.values())
     if parts or text.encode() != path.read_bytes():
         write_whole(path, text)
     for part in parts:
@@ -93,7 +93,7 @@ def merge_parts(output: Path, keys: Sequence[Key], done: dict[Key, Judgment]) ->
         )
     merged = {key: done[key] for key in dict.fromkeys([*keys, *done])}
     if parts or list(merged) != list(done):
-        write_whole(output, "".join(map(to_line, merged.values())))
+        write_whole(output, json_lines(merged.values()))
     for part in parts:
         part.unlink()
     return merged
@@ -109,6 +109,11 @@ def key_of(row: Judgment) -> Key:
     return row.record_id, row.order, row.sample
 
 
-def to_line(row: Judgment) -> str:
-    """Return the line that `load_judgments` reads."""
-    return json.dumps(row.to_json()) + "\n"
+def write_evaluation(folder: Path, records: Iterable[PreferenceRecord], results: Mapping[str, Any]) -> None:
+    """Write what stands beside judgments.jsonl in the folder of an evaluation: records.jsonl and results.json.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    write_whole(folder / "records.jsonl", json_lines(records))
+    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")

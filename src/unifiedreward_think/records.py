@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -243,6 +243,11 @@ def digest(*parts: object) -> int:
 def order_shown(record: PreferenceRecord, seed: int) -> Order:
     """Return the order to show, from (seed, record id) alone: limit, resume and shards never change it."""
     return "ba" if record.swappable and digest("order", seed, record.id) % 2 else "ab"
+
+
+def json_lines(rows: Iterable[PreferenceRecord | Trace | Judgment]) -> str:
+    """Return rows as the lines of a file that `read_json_lines` reads."""
+    return "".join(json.dumps(row.to_json()) + "\n" for row in rows)
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,10 +1,15 @@
 """Files that are whole or not there, whenever the run is killed or the disk is full.
 
-write_whole(folder / "results.json", text)          # the old file, or the new one; never half of it
-with whole(folder / "part.parquet") as scratch:     # the same, for what another library writes
-table.write(scratch)
-with open_to_append(path) as file:                  # line by line: at most the last one is cut
-append(file, line)
+>>> from tempfile import TemporaryDirectory
+>>> with TemporaryDirectory() as folder:
+...     path = Path(folder, "results.json")
+...     write_whole(path, "first")  # the old file, or the new one; never half of it
+...     with whole(path) as scratch:  # the same, for what another library writes
+...         size = scratch.write_bytes(b"second")
+...     with open_to_append(path) as file:  # line by line: at most the last one is cut
+...         append(file, ", third")
+...     path.read_text()
+'second, third'
 """
 
 from __future__ import annotations

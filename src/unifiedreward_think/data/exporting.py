@@ -162,7 +162,8 @@ Convert = Callable[[Stored], dict[str, Any]]
 def export(folders: Sequence[Path], output: Path, form: str, exporter: Exporter) -> dict[str, Any]:
     """Write the records of `folders` as `form` into `output`; return the counts.
 
-    Every file appears whole, and the manifest comes last. What is complete is not written again.
+    Every file appears whole, and the manifest comes last. What is complete is not written again: the whole export, or a
+    file with pictures inside of one that was killed.
 
     Raises:
         DataError: a folder is not complete, or `output` holds an export of other inputs or settings.
@@ -242,7 +243,9 @@ def _write(target: Path, rows: Iterator[dict[str, Any]]) -> int:
     count = 0
     if not target.suffix:
         while chunk := list(islice(rows, PARQUET_ROWS)):
-            write_parquet(to_dataset(chunk), target / f"train-{count // PARQUET_ROWS:05d}.parquet")
+            file = target / f"train-{count // PARQUET_ROWS:05d}.parquet"
+            if not file.is_file():  # else a killed run has written it, of the same rows: it is whole
+                write_parquet(to_dataset(chunk), file)
             count += len(chunk)
         return count
     opening, between, closing = ("[\n", ",\n", "\n]\n") if target.suffix == ".json" else ("", "\n", "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -23,7 +22,7 @@ from unifiedreward_think.evaluation.report import write_html
 from unifiedreward_think.judge import judge
 from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.metrics import summarize
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, json_lines
 from unifiedreward_think.writing import write_whole
 
 EVERY = 0.3  # seconds between two looks at the progress
@@ -159,7 +158,7 @@ def _judged(
 def _finish(setup: Setup, records: Sequence[PreferenceRecord], folder: Path) -> list[Judgment]:
     """Write the records and the report beside the judgments, and return these."""
     judgments = list(load_judgments(folder / DOWNLOADS["Judgments"]).values())
-    write_whole(folder / DOWNLOADS["Records"], "".join(json.dumps(record.to_json()) + "\n" for record in records))
+    write_whole(folder / DOWNLOADS["Records"], json_lines(records))
     name = Path(setup.backend.model).name
     write_html(
         folder / DOWNLOADS["Report"],

@@ -10,7 +10,6 @@ and prints accuracy and parse rate with their 95% intervals.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from unifiedreward_think.backends import Sampling
@@ -18,12 +17,12 @@ from unifiedreward_think.data.loading import load_checked_records, report_left_o
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.evaluation.tables import headline
 from unifiedreward_think.judge import judge
+from unifiedreward_think.judgment_file import write_evaluation
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.provenance import config_yaml
 from unifiedreward_think.tasks import load_prompts
-from unifiedreward_think.writing import write_whole
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -90,9 +89,8 @@ def main() -> None:
         label=f"judging with {args.model}",
         config=config_yaml(vars(args)),
     )
-    write_whole(args.output / "records.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
     results = summarize(judgments)
-    write_whole(args.output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_evaluation(args.output, records, results)
     failed = [row for row in judgments if row.error]
     if failed:
         print(f"{len(failed)} judgments failed, a rerun tries them again; the first: {failed[0].error}")

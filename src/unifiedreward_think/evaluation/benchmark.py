@@ -11,7 +11,6 @@ output folder. A benchmark is two functions, from a row to a record and from jud
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,12 +24,12 @@ from unifiedreward_think.evaluation.rescore import rescore
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
 from unifiedreward_think.evaluation.tables import headline, numbers
 from unifiedreward_think.judge import judge
-from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.judgment_file import load_judgments, write_evaluation
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import group_accuracy, summarize
 from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.provenance import config_yaml
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, read_json_lines
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, json_lines, read_json_lines
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.writing import write_whole
 
@@ -199,7 +198,7 @@ def _replayed(args: argparse.Namespace, name: str, records: Sequence[PreferenceR
     ]
     target = args.output / "judgments.jsonl"
     if not (target.exists() and target.samefile(args.replay)):
-        text = "".join(json.dumps(row.to_json()) + "\n" for row in rows)
+        text = json_lines(rows)
         if target.exists() and target.read_text(encoding="utf-8") != text:
             raise RecordError(f"{target}: holds other judgments; choose another output folder")
         args.output.mkdir(parents=True, exist_ok=True)
@@ -226,8 +225,7 @@ def _write(
     path = args.output / "records.jsonl"
     # What an earlier run without --limit judged is still among the judgments, so its records stay, too.
     kept = [record for record in (_stored_records(path) if path.exists() else ()) if record.id not in known]
-    write_whole(path, "".join(json.dumps(record.to_json()) + "\n" for record in (*records, *kept)))
-    write_whole(args.output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_evaluation(args.output, (*records, *kept), results)
     published = {key: results[key] for key in PROTOCOLS if key in results}
     write_html(
         args.output / "report.html",

@@ -6,7 +6,7 @@ No model is loaded and torch is not needed. Counts are exact: tests compare them
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,71 +197,90 @@ def _qwen2_5_vl(vision: Config, _: int) -> Tower:
     )
 
 
-def _qwen2_vl(vision: Config, out: int) -> Tower:
-    hidden, depth = vision["embed_dim"], vision["depth"]
-    inner = int(hidden * vision.get("mlp_ratio", 4))
-    merge, values = vision.get("spatial_merge_size", 2), _patch_values(vision, "in_channels")
-    block = 4 * hidden + _linear(hidden, 3 * hidden) + _linear(hidden, hidden)
-    block += _linear(hidden, inner) + _linear(inner, hidden)
+def _layer_norm_tower(
+    *,
+    parameters: int,
+    depth: int,
+    hidden: int,
+    inner: int,
+    mlp: tuple[str, str],
+    attention: Sequence[str] = (),
+    **rest: Any,
+) -> Tower:
+    """Return a tower whose blocks have two LayerNorms and an MLP of one branch.
+
+    Args:
+        parameters: of what is not in a block.
+        depth: number of blocks.
+        hidden: width of a block.
+        inner: width inside its MLP.
+        mlp: names of the two layers of the MLP.
+        attention: names of layers of the attention that LoRA may match.
+        rest: the other attributes of a Tower.
+    """
+    block = 4 * hidden + 4 * _linear(hidden, hidden) + _linear(hidden, inner) + _linear(inner, hidden)
+    up, down = mlp
     return Tower(
-        parameters=values * hidden + depth * block + 2 * hidden + _merger(hidden, merge, out),
+        parameters=parameters + depth * block,
         depth=depth,
         hidden=hidden,
         intermediate=inner,
         gated=False,
         rms_norm=False,
+        linears={**{name: (hidden, hidden) for name in attention}, up: (hidden, inner), down: (inner, hidden)},
+        **rest,
+    )
+
+
+def _qwen2_vl(vision: Config, out: int) -> Tower:
+    hidden, merge = vision["embed_dim"], vision.get("spatial_merge_size", 2)
+    values = _patch_values(vision, "in_channels")
+    return _layer_norm_tower(
+        parameters=values * hidden + 2 * hidden + _merger(hidden, merge, out),
+        depth=vision["depth"],
+        hidden=hidden,
+        inner=int(hidden * vision.get("mlp_ratio", 4)),
+        mlp=("fc1", "fc2"),
         patch_values=values,
         merge=merge,
         patch=vision.get("patch_size", 14),
-        linears={"fc1": (hidden, inner), "fc2": (inner, hidden)},
     )
 
 
 def _qwen3_vl(vision: Config, _: int) -> Tower:
-    hidden, inner, depth = vision["hidden_size"], vision["intermediate_size"], vision["depth"]
-    merge, values, out = (
-        vision.get("spatial_merge_size", 2),
-        _patch_values(vision, "in_channels"),
-        vision["out_hidden_size"],
-    )
-    block = 4 * hidden + _linear(hidden, 3 * hidden) + _linear(hidden, hidden)
-    block += _linear(hidden, inner) + _linear(inner, hidden)
+    hidden, merge, out = vision["hidden_size"], vision.get("spatial_merge_size", 2), vision["out_hidden_size"]
+    values = _patch_values(vision, "in_channels")
     mergers = 2 * hidden + _merger(hidden, merge, out)
     # The mergers of the deep layers normalize after joining.
     mergers += len(vision["deepstack_visual_indexes"]) * (2 * hidden * merge**2 + _merger(hidden, merge, out))
-    return Tower(
-        parameters=(values + 1 + vision["num_position_embeddings"]) * hidden + depth * block + mergers,
-        depth=depth,
+    return _layer_norm_tower(
+        parameters=(values + 1 + vision["num_position_embeddings"]) * hidden + mergers,
+        depth=vision["depth"],
         hidden=hidden,
-        intermediate=inner,
-        gated=False,
-        rms_norm=False,
+        inner=vision["intermediate_size"],
+        mlp=("linear_fc1", "linear_fc2"),
         patch_values=values,
         merge=merge,
         patch=vision.get("patch_size", 16),
-        linears={"linear_fc1": (hidden, inner), "linear_fc2": (inner, hidden)},
     )
 
 
 def _llava_onevision(vision: Config, _: int) -> Tower:
-    hidden, inner, depth = vision["hidden_size"], vision["intermediate_size"], vision["num_hidden_layers"]
+    hidden = vision["hidden_size"]
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     values = vision.get("num_channels", 3) * vision["patch_size"] ** 2
-    block = 4 * hidden + 4 * _linear(hidden, hidden) + _linear(hidden, inner) + _linear(inner, hidden)
-    attention = {f"{name}_proj": (hidden, hidden) for name in "qkv"} | {"out_proj": (hidden, hidden)}
-    return Tower(
-        parameters=(values + 1 + patches) * hidden + depth * block + 2 * hidden,
-        depth=depth,
+    return _layer_norm_tower(
+        parameters=(values + 1 + patches) * hidden + 2 * hidden,
+        depth=vision["num_hidden_layers"],
         hidden=hidden,
-        intermediate=inner,
-        gated=False,
-        rms_norm=False,
+        inner=vision["intermediate_size"],
+        mlp=("fc1", "fc2"),
+        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
         patch_values=values,
         merge=1,
         patch=vision["patch_size"],
         # Two and more pictures are not tiled: each takes its patches and one token that ends it.
         tokens=patches + 1,
-        linears={**attention, "fc1": (hidden, inner), "fc2": (inner, hidden)},
     )
 
 

@@ -9,16 +9,14 @@ Weights are random. They are saved in the layout of the released checkpoints, so
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.models.tokenizer import END, LLAVA_SPECIALS, PAD, QWEN_SPECIALS, train_tokenizer
+
 TEMPLATES = Path(__file__).parent / "templates"
-END, PAD = "<|im_end|>", "<|endoftext|>"
-QWEN_SPECIALS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-LLAVA_SPECIALS = ("<|im_start|>", "<image>", "<video>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,39 +63,6 @@ def build(family: str, folder: Path, *, corpus: Iterable[str], size: Size | None
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def train_tokenizer(corpus: Iterable[str], specials: tuple[str, ...], vocabulary: int = 1024) -> Any:
-    """Train a byte-level BPE tokenizer with Qwen's splitting rule on `corpus`."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer
-    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
-
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=sorted(alphabet), show_progress=False)
-    )
-    trained = json.loads(bpe.to_str())["model"]
-    return Qwen2Tokenizer(
-        vocab=trained["vocab"],
-        merges=[tuple(pair) for pair in trained["merges"]],
-        unk_token=None,
-        bos_token=None,
-        eos_token=END,
-        pad_token=PAD,
-        extra_special_tokens=list(specials),
-        model_max_length=32768,
-        padding_side="left",
-    )
 
 
 def _text_config(tokenizer: Any, size: Size) -> dict[str, Any]:

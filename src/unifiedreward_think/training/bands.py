@@ -1,6 +1,7 @@
 """Where the metrics of a healthy run lie, and what a run that leaves a band mostly suffers from.
 
-python -m unifiedreward_think.training.bands             # the table of docs/health.md
+The table of docs/health.md:
+    python -m unifiedreward_think.training.bands
 """
 
 from __future__ import annotations

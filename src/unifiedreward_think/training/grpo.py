@@ -16,7 +16,6 @@ from typing import Any
 
 from unifiedreward_think.data.loading import load_checked_records, report_left_out
 from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
-from unifiedreward_think.entry import run_main
 from unifiedreward_think.records import InputError
 from unifiedreward_think.rewards import length_reward
 from unifiedreward_think.training import run
@@ -170,4 +169,4 @@ def train(
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run.run_stage(main)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.data.files import parse_yaml, read_yaml
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.models.architecture import Architecture, load_architecture
 from unifiedreward_think.records import InputError
@@ -36,7 +37,7 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     if args.gpus < 1 or args.gpu_memory <= 0:
         raise InputError("--gpus and --gpu-memory must be above 0")
-    keys = {**_yaml(args.config), **overrides(rest)}
+    keys = {**read_yaml(args.config), **overrides(rest)}
     shape = load_architecture(args.model or str(keys["model_name_or_path"]))
     job = make_job(keys, args.gpus, args.gpu_memory, args.prompt_tokens, args.completion_tokens)
     print(report(shape, job))
@@ -53,14 +54,13 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: a key is none that memory depends on, or has no value.
     """
-    import yaml
-
     found: dict[str, list[Any]] = {}
     for word in words:
         if word.startswith("--"):
             found[word[2:]] = []
         elif found:
-            found[next(reversed(found))].append(yaml.safe_load(word))
+            name = next(reversed(found))
+            found[name].append(parse_yaml(f"value: {word}", f"--{name} {word}")["value"])
         else:
             raise InputError(f"{word!r} does not belong to any key")
     if unknown := sorted(found.keys() - DEFAULTS.keys()):
@@ -179,15 +179,6 @@ def _advice(shape: Architecture, job: Job) -> list[str]:
 
 def _word(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such config")
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from unifiedreward_think.entry import run_main
 from unifiedreward_think.judge import judge
 from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.ranks import ALONE, Ranks, joined
-from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
+from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, json_lines
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, option
 from unifiedreward_think.training.output import describe, must_be_finished
@@ -247,8 +247,8 @@ def write_outputs(
     kept, hard, found = split_pairs(records, judgments, args)
     manifest = describe(args, data, stage=STAGE, finished=True, counts={**counts, **found})
     (folder / "manifest.json").unlink(missing_ok=True)
-    write_whole(folder / "kept.jsonl", "".join(json.dumps(trace.to_json()) + "\n" for trace in kept))
-    write_whole(folder / "hard.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in hard))
+    write_whole(folder / "kept.jsonl", json_lines(kept))
+    write_whole(folder / "hard.jsonl", json_lines(hard))
     write_whole(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return found
 

@@ -1,25 +1,49 @@
-"""What a training run does before the trainer: parse and refuse arguments, load the model, prepare `output_dir`."""
+"""What a training run does around the trainer: check arguments, load the model, prepare `output_dir`, end."""
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.data.files import read_yaml
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.records import InputError
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras, check_values
 from unifiedreward_think.training.checkpoints import misfit, newest, run_shape
 from unifiedreward_think.training.output import RUN_FILE, describe, must_be_finished, write_run
 
 SWITCHES = {"resume", "overwrite"}  # arguments that do not change what a run computes
+
+
+def run_stage(main: Callable[[], object]) -> None:
+    """Run the main function of a stage that trains, as `run_main` does; a rank that is done ends at once.
+
+    DeepSpeed keeps its process groups, so Gloo's threads live on after `destroy_process_group`. One that drops the
+    tensors of its last collective while Python takes itself apart aborts the process, and a good run counts as failed
+    (pytorch/pytorch#179291). So what is registered for the end is run, and nothing is taken apart.
+
+    Raises:
+        SystemExit: see `run_main`.
+    """
+    try:
+        run_main(main)
+    except SystemExit as stop:
+        if stop.code or "RANK" not in os.environ:
+            raise
+    if "RANK" in os.environ:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def own_help(module_doc: str | None, own: Sequence[type], trl: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 from unifiedreward_think.data.loading import load_checked_traces, report_left_out
 from unifiedreward_think.data.rows import sft_row, to_dataset
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
-from unifiedreward_think.entry import run_main
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, StreamArguments, TrainingExtras
 from unifiedreward_think.training.output import finish
@@ -110,4 +109,4 @@ def train(
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run.run_stage(main)

@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,18 +24,19 @@ from typing import Any, NamedTuple
 from unifiedreward_think.backends import Sampling
 from unifiedreward_think.data.loading import load_checked_records, report_left_out
 from unifiedreward_think.judge import judge
+from unifiedreward_think.judgment_file import write_evaluation
 from unifiedreward_think.metrics import MEASURES, summarize
 from unifiedreward_think.protocol import Protocol
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, json_lines
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
 from unifiedreward_think.training.bands import with_limits
 from unifiedreward_think.training.health import Watch
+from unifiedreward_think.training.job import GIB
 from unifiedreward_think.writing import write_whole
 
 HEALTH_FILE = "health.jsonl"
 FOLDER = "held_out"  # of evaluations, one for each judged step
 BEST_BY = ("accuracy", "macro_accuracy", "parse_rate", "readable_rate", "agreement")
-GIB = 2**30
 
 
 class HeldOut(NamedTuple):
@@ -166,7 +167,8 @@ class Watched:
         metrics = {f"eval_{name}": value for name, value in rates(results).items()}
         if trainer.is_world_process_zero():
             folder = Path(trainer.args.output_dir, FOLDER, f"step_{trainer.state.global_step:06d}")
-            _write(folder, self._held_out.records, judgments, results)
+            write_whole(folder / "judgments.jsonl", json_lines(judgments))
+            write_evaluation(folder, self._held_out.records, results)
         took = time.perf_counter() - started
         if self._counted is not None:
             self._counted = (self._counted[0] + took, self._counted[1])
@@ -277,11 +279,3 @@ class Watched:
 def _best_by(args: Any) -> str:
     """Return what picks the best checkpoint: accuracy, unless `metric_for_best_model` says otherwise."""
     return str(args.metric_for_best_model or "accuracy").removeprefix("eval_")
-
-
-def _write(folder: Path, records: Sequence[Any], judgments: Sequence[Any], results: Mapping[str, Any]) -> None:
-    """Write what `python -m unifiedreward_think.evaluation` writes, for its reports and comparisons."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("judgments.jsonl", judgments), ("records.jsonl", records)):
-        write_whole(folder / name, "".join(json.dumps(row.to_json()) + "\n" for row in rows))
-    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")

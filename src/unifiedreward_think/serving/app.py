@@ -91,6 +91,8 @@ def create_app(
         parallel: as in `Batcher`.
     """
     telemetry = Telemetry()
+    if (pictures := getattr(backend, "cache", None)) is not None:
+        telemetry.watch_vision(pictures)
     batcher = Batcher(backend, telemetry=telemetry, max_wait=max_wait, max_queue=max_queue, parallel=parallel)
     fetcher = Fetcher(fetch_hosts, limit=settings.limits.medium_bytes)
     service = Service(batcher, Intake(settings.limits, fetcher, telemetry), settings, telemetry)

@@ -33,7 +33,7 @@ KEEP_ALIVE = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until told to stop; then answer what is in flight, and end.
+    """Serve until told to stop; then answer what is in flight, and end, also where the backend hangs.
 
     Raises:
         InputError: the arguments do not fit together, or a package is missing.
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         backlog=4096,
     )
+    if app.state.batcher.given_up:
+        os._exit(1)  # Python would wait for the thread that hangs
 
 
 def make_app(args: argparse.Namespace) -> FastAPI:
@@ -88,6 +90,7 @@ def make_app(args: argparse.Namespace) -> FastAPI:
         max_wait=args.max_wait,
         max_queue=args.max_queue,
         parallel=args.parallel,
+        drain_seconds=args.drain_seconds,
     )
 
 
@@ -119,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names by which requests may call the server besides its own, behind a proxy for example",
     )
-    add("--drain-seconds", type=int, default=300, help="for requests in flight when told to stop (default: 300)")
+    add("--drain-seconds", type=int, default=300, help="for what is in flight when told to stop (default: 300)")
     add("--quiet", action="store_true", help="no line for each request")
     add("--names", nargs="+", default=MODEL_NAMES, help="of the model, in chats")
     add(

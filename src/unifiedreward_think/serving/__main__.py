@@ -10,7 +10,6 @@ A key that requests must bring is read from UNIFIEDREWARD_API_KEY. Without one t
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from unifiedreward_think.backends.choose import add_arguments, make_backend
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.records import InputError
 from unifiedreward_think.serving import MODEL_NAMES
+from unifiedreward_think.serving.hosts import loopback, own_hosts
 from unifiedreward_think.serving.limits import Limits
 from unifiedreward_think.tasks import load_prompts
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         InputError: the arguments do not fit together, or a package is missing.
     """
     args = _parser().parse_args(arguments)
-    if not _loopback(args.host) and not os.environ.get(KEY):
+    if not loopback(args.host) and not os.environ.get(KEY):
         raise InputError(f"--host {args.host} is open to other machines: set {KEY} to a key that requests must bring")
     try:
         import uvicorn
@@ -94,22 +94,6 @@ def make_app(args: argparse.Namespace) -> FastAPI:
     )
 
 
-def own_hosts(host: str, more: Sequence[str]) -> list[str]:
-    """Return what requests may call a server that listens on `host`; nothing stands for any name.
-
-    Behind a loopback address there is no key, so that a page of another site must not come in under a name of its own.
-
-    >>> own_hosts("::1", ["judge.example"])
-    ['localhost', '127.0.0.1', '[::1]', 'judge.example']
-    >>> own_hosts("0.0.0.0", [])
-    []
-    """
-    if not _loopback(host) and not more:
-        return []
-    listening = f"[{host}]" if ":" in host else host
-    return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", listening, *more]))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("server").add_argument
@@ -160,15 +144,6 @@ def _parser() -> argparse.ArgumentParser:
         add(flag, dest=name, type=type(default), metavar="N", help=f"{about} (default: {default})")
     add_arguments(parser)
     return parser
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

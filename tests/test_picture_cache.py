@@ -66,8 +66,9 @@ def drawn(*numbers):
     return pictures
 
 
-def shows(*pictures, text="Which?"):
-    content = [{"type": "image", "text": None}] * len(pictures) + [{"type": "text", "text": text}]
+def shows(*pictures, text="Which?", before=""):
+    content = [{"type": "image", "text": None}] * len(pictures)
+    content = [{"type": "text", "text": before}, *content, {"type": "text", "text": text}]
     return {"id": "a", "order": "ab", "prompt": [{"role": "user", "content": content}], "images": list(pictures)}
 
 
@@ -137,6 +138,74 @@ def test_a_picture_goes_through_the_tower_once(family, backend, monkeypatch):
     before = len(encoded)
     ask(shows(a))
     assert len(encoded) - before == (family == "llava_onevision")
+
+
+def ranked(count):
+    """The prompts of a ranking in both orders, by the candidate shown first, as the server queues them."""
+    return [
+        shows(a, b, before="You compare two images. ")
+        for a in drawn(*range(count))
+        for b in drawn(*range(count))
+        if a != b
+    ]
+
+
+def watch_reading(backend, monkeypatch):
+    """A list that grows by (rows, columns) of whatever the model reads, one token at a time excepted."""
+    read = []
+
+    def noting(module, args, kwargs):
+        if kwargs["input_ids"].shape[1] > 1:
+            read.append(tuple(kwargs["input_ids"].shape))
+
+    hook = backend._network.register_forward_pre_hook(noting, with_kwargs=True)
+    monkeypatch.setattr(backend, "stop_watching", hook.remove, raising=False)
+    return read
+
+
+@FAMILIES
+def test_what_prompts_of_a_ranking_share_is_read_once(family, backend, monkeypatch):
+    plain, sharing = backend(family, cache_mib=0, batch_size=12), backend(family, batch_size=12)
+    prompts = ranked(4)
+    read = watch_reading(sharing, monkeypatch)
+    scores = first_scores(sharing, prompts, monkeypatch)
+    sharing.stop_watching()
+    length = sharing._encode(prompts)["input_ids"].shape[1]
+    if family == "qwen3_5":  # linear attention keeps no single tokens
+        assert read == [(12, length)]
+    else:
+        (heads, head), (tails, tail) = read
+        assert (heads, tails) == (4, 12) and head + tail == length and head > 0.25 * length
+    assert scores.sub(first_scores(plain, prompts, monkeypatch)).abs().max() < 1e-5
+    several = {"sampling": Sampling(max_new_tokens=12, temperature=1.0), "seeds": [[i, i + 50] for i in range(12)]}
+    assert sharing.complete(prompts, **several) == plain.complete(prompts, **several)
+
+
+WORDS = st.sampled_from(["", "Which?", "Which is it? " * 8, "Look: "])
+PROMPTS = st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=3), WORDS), min_size=2, max_size=6)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+@given(shown=PROMPTS)
+@settings(deadline=None, max_examples=12)
+def test_prompts_that_share_anything_or_nothing_are_read_as_if_alone(family, backend, shown):
+    plain, sharing = backend(family, cache_mib=0, batch_size=6), backend(family, batch_size=6)
+    prompts = [shows(*drawn(*numbers), text=text) for numbers, text in shown]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unifiedreward_think.backends.prefixes.WORTH", 0.0)
+        together = first_scores(sharing, prompts, patch)
+        alone = [first_scores(plain, [prompt], patch)[0] for prompt in prompts]
+    assert all(a.sub(b).abs().max() < 1e-5 for a, b in zip(together, alone, strict=True))
+
+
+def test_prompts_that_share_little_are_read_in_one_go(backend, monkeypatch):
+    sharing = backend(batch_size=4)
+    read = watch_reading(sharing, monkeypatch)
+    a, b, c, d = drawn(1, 2, 3, 4)
+    rows = [shows(a, b, text="Which? " * 30), shows(a, c), shows(d, a), shows(c, d)]
+    sharing.complete(rows, sampling=GREEDY, seeds=[[0]] * 4)
+    sharing.stop_watching()
+    assert len(read) == 1
 
 
 def test_native_videos_and_prompts_without_pictures_take_the_plain_path(backend, toy_data, tmp_path):

@@ -124,13 +124,14 @@ class PictureCache:
 
 
 def encoder_outputs(pictures: Sequence[Picture]) -> dict[str, Any]:
-    """Return what a model takes in place of pictures, for all prompts of a batch one after the other.
-
-    A new object each time: `generate` may change it.
-    """
-    first, *deeper = zip(*(picture.layers for picture in pictures), strict=True)
-    features = SimpleNamespace(pooler_output=first, deepstack_features=deeper)
-    found: dict[str, Any] = {"mm_encoder_outputs": {"image": features}}
+    """Return what a model takes in place of pictures, for all prompts of a batch one after the other."""
+    found = in_place_of_pixels([picture.layers for picture in pictures])
     if grids := [picture.grid for picture in pictures if picture.grid is not None]:
         found["image_grid_thw"] = torch.cat(grids)
     return found
+
+
+def in_place_of_pixels(pictures: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, Any]:
+    """Return the argument that holds the layers of pictures; a new one each time, as `generate` may change it."""
+    first, *deeper = zip(*pictures, strict=True)
+    return {"mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=first, deepstack_features=deeper)}}

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
+
+from unifiedreward_think.backends.pictures import in_place_of_pixels
 
 WORTH = 0.25  # share of the tokens that must be saved: a second pass has a price of its own
 
@@ -127,11 +128,7 @@ def _forward(network: Any, parts: Sequence[Part], cache: Any, before: torch.Tens
     mask = _batch([torch.ones_like(part.ids) for part in parts])
     mask = mask if before is None else torch.cat([before, mask], 1)
     positions = _batch([part.positions for part in parts]).permute(2, 0, 1)
-    inputs: dict[str, Any] = {}
-    if pictures := [picture for part in parts for picture in part.pictures]:
-        first, *deeper = zip(*pictures, strict=True)
-        features = SimpleNamespace(pooler_output=first, deepstack_features=deeper)
-        inputs["mm_encoder_outputs"] = {"image": features}
+    pictures = [picture for part in parts for picture in part.pictures]
     output = network(
         input_ids=_batch([part.ids for part in parts]),
         attention_mask=mask,
@@ -139,7 +136,7 @@ def _forward(network: Any, parts: Sequence[Part], cache: Any, before: torch.Tens
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **inputs,
+        **(in_place_of_pixels(pictures) if pictures else {}),
     )
     return output, mask
 

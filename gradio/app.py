@@ -43,6 +43,13 @@ def arguments():
     add("--examples", type=Path, help=f"record file (.jsonl) of pairs to try: the first {EXAMPLES} of each task")
     add("--media-root", type=Path, default=Path(), help="media of an uploaded file lie below this folder (default: .)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 serves the whole network")
+    add(
+        "--allow-hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names by which browsers may call the page besides its own, behind a proxy for example",
+    )
     add("--port", type=int, help="port (default: the first free one from 7860)")
     add_arguments(parser)
     return parser
@@ -96,7 +103,7 @@ def end_by_signals():
 def serve(args, note, work):
     """Serve the page, with its files in the folder `work`."""
     from unifiedreward_think.demo.asking import Setup, by_content
-    from unifiedreward_think.demo.page import build_demo, look
+    from unifiedreward_think.demo.page import build_demo, look, only_named
     from unifiedreward_think.media import FrameSampling
 
     examples = first_examples(args.examples) if args.examples else drawn_examples(work)
@@ -114,7 +121,13 @@ def serve(args, note, work):
     )
     page = build_demo(setup).queue(max_size=QUEUE)
     try:
-        page.launch(server_name=args.host, server_port=args.port, max_file_size=UPLOAD, **look())
+        page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            max_file_size=UPLOAD,
+            app_kwargs=only_named(args.host, args.allow_hosts),
+            **look(),
+        )
     finally:
         page.close()
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -307,12 +309,51 @@ def url(setup):
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
     os.environ["GRADIO_TEMP_DIR"] = str(setup.work / "gradio")  # it would fill /tmp/gradio
-    from unifiedreward_think.demo.page import build_demo, look
+    from unifiedreward_think.demo.page import build_demo, look, only_named
 
     demo = build_demo(setup)
-    demo.launch(prevent_thread_lock=True, quiet=True, **look())
+    demo.launch(prevent_thread_lock=True, quiet=True, app_kwargs=only_named("127.0.0.1", []), **look())
     yield demo.local_url
     demo.close()
+
+
+@pytest.mark.parametrize(("host", "more"), [("127.0.0.1", ["demo.example"]), ("0.0.0.0", [])])
+def test_the_page_answers_to_its_own_names_only_and_streams_through_its_queue(host, more):
+    import gradio as gr
+    import httpx
+    from gradio_client import Client
+
+    from unifiedreward_think.demo.page import only_named
+
+    def count():
+        for number in range(3):
+            time.sleep(0.05)
+            yield number
+
+    with gr.Blocks(analytics_enabled=False) as demo:
+        gr.Button().click(count, outputs=gr.Number(), api_name="count")
+    demo.queue().launch(
+        server_name=host, prevent_thread_lock=True, quiet=True, ssr_mode=False, app_kwargs=only_named(host, more)
+    )
+    try:
+        port = demo.server_port
+        names = ("localhost", f"127.0.0.1:{port}", f"Demo.Example:{port}", f"evil.example:{port}", "")
+        paths = ("/", "/config", "/gradio_api/queue/data?session_hash=a", "/gradio_api/nothing")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+            seen = {}
+            for name in names:
+                seen[name] = set()
+                for path in paths:
+                    with http.stream("GET", path, headers={"Host": name}) as reply:
+                        seen[name].add(reply.status_code == 421)
+            upload = http.post("/gradio_api/upload", files={"files": b"x"}, headers={"Host": "evil.example"})
+        assert list(seen.values()) == [{bool(more) and number > 2} for number in range(5)]
+        assert (upload.status_code == 421) == bool(more)
+        client = Client(f"http://localhost:{port}", verbose=False)
+        written = client.submit(api_name="/count")
+        assert written.result(60) == 2 and written.outputs() == [0, 1, 2]
+    finally:
+        demo.close()
 
 
 @pytest.fixture(scope="module")
@@ -691,6 +732,9 @@ def test_the_command_serves_the_toy_model_and_leaves_nothing_behind(chromium, tm
             window.shoot("toy")
             assert not window.wrong
             window.context.close()
+            foreign = urllib.request.Request(address, headers={"Host": "evil.example"})
+            with pytest.raises(urllib.error.HTTPError, match="421"):
+                urllib.request.urlopen(foreign)
             assert list(tmp_path.glob("unifiedreward-demo-*/gradio/*"))
             app.terminate()
             app.wait(60)

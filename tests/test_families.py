@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from stages import changed_keys, data_arguments, train_grpo, train_sft, weights
 
+from unifiedreward_think.media import open_image
 from unifiedreward_think.models import tiny
 from unifiedreward_think.models.loading import (
     VISION_TOWERS,
@@ -59,7 +60,8 @@ def test_a_batch_gives_the_completions_of_its_rows_alone(family, models, toy_dat
     from unifiedreward_think.training import grpo
 
     backend = TransformersBackend(str(models[family]), dtype="float32", device="cpu")
-    prompts, _ = grpo.load_rows(data_arguments(toy_data, "train"))
+    rows, _ = grpo.load_rows(data_arguments(toy_data, "train"))
+    prompts = [{**row, "images": [open_image(file) for file in row["images"]]} for row in rows]
     seeds = [[1, 2], [3, 4], [1, 2], [7, 8]]
     for temperature in (0.0, 1.0):
         sampling = Sampling(temperature=temperature, top_p=0.95, max_new_tokens=12)

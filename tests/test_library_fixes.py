@@ -49,7 +49,7 @@ def complete(folder, toy_data):
     from unifiedreward_think.backends.transformers import TransformersBackend
     from unifiedreward_think.training import grpo
 
-    backend = TransformersBackend(str(folder), dtype="float32", device="cpu")
+    backend = TransformersBackend(str(folder), dtype="float32", device="cpu", cache_mib=0)
     rows, _ = grpo.load_rows(data_arguments(toy_data, "train"))
     backend.complete(rows, sampling=Sampling(max_new_tokens=2), seeds=[[0]] * len(rows))
     return backend._encode(rows)

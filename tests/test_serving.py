@@ -6,6 +6,8 @@ import contextlib
 import importlib.util
 import io
 import json
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,8 +22,9 @@ from PIL import Image
 
 from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
 from unifiedreward_think.backends.server import ServerBackend
-from unifiedreward_think.serving.__main__ import _parser, make_app, own_hosts
+from unifiedreward_think.serving.__main__ import _parser, make_app
 from unifiedreward_think.serving.app import create_app
+from unifiedreward_think.serving.hosts import own_hosts
 from unifiedreward_think.serving.limits import Limits
 from unifiedreward_think.serving.questions import Settings
 from unifiedreward_think.tasks import load_prompts
@@ -490,6 +493,78 @@ def test_a_server_told_to_stop_answers_what_is_in_flight():
         httpx.get(f"{url}/health")
 
 
+def test_a_drain_gives_up_what_the_backend_hangs_on_and_names_how_many(caplog):
+    backend = Gated(batch_size=2)
+
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            http = await stack.enter_async_context(served(backend, drain_seconds=0.3))
+            asking = asyncio.create_task(http.post("/v1/rank", json=pair(*range(4))))  # 6 questions
+            await backend.busy()
+            begun = time.monotonic()
+            await stack.aclose()
+            return await asking, time.monotonic() - begun
+
+    try:
+        reply, seconds = asyncio.run(main())
+    finally:
+        backend.go.set()
+    assert seconds < 50 and backend.calls == [2]  # the backend would go on for 60
+    assert {row["reason"] for row in reply.json()["judgments"]} == {"the server stopped before the backend answered"}
+    assert "gave up 6 questions: no answer within the 0.3 s to drain" in caplog.text
+
+
+def test_a_drain_waits_for_a_long_queue_of_batches_that_are_each_short():
+    backend = bench.ScriptedBackend(batch_size=1, seconds=0.2)
+
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            http = await stack.enter_async_context(served(backend, drain_seconds=30))
+            asking = asyncio.create_task(http.post("/v1/rank", json=pair(*range(4))))
+            while not backend.calls:
+                await asyncio.sleep(0.02)
+            await stack.aclose()
+            return await asking
+
+    assert {row["status"] for row in asyncio.run(main()).json()["judgments"]} == {"ok"} and len(backend.calls) == 6
+
+
+HANGING = """
+import sys
+import time
+from unifiedreward_think.serving import __main__ as command
+
+class Hangs:
+    model, batch_size, settings = "hangs", 4, {}
+
+    def complete(self, prompts, **options):
+        print("asked", file=sys.stderr, flush=True)
+        time.sleep(600)
+
+command.make_backend = lambda args: Hangs()
+command.main(["--port", "0", "--drain-seconds", "1"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_ends_though_its_backend_hangs(number, tmp_path):
+    with (tmp_path / "log").open("w+") as log:
+        child = subprocess.Popen([sys.executable, "-c", HANGING], stderr=log, stdout=log)
+        try:
+            url = bench.listening(child, log)
+            with ThreadPoolExecutor(1) as thread:
+                asking = thread.submit(httpx.post, f"{url}/v1/compare", json=pair(1, 2), timeout=60)
+                while "asked" not in (tmp_path / "log").read_text():
+                    time.sleep(0.05)
+                child.send_signal(number)
+                assert child.wait(30) != 0
+                assert asking.exception() or asking.result().is_error
+        finally:
+            child.kill()
+            child.wait()
+    assert "gave up 1 questions" in (tmp_path / "log").read_text()
+
+
 def test_hundreds_of_requests_at_once_get_each_its_own_answer():
     with LiveServer(bench.ScriptedBackend(batch_size=64)) as url:
         seconds, wrong = asyncio.run(bench.storm(url, 300, 100))
@@ -713,6 +788,24 @@ def test_a_page_whose_name_was_made_to_point_here_is_refused():
     assert list(named.values()) == [200] * 4 + [421] * 3
     assert health.status_code == 421 and health.json()["error"]["type"] == "invalid_request_error"
     assert metrics.status_code == 421  # it came from http://test
+
+
+@pytest.mark.parametrize(("host", "heard"), [(b"localhost:1", True), (b"evil.example", False)])
+def test_a_socket_of_a_page_is_closed_under_a_foreign_name_and_a_start_needs_none(host, heard):
+    from unifiedreward_think.serving.hosts import HostCheck
+
+    reached, sent = [], []
+
+    async def app(scope, receive, send):
+        reached.append(scope["type"])
+
+    async def send(message):
+        sent.append(message["type"])
+
+    check = HostCheck(app, hosts=own_hosts("127.0.0.1", []))
+    for scope in ({"type": "lifespan"}, {"type": "websocket", "headers": [(b"host", host)]}):
+        asyncio.run(check(scope, None, send))
+    assert (reached, sent) == ((["lifespan", "websocket"], []) if heard else (["lifespan"], ["websocket.close"]))
 
 
 def test_the_command_goes_by_the_names_of_this_machine_only(monkeypatch):

@@ -5,6 +5,9 @@
 
 speed   groups of 8 candidates on the tiny model, over HTTP on loopback, /v1/rank with all pairs in both orders, against
         the published clients' way: one /v1/chat/completions a pair, the next when the last is read. Rounds alternate.
+cache   one group of 8, all pairs in both orders, by a server that remembers pictures and one that does not
+        (--cache-mib 0); CPU seconds of each server, in turn. On the toy base and on a larger random model, whose tower
+        and language model stand in about the proportion of a 7B model's, with the prompts of the real tasks.
 load    1,000 /v1/compare requests at once; a scripted judge whose answer is a function of the two pictures, and which
         names them in its reasoning, so that a lost, wrong or mixed-up answer shows.
 memory  many requests, each with new pictures; the resident memory of the server's process after each tenth.
@@ -16,6 +19,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import re
 import ssl
 import subprocess
@@ -32,12 +36,14 @@ import httpx
 from PIL import Image
 
 from unifiedreward_think.backends import Completion
+from unifiedreward_think.models import tiny
 from unifiedreward_think.serving.client import RewardClient, data_url, request_body
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import render
 from unifiedreward_think.writing import write_whole
 
 REPO = Path(__file__).parents[2]
+LARGER = tiny.Size(hidden=256, layers=4, vision_hidden=128, vision_layers=2, patch=14, side=448, init=0.06)
 SEEN = re.compile(r"saw (\w{6}) and (\w{6})")
 
 
@@ -174,6 +180,53 @@ def speed(args):
     }
 
 
+def cache(args):
+    """Rank groups with pictures remembered and not; each is new to both servers."""
+    toy = ["--model", args.model, "--prompt-dir", args.prompt_dir]
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.build("qwen2_5_vl", Path(folder), corpus=load_prompts("cot").values(), size=LARGER)
+        return {
+            "toy": remembered(args, toy, 64, groups=8),
+            "larger": remembered(args, ["--model", folder], LARGER.side),
+            "larger_direct": remembered(args, ["--model", folder, "--style", "direct"], LARGER.side, tokens=12),
+        }
+
+
+def remembered(args, model, side, *, groups=1, tokens=192):
+    command = ["-m", "unifiedreward_think.serving", *model, "--dtype", "float32", "--device", args.device]
+    command += ["--batch-size", 64, "--max-new-tokens", tokens, "--quiet"]
+    spent, texts = {"off": [], "on": []}, {"off": [], "on": []}
+    with serving(*command, "--cache-mib", 0) as off, serving(*command) as on:
+        for round_ in range(args.rounds + 1):  # the first one warms up
+            bodies = [rank_noise(number, side) for number in range(round_ * groups, (round_ + 1) * groups)]
+            for name, (url, pid) in (("off", off), ("on", on)):
+                before = cpu_seconds(pid)
+                replies = [httpx.post(f"{url}/v1/rank", json=body, timeout=600).raise_for_status() for body in bodies]
+                spent[name].append(cpu_seconds(pid) - before)
+                texts[name] += [row["reasoning"] for reply in replies for row in reply.json()["judgments"]]
+        lines = httpx.get(f"{on[0]}/metrics").text.splitlines()
+    same = sum(a is not None and a == b for a, b in zip(*texts.values(), strict=True))
+    return {
+        "cpu_seconds": {name: [round(second, 2) for second in seconds[1:]] for name, seconds in spent.items()},
+        "speedup": round(median(spent["off"][1:]) / median(spent["on"][1:]), 2),
+        "equal_completions": f"{same}/{len(texts['on'])}",
+        "metrics": [line for line in lines if line.startswith("unifiedreward_vision_cache{")],
+    }
+
+
+def rank_noise(number, side):
+    """What asks for a ranking of 8 pictures of noise."""
+    draws = random.Random(number)
+    pictures = [data_url(Image.frombytes("RGB", (side, side), draws.randbytes(3 * side * side))) for _ in range(8)]
+    return request_body("image_generation", f"kite {number}", pictures, orders="both", reasoning=True)
+
+
+def cpu_seconds(pid):
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def verify(body, reply):
     """What is wrong with a reply to a request for two single-coloured pictures; "" for nothing."""
     colours = body["colours"]
@@ -274,18 +327,18 @@ def serve_scripted(port):
     uvicorn.run(app, port=port, log_level="info", access_log=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE)
 
 
-PARTS = {"speed": speed, "load": load, "memory": memory}
+PARTS = {"speed": speed, "cache": cache, "load": load, "memory": memory}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
-    add("--model", default=str(REPO / "src/unifiedreward_think/toy/base"), help="speed: folder of the model")
-    add("--prompt-dir", default=str(REPO / "configs/toy/prompts"), help="speed: folder of prompt templates")
-    add("--device", default="cpu", help="speed: of the model")
+    add("--model", default=str(REPO / "src/unifiedreward_think/toy/base"), help="speed, cache: folder of the model")
+    add("--prompt-dir", default=str(REPO / "configs/toy/prompts"), help="speed, cache: folder of prompt templates")
+    add("--device", default="cpu", help="speed, cache: of the model")
     add("--groups", type=int, default=4, help="speed: groups of 8 candidates in a round")
-    add("--rounds", type=int, default=5, help="speed: of each of the two ways, in turn")
+    add("--rounds", type=int, default=5, help="speed, cache: of each of the two ways, in turn")
     add("--requests", type=int, default=20_000, help="memory: how many")
     add("--output", type=Path, help="JSON file to write")
     add("--serve-scripted", action="store_true", help=argparse.SUPPRESS)

@@ -96,7 +96,8 @@ class Backend(Protocol):
 
     One that takes the next prompt as soon as it has room, not batch after batch, has a method `complete_each` (see
     `TransformersBackend`). One that takes videos as such, not as pictures, says by an attribute `native_video` what it
-    takes of them: "frames", sampled here, or the "file", which a server samples by itself.
+    takes of them: "frames", sampled here, or the "file", which a server samples by itself. One that remembers what it
+    made of pictures has an attribute `cache` with the numbers `hits`, `misses` and `bytes`.
     """
 
     model: str

@@ -11,7 +11,7 @@ from unifiedreward_think.backends import Backend, BackendError
 BACKENDS = {
     "transformers": (
         "TransformersBackend",
-        {"batch_size", "dtype", "attn_implementation", "device", "min_pixels", "max_pixels"},
+        {"batch_size", "dtype", "attn_implementation", "device", "min_pixels", "max_pixels", "cache_mib"},
     ),
     "server": ("ServerBackend", {"batch_size", "server", "concurrency", "timeout", "max_retries", "stop"}),
     "vllm": (
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="of transformers: cuda, cpu ... (default: cuda if there is one)")
     add("--min-pixels", type=int, help="smaller pictures are scaled up to this area (default: the model's)")
     add("--max-pixels", type=int, help="larger pictures are scaled down to this area (default: the model's)")
+    add("--cache-mib", type=int, help="of features of pictures that transformers keeps (default: 1024; 0: none)")
     add("--server", help="address of an OpenAI-compatible API (default: http://127.0.0.1:8000/v1)")
     add("--concurrency", type=int, help="requests to the server in flight (default: 16)")
     add("--timeout", type=float, help="seconds for one request (default: 600)")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer
 
-from unifiedreward_think.backends import Sampling
+from unifiedreward_think.backends import Sampling, prefixes
 
 FITTING = {"full_attention", "linear_attention"}  # layers whose cache rows can be selected and joined
 ROOM = 64  # columns
@@ -92,7 +92,6 @@ class Slots:
         self._on_tokens = on_tokens
         self._sampling = sampling
         defaults = network.generation_config
-        # One token, to read a prompt as `generate` does it for this family.
         self._read = GenerationConfig(
             max_new_tokens=1,
             do_sample=False,
@@ -108,23 +107,16 @@ class Slots:
 
     def add(self, inputs: Mapping[str, Any], rows: Sequence[Sequence[Row]]) -> None:
         """Read prompts, filled up on the left, and give each of them its rows, which write their first token."""
-        with torch.inference_mode():
-            # Not synced: each rank of a training with ZeRO-3 judges pairs of its own.
-            output = self._network.generate(**inputs, generation_config=self._read, synced_gpus=False)
-        mask = inputs["attention_mask"]
-        following = mask.sum(1)
-        if getattr(self._network.model, "rope_deltas", None) is not None:  # positions of pictures are no count
-            following = following + self._network.model.rope_deltas.flatten()
+        scores, cache, mask, following = prefixes.read(self._network, inputs) or self._generated(inputs)
         owners = [number for number, own in enumerate(rows) for _ in own]
         spread = torch.tensor(owners, device=mask.device)
-        cache = output.past_key_values
         for number, layer in enumerate(cache.layers):
             if type(layer) is DynamicLayer:
                 cache.layers[number] = Columns(layer.keys[spread], layer.values[spread])
             else:
                 layer.reorder_cache(spread)
         mask, following = mask[spread], following[spread]
-        last = self._written(output.logits[0][spread], [row for own in rows for row in own])
+        last = self._written(scores[spread], [row for own in rows for row in own])
         if self.rows:
             columns = max(mask.shape[1], self._mask.shape[1])
             mask = torch.cat([_widened(self._mask, columns, 1), _widened(mask, columns, 1)])
@@ -134,6 +126,17 @@ class Slots:
             self._cache = cache
         self._mask, self._last, self._next = mask, last, following
         self.rows += [row for own in rows for row in own]
+
+    def _generated(self, inputs: Mapping[str, Any]) -> prefixes.Reading:
+        """Read prompts as `generate` does it for this family."""
+        with torch.inference_mode():
+            # Not synced: each rank of a training with ZeRO-3 judges pairs of its own.
+            output = self._network.generate(**inputs, generation_config=self._read, synced_gpus=False)
+        mask = inputs["attention_mask"]
+        following = mask.sum(1)
+        if getattr(self._network.model, "rope_deltas", None) is not None:  # positions of pictures are no count
+            following = following + self._network.model.rope_deltas.flatten()
+        return prefixes.Reading(output.logits[0], output.past_key_values, mask, following)
 
     def step(self) -> None:
         """Let every row write a token."""

@@ -15,6 +15,8 @@ from unifiedreward_think.verdict import STOP_STRING
 if TYPE_CHECKING:
     import torch
 
+    from unifiedreward_think.backends.pictures import Picture
+
 # Families whose released judges were trained on videos as such.
 NATIVE_VIDEO = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 REFILL = 0.25  # share of the batch that must be free: reading prompts one by one would cost more than waiting
@@ -28,8 +30,13 @@ class TransformersBackend:
         batch_size: prompts that are answered at a time; each has a row for every seed.
         dtype, attn_implementation, min_pixels, max_pixels: as in `models.loading`.
         device: "cuda", "cpu", ...; the accelerator if there is one by default.
+        cache_mib: memory for features of pictures, so that one shown again does not go through the vision tower again;
+            0 remembers none.
         loaded: network and processor that are in memory already, such as those in training; `path` then only names
-            them, and the pixel limits are those of the processor.
+            them, the pixel limits are those of the processor, and no picture is remembered, since weights may change.
+
+    Attributes:
+        cache: the pictures that are remembered, None where none are.
     """
 
     def __init__(
@@ -42,11 +49,13 @@ class TransformersBackend:
         device: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        cache_mib: int = 1024,
         loaded: tuple[Any, Any] | None = None,
     ) -> None:
         import torch
 
         from unifiedreward_think.backends import slots
+        from unifiedreward_think.backends.pictures import PictureCache, supported
 
         self.model = path
         self.batch_size = batch_size
@@ -62,6 +71,9 @@ class TransformersBackend:
         if strange := set(layers) - slots.FITTING:
             mend = "rows of its cache cannot change places; set use_sliding_window: false in its config.json"
             raise UnsupportedModelError(f"{path}: layers of the type {', '.join(strange)}: {mend}")
+        remembers = cache_mib > 0 and loaded is None and supported(network)
+        images = self._processor.image_processor
+        self.cache = PictureCache(self._network, images, cache_mib * 2**20) if remembers else None
         self.native_video = "frames" if network.config.model_type in NATIVE_VIDEO else ""
         # Only such a token can complete the closing answer tag.
         vocabulary = self._processor.tokenizer.get_vocab()
@@ -145,8 +157,10 @@ class TransformersBackend:
                 slots.step()
 
     def _encode(self, prompts: Sequence[Mapping[str, Any]]) -> Any:
-        conversations = [with_images(row, _image_part, _video_part) for row in prompts]
         videos = [video for row in prompts for video in row.get("videos", ())]
+        if self.cache is not None and not videos and any(row["images"] for row in prompts):
+            return self._encode_remembered(prompts, self.cache.features([row["images"] for row in prompts]))
+        conversations = [with_images(row, _image_part, _video_part) for row in prompts]
         # The frames are sampled already; without their timing the processor would assume 24 frames a second.
         timed: dict[str, Any] = {}
         if videos:
@@ -161,6 +175,26 @@ class TransformersBackend:
             return_tensors="pt",
             processor_kwargs={"padding": True, **timed},
         ).to(self._device)
+
+    def _encode_remembered(self, prompts: Sequence[Mapping[str, Any]], shown: Sequence[Sequence[Picture]]) -> Any:
+        """Return what the processor gives, with features in place of pixels: each picture fills as many places."""
+        from unifiedreward_think.backends.pictures import encoder_outputs
+
+        conversations = [with_images(row, _image_part) for row in prompts]
+        texts = self._processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
+        tokenizer = self._processor.tokenizer
+        place = tokenizer.convert_tokens_to_ids(self._processor.image_token)
+        filled = []
+        for ids, pictures in zip(tokenizer(texts)["input_ids"], shown, strict=True):
+            if ids.count(place) != len(pictures):
+                raise ValueError(f"a prompt of {len(pictures)} pictures has {ids.count(place)} places for them")
+            sizes = iter([picture.tokens for picture in pictures])
+            filled.append([token for one in ids for token in [one] * (next(sizes) if one == place else 1)])
+        inputs = dict(tokenizer.pad({"input_ids": filled}, return_tensors="pt").to(self._device))
+        outputs = encoder_outputs([picture for pictures in shown for picture in pictures])
+        if "image_grid_thw" in outputs:  # without the types of tokens, positions would silently be those of text
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == place).int()
+        return inputs | outputs
 
     def _generator(self, seed: int, sampling: Sampling) -> torch.Generator | None:
         import torch

@@ -243,9 +243,9 @@ def _write(target: Path, rows: Iterator[dict[str, Any]]) -> int:
     count = 0
     if not target.suffix:
         while chunk := list(islice(rows, PARQUET_ROWS)):
-            file = target / f"train-{count // PARQUET_ROWS:05d}.parquet"
-            if not file.is_file():  # else a killed run has written it, of the same rows: it is whole
-                write_parquet(to_dataset(chunk), file)
+            part = target / f"train-{count // PARQUET_ROWS:05d}.parquet"
+            if not part.is_file():  # else a killed run has written it, of the same rows: it is whole
+                write_parquet(to_dataset(chunk), part)
             count += len(chunk)
         return count
     opening, between, closing = ("[\n", ",\n", "\n]\n") if target.suffix == ".json" else ("", "\n", "\n")

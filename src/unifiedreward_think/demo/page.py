@@ -1,7 +1,7 @@
 """The page: four task tabs, a batch tab, and the history of the session.
 
     demo = build_demo(setup)
-    demo.launch(**look())
+    demo.launch(app_kwargs=only_named("127.0.0.1", []), **look())
 
 `gradio/app.py` does this.
 """
@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import Setup, Stops
@@ -20,6 +22,7 @@ from unifiedreward_think.demo.batch_tab import build_batch
 from unifiedreward_think.demo.pair_tab import Session, build_tab
 from unifiedreward_think.evaluation.tables import title
 from unifiedreward_think.records import digest
+from unifiedreward_think.serving.hosts import HostCheck, own_hosts
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.writing import write_whole
 
@@ -115,6 +118,11 @@ def look() -> dict[str, Any]:
         "run_history": False,
         "ssr_mode": False,
     }
+
+
+def only_named(host: str, more: Sequence[str]) -> dict[str, Any]:
+    """Return the launch options' `app_kwargs` with which the page answers to names of its own, as the reward server."""
+    return {"middleware": [Middleware(HostCheck, hosts=own_hosts(host, more))]}
 
 
 def _history(folder: Path, session: Session) -> list[Any]:

@@ -10,7 +10,6 @@ A key that requests must bring is read from UNIFIEDREWARD_API_KEY. Without one t
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from unifiedreward_think.backends.choose import add_arguments, make_backend
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.records import InputError
 from unifiedreward_think.serving import MODEL_NAMES
+from unifiedreward_think.serving.hosts import loopback, own_hosts
 from unifiedreward_think.serving.limits import Limits
 from unifiedreward_think.tasks import load_prompts
 
@@ -33,13 +33,13 @@ KEEP_ALIVE = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until told to stop; then answer what is in flight, and end.
+    """Serve until told to stop; then answer what is in flight, and end, also where the backend hangs.
 
     Raises:
         InputError: the arguments do not fit together, or a package is missing.
     """
     args = _parser().parse_args(arguments)
-    if not _loopback(args.host) and not os.environ.get(KEY):
+    if not loopback(args.host) and not os.environ.get(KEY):
         raise InputError(f"--host {args.host} is open to other machines: set {KEY} to a key that requests must bring")
     try:
         import uvicorn
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         backlog=4096,
     )
+    if app.state.batcher.given_up:
+        os._exit(1)  # Python would wait for the thread that hangs
 
 
 def make_app(args: argparse.Namespace) -> FastAPI:
@@ -88,23 +90,8 @@ def make_app(args: argparse.Namespace) -> FastAPI:
         max_wait=args.max_wait,
         max_queue=args.max_queue,
         parallel=args.parallel,
+        drain_seconds=args.drain_seconds,
     )
-
-
-def own_hosts(host: str, more: Sequence[str]) -> list[str]:
-    """Return what requests may call a server that listens on `host`; nothing stands for any name.
-
-    Behind a loopback address there is no key, so that a page of another site must not come in under a name of its own.
-
-    >>> own_hosts("::1", ["judge.example"])
-    ['localhost', '127.0.0.1', '[::1]', 'judge.example']
-    >>> own_hosts("0.0.0.0", [])
-    []
-    """
-    if not _loopback(host) and not more:
-        return []
-    listening = f"[{host}]" if ":" in host else host
-    return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", listening, *more]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names by which requests may call the server besides its own, behind a proxy for example",
     )
-    add("--drain-seconds", type=int, default=300, help="for requests in flight when told to stop (default: 300)")
+    add("--drain-seconds", type=int, default=300, help="for what is in flight when told to stop (default: 300)")
     add("--quiet", action="store_true", help="no line for each request")
     add("--names", nargs="+", default=MODEL_NAMES, help="of the model, in chats")
     add(
@@ -157,15 +144,6 @@ def _parser() -> argparse.ArgumentParser:
         add(flag, dest=name, type=type(default), metavar="N", help=f"{about} (default: {default})")
     add_arguments(parser)
     return parser
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

@@ -77,8 +77,9 @@ def create_app(
     max_wait: float = 0.01,
     max_queue: int = 4096,
     parallel: int = 1,
+    drain_seconds: float = 300.0,
 ) -> FastAPI:
-    """Return the application of a reward server.
+    """Return the application of a reward server; its `state.batcher` says what a stop has given up.
 
     Args:
         backend: judges.
@@ -89,9 +90,19 @@ def create_app(
         max_wait: as in `Batcher`.
         max_queue: as in `Batcher`.
         parallel: as in `Batcher`.
+        drain_seconds: as in `Batcher`.
     """
     telemetry = Telemetry()
-    batcher = Batcher(backend, telemetry=telemetry, max_wait=max_wait, max_queue=max_queue, parallel=parallel)
+    if (pictures := getattr(backend, "cache", None)) is not None:
+        telemetry.watch_vision(pictures)
+    batcher = Batcher(
+        backend,
+        telemetry=telemetry,
+        max_wait=max_wait,
+        max_queue=max_queue,
+        parallel=parallel,
+        drain_seconds=drain_seconds,
+    )
     fetcher = Fetcher(fetch_hosts, limit=settings.limits.medium_bytes)
     service = Service(batcher, Intake(settings.limits, fetcher, telemetry), settings, telemetry)
 
@@ -107,6 +118,7 @@ def create_app(
         docs_url=None,  # those pages load scripts from the web; the schema is at /openapi.json
         redoc_url=None,
     )
+    app.state.batcher = batcher
     _add_judging(app, service, telemetry)
     _add_watching(app, service, telemetry)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -49,7 +49,7 @@ class _Job:
 
     def __init__(self, question: Question, now: float) -> None:
         self.question = question
-        self.arrived = now
+        self.arrived = self.started = now
         self.waiting = 0
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -64,6 +64,11 @@ class Batcher:
         max_queue: questions that may wait; over it, requests are refused with 429.
         parallel: batches given to the backend at a time; more than one only helps in front of a server.
         remembered: answers kept, so that a client that comes back after a timeout gets what was judged meanwhile.
+        drain_seconds: at the end, for the questions that are left; a batch that takes longer hangs.
+
+    Attributes:
+        given_up: questions that the end has left without an answer; the thread of the backend that hangs on them lives
+            on, and would keep the process.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Batcher:
         max_queue: int = 4096,
         parallel: int = 1,
         remembered: int = 4096,
+        drain_seconds: float = 300.0,
     ) -> None:
         self.backend = backend
         self.max_wait = max_wait
@@ -82,6 +88,8 @@ class Batcher:
         self._telemetry = telemetry
         self._parallel = parallel
         self._remembered = remembered
+        self._drain_seconds = drain_seconds
+        self.given_up = 0
         self._queue: OrderedDict[int, _Job] = OrderedDict()
         self._running: dict[int, _Job] = {}
         self._answers: OrderedDict[int, Answer] = OrderedDict()
@@ -91,18 +99,33 @@ class Batcher:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Answer questions inside this context; at its end those in the queue are still answered."""
+        """Answer questions inside this context; at its end those in the queue are still answered, if that can be."""
         self._threads = ThreadPoolExecutor(self._parallel, thread_name_prefix="backend")
         workers = [asyncio.create_task(self._work()) for _ in range(self._parallel)]
         try:
             yield
         finally:
-            while self._queue or self._running:
-                await asyncio.wait([job.answer for job in (*self._queue.values(), *self._running.values())])
+            await self._drain()
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            self._threads.shutdown()
+            self._threads.shutdown(wait=not self.given_up, cancel_futures=True)
+
+    async def _drain(self) -> None:
+        """Wait until all is answered, or too long: since the end began, or since a batch did that still runs."""
+        begun = time.monotonic()
+        while left := [*self._queue.values(), *self._running.values()]:
+            until = min([begun, *(job.started for job in self._running.values())]) + self._drain_seconds
+            seconds = until - time.monotonic()
+            if seconds <= 0:
+                break
+            await asyncio.wait([job.answer for job in left], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        self.given_up = len(left)
+        if left:
+            log.error("gave up %d questions: no answer within the %g s to drain", len(left), self._drain_seconds)
+        for job in left:
+            if not job.answer.done():
+                job.answer.set_result(Failure("the server stopped before the backend answered"))
 
     async def ask(
         self, questions: Sequence[Question], *, seconds: float, urgent: bool = False, admitted: bool = False
@@ -192,6 +215,7 @@ class Batcher:
             if not batch or job.question.sampling == batch[0].question.sampling:
                 batch.append(job)
         for job in batch:
+            job.started = time.monotonic()
             self._running[job.question.key] = self._queue.pop(job.question.key)
         return batch
 

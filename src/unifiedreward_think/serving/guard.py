@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
+from unifiedreward_think.serving.hosts import App, Message, Receive, Send, check_host
 from unifiedreward_think.serving.limits import Budget, Limits, Refused, Share, check_json
 from unifiedreward_think.serving.telemetry import Telemetry
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health"})  # a load balancer has no key
 BODY_SECONDS = 60.0
@@ -82,7 +77,7 @@ class Guard:
         headers = dict(scope["headers"])
         with self._bytes.share() as take:
             try:
-                self._check_host(headers.get(b"host", b""))
+                check_host(headers.get(b"host", b""), self._hosts)
                 self._check_key(scope["path"], headers.get(b"authorization", b""))
                 body = await self._body(headers.get(b"content-length", b""), receive, take)
                 check_json(body, self._limits)
@@ -97,12 +92,6 @@ class Guard:
                 return first.pop() if first else await receive()
 
             await self._app(scope, replay, send)
-
-    def _check_host(self, given: bytes) -> None:
-        """Refuse a foreign name: a site whose name was made to point here (DNS rebinding) asks under its own."""
-        host = re.sub(r":\d*\Z", "", given.decode("latin-1")).lower()
-        if self._hosts and host not in self._hosts:
-            raise Refused("this server does not go by that name; --allow-hosts adds names", status=421)
 
     def _check_key(self, path: str, given: bytes) -> None:
         if self._key and path not in OPEN_PATHS and not hmac.compare_digest(given, self._key):

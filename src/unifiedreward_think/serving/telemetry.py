@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -33,6 +34,7 @@ class Telemetry:
         # "shared": another request had just begun to decode it.
         self.media = Counter("media", "Pictures by whether they had to be decoded.", ["cache"], **own)
         self._queue = Gauge("queue", "Questions that wait.", **own)
+        self._vision = Gauge("vision_cache", "Pictures shown: remembered or encoded; and bytes held.", ["what"], **own)
         self._held = Gauge("held", "What the requests in flight hold.", ["unit"], **own)
 
     def watch_queue(self, length: Callable[[], float]) -> None:
@@ -42,6 +44,11 @@ class Telemetry:
     def watch_held(self, unit: str, held: Callable[[], float]) -> None:
         """Read a budget whenever the metrics are read."""
         self._held.labels(unit).set_function(held)
+
+    def watch_vision(self, cache: Any) -> None:
+        """Read the `hits`, `misses` and `bytes` of a backend's pictures whenever the metrics are read."""
+        for what in ("hits", "misses", "bytes"):
+            self._vision.labels(what).set_function(partial(getattr, cache, what))
 
     def batch(self, size: int, seconds: float) -> None:
         """Count a batch."""

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -96,24 +97,34 @@ def cold_start(folder):
 
 
 def measure(records, backend, network, processor, protocol, rounds):
-    """Run both in turn and return the report, with the answers of the last round."""
+    """Run both in turn and return the report, with the answers of the last round.
+
+    Args:
+        backend: makes a backend; each round has one that remembers no pictures yet.
+    """
     loop, batched = [], []
     for _ in range(rounds):
+        fresh = backend()
         loop.append(timed(lambda p, _: one_by_one(records, network, processor, p), protocol))
-        batched.append(timed(lambda p, out: judge(records, backend, p, out), protocol))
+        batched.append(timed(lambda p, out, fresh=fresh: judge(records, fresh, p, out), protocol))
     texts, rows = loop[-1][2], batched[-1][2]
-    report = {
+    if (
+        protocol.sampling.temperature
+    ):  # the loop draws from another stream; a row alone must draw what it draws in a batch
+        alone = backend(batch_size=1, cache_mib=0)
+        wanted = [row.completion for row in timed(lambda p, out: judge(records, alone, p, out), protocol)[2]]
+    else:
+        wanted = [end_at_tag(text, "").text for text in texts]
+    equal = [text == row.completion for text, row in zip(wanted, rows, strict=True)]
+    return {
         "cpu_seconds_one_by_one": [round(cpu, 3) for cpu, _, _ in loop],
         "cpu_seconds_judge": [round(cpu, 3) for cpu, _, _ in batched],
         "speedup": round(median(cpu for cpu, _, _ in loop) / median(cpu for cpu, _, _ in batched), 2),
         "speedup_by_wall_clock": round(median(wall for _, wall, _ in loop) / median(wall for _, wall, _ in batched), 2),
         "tokens_in_an_answer": median(len(processor.tokenizer(text)["input_ids"]) for text in texts),
         "readable_verdicts": f"{sum(row.verdict.winner is not None for row in rows)}/{len(rows)}",
+        "equal_answers": f"{sum(equal)}/{len(equal)}",
     }
-    if not protocol.sampling.temperature:
-        equal = [end_at_tag(text, "").text == row.completion for text, row in zip(texts, rows, strict=True)]
-        report["equal_answers"] = f"{sum(equal)}/{len(equal)}"
-    return report
 
 
 def main():
@@ -132,8 +143,8 @@ def main():
     args = parser.parse_args()
     args.model = args.model or cold_start(args.output.absolute().parent / "evaluation")
 
-    backend = TransformersBackend(args.model, batch_size=args.batch_size)
-    processor, network = load_processor(args.model), load_model(args.model).to(backend._device).eval()
+    backend = partial(TransformersBackend, args.model, batch_size=args.batch_size)
+    processor, network = load_processor(args.model), load_model(args.model).to(backend()._device).eval()
     greedy = Protocol(
         prompts=load_prompts(args.style, folder=args.prompt_dir),
         style=args.style,

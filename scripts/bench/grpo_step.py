@@ -18,6 +18,7 @@ from pathlib import Path
 import measuring
 
 LOGGED = ("loss", "grad_norm", "kl", "reward")
+LEAST = 0.01  # the KL estimator subtracts numbers near 1: in float32 a KL or loss is exact to about 1e-7, however small
 LORA = {"r": 8, "target_modules": r".*language_model.*(q_proj|v_proj|up_proj)", "lora_dropout": 0.0}
 AXES = {  # what can be varied, and how plots call it
     "new-tokens": "tokens of a completion",
@@ -229,6 +230,8 @@ def parse():
 
 def main():
     settings = parse()
+    if settings.steps < 3:
+        raise SystemExit("error: --steps: the first step warms up and the last has less to read: take at least 3")
     measuring.settle()
     if settings.only:
         return measuring.save(measure(settings), settings.output)
@@ -243,7 +246,7 @@ def main():
             setattr(settings, settings.vary.replace("-", "_"), value)
             words = [word for key in keys for word in ("--" + key.replace("_", "-"), getattr(settings, key))]
             found = measuring.in_turn(impls, settings.rounds, words + ["--lora"] * settings.lora)
-            report["points"][str(value)] = table = measuring.compare(found)
+            report["points"][str(value)] = table = measuring.compare(found, least=LEAST)
             measuring.save(report, settings.output)
             for impl, row in table.items():
                 print(settings.vary, value, impl, {k: v for k, v in row.items() if k != "log"}, flush=True)

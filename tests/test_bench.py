@@ -49,8 +49,8 @@ def test_a_policy_pass_has_the_gradients_of_trl(model, measuring):
     found = {name: [policy.measure(Namespace(only=name, **common))] for name in ("original", "trl", "ours")}
     for (run,) in found.values():
         run["peak_memory_mib"] = 1.0  # one process for all three says nothing
-    table = measuring.compare(found)
+    table = measuring.compare(found, least=0.01)  # gradients of so small a model are small
     assert table["original"]["equal"] and table["ours"]["equal"]
     assert len(found["ours"][0]["log"][0]) > 50
     found["ours"][0]["log"][0]["mean log-probability"] += 1e-3
-    assert not measuring.compare(found)["ours"]["equal"]
+    assert not measuring.compare(found, least=0.01)["ours"]["equal"]

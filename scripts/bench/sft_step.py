@@ -98,6 +98,7 @@ def measure(settings):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("--impl", default="trl,ours", help="which to run, separated by commas")
     add("--rows", nargs="+", choices=("mixed", "siblings"), default=["mixed", "siblings"], help="which batches")
     add("--steps", type=int, default=3, help="optimizer steps of a process; the first is not timed")
     add("--rounds", type=int, default=1, help="of every implementation, in turn")
@@ -114,7 +115,9 @@ def main():
         model = settings.model or measuring.build_model(Path(name, "model"))
         for kind in settings.rows:
             words = ["--kind", kind, "--steps", settings.steps, "--model", model]
-            report["rows"][kind] = table = measuring.compare(measuring.in_turn(("trl", "ours"), settings.rounds, words))
+            report["rows"][kind] = table = measuring.compare(
+                measuring.in_turn(settings.impl.split(","), settings.rounds, words)
+            )
             measuring.save(report, settings.output)
             for impl, row in table.items():
                 print(kind, impl, {k: v for k, v in row.items() if k != "log"}, flush=True)

@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from unifiedreward_think.training.shared_decoding import PrefixCache, PrefixLayer
 
 WIDTH = 8
+END = 7  # the token that ends a row
 
 
 def shared(lengths, copies, heads, draw):
@@ -18,7 +19,7 @@ def shared(lengths, copies, heads, draw):
     filled = [torch.nn.functional.pad(one, (0, 0, longest - one.shape[2], 0), value=9.0) for one in states]
     mask = torch.tensor([[0] * (longest - length) + [1] * length for length in lengths]).bool()
     keys, values = torch.stack(filled, 1)
-    return PrefixCache([PrefixLayer(keys, values, copies)], mask), states
+    return PrefixCache([PrefixLayer(keys, values, copies)], mask, copies, [END]), states
 
 
 @settings(deadline=None)
@@ -27,9 +28,12 @@ def shared(lengths, copies, heads, draw):
     st.integers(1, 4),
     st.sampled_from([(1, 1), (2, 1), (4, 2), (4, 4)]),
     st.integers(1, 70),
+    st.floats(0, 0.2),
     st.integers(0, 2**31),
 )
-def test_a_row_attends_to_its_prompt_and_to_what_it_wrote(lengths, copies, heads, written, seed):
+def test_a_row_attends_to_its_prompt_and_to_what_it_wrote_until_it_leaves(
+    lengths, copies, heads, written, leaving, seed
+):
     queries, groups = heads
     generator = torch.Generator().manual_seed(seed)
 
@@ -39,16 +43,30 @@ def test_a_row_attends_to_its_prompt_and_to_what_it_wrote(lengths, copies, heads
     cache, states = shared(lengths, copies, groups, draw)
     rows = len(lengths) * copies
     keys, values = draw(2, rows, groups, written, WIDTH)
+    staying = torch.ones(rows, dtype=torch.bool)
     for token in range(written):
-        cache.update(keys[:, :, token : token + 1], values[:, :, token : token + 1], 0)
+        cache.leave()
+        assert cache.rows.tolist() == staying.nonzero().flatten().tolist()
+        cache.update(keys[cache.rows, :, token : token + 1], values[cache.rows, :, token : token + 1], 0)
+        drawn = torch.where(torch.rand(rows, generator=generator) < leaving, END, END + 1)
+        if token < written - 1 and (staying & (drawn != END)).any():  # the last one stays
+            assert not cache.note_ended(drawn[:, None], None).any()
+            staying &= drawn != END
     assert cache.get_seq_length() == max(lengths) + written
     query = draw(rows, queries, 1, WIDTH)
-    found = cache.attend(0, query, 0.3)
-    for row in range(rows):
+    found = cache.attend(0, query[cache.rows], 0.3)
+    for place, row in enumerate(cache.rows.tolist()):
         prompt = states[row // copies]
         alone = [torch.cat([before, own[row]], 1)[None] for before, own in zip(prompt, (keys, values), strict=True)]
         wanted = scaled_dot_product_attention(query[row, None], *alone, scale=0.3, enable_gqa=True)
-        torch.testing.assert_close(found[row, None].transpose(1, 2), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[place, None].transpose(1, 2), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_when_all_rows_have_ended_the_last_ones_go_on_for_other_ranks():
+    cache, _ = shared([3], 2, 1, torch.randn)
+    cache.note_ended(torch.tensor([[END], [END]]), None)
+    cache.leave()
+    assert cache.rows.tolist() == [0, 1]
 
 
 def test_a_prompt_is_kept_once_however_many_rows_it_has():

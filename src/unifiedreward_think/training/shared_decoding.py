@@ -1,7 +1,7 @@
 """Generation of whole GRPO groups: the keys and values of a prompt are kept once, and all its rows attend to them.
 
     | . a_1 .. a_P-1 |   <- c_1 .. c_n    prompts are read once, filled up on the left to the same width;
-    |                |   <- d_1 .. d_m    each row keeps what it writes itself
+    |                |   <- d_1 .. d_m    each row keeps what it writes itself, and leaves when it has ended
     | b_1 .... b_Q-1 |   <- e_1 .. e_k
 
 transformers would copy the whole prompt for each row, and all of it again for each token. `generate` itself is theirs:
@@ -35,16 +35,35 @@ class PrefixLayer(Columns):
 
 
 class PrefixCache(Cache):  # type: ignore[misc]
-    """A cache whose rows share their prompts; `shared_prefix.attend` finds it among its arguments.
+    """A cache whose rows share their prompts; `shared_prefix.enable` lets the model know it.
 
     Args:
         layers: one for each layer of the language model.
         mask: (prompts, P) True where a prompt has a token, not filling.
+        copies: rows of each prompt.
+        ends: tokens that end a row.
     """
 
-    def __init__(self, layers: list[PrefixLayer], mask: torch.Tensor) -> None:
+    def __init__(self, layers: list[PrefixLayer], mask: torch.Tensor, copies: int, ends: Iterable[int]) -> None:
         super().__init__(layers=layers)
-        self._hidden = None if bool(mask.all()) else ~mask[:, None, None, :]
+        self._hidden = None if bool(mask.all()) else ~mask.repeat_interleave(copies, 0)[:, None, None, :]
+        self._ends = torch.tensor(sorted(ends), device=mask.device)
+        self.count = len(mask) * copies
+        self._ended = torch.zeros(self.count, dtype=torch.bool, device=mask.device)
+        self.rows = torch.arange(self.count, device=mask.device)  # those that are being written
+
+    def note_ended(self, ids: torch.Tensor, _: Any) -> torch.Tensor:
+        """Remember which rows have ended; a stopping criterion of `generate`, which stops nothing itself."""
+        self._ended |= torch.isin(ids[:, -1], self._ends)
+        return torch.zeros_like(self._ended)
+
+    def leave(self) -> None:
+        """Let the rows that have ended leave, unless all have: ranks may have to go on together."""
+        staying = ~self._ended[self.rows]
+        if bool(staying.any()) and not bool(staying.all()):
+            for layer in self.layers:
+                layer.set(layer.keys[staying], layer.values[staying])
+            self.rows = self.rows[staying]
 
     def attend(self, layer: int, query: torch.Tensor, scaling: float) -> torch.Tensor:
         """Return what a new token of each row sees: its prompt and what the row has written, itself included.
@@ -64,30 +83,32 @@ class PrefixCache(Cache):  # type: ignore[misc]
         if tokens != 1:
             raise RuntimeError(f"{tokens} tokens a row at a time are not covered; set shared_prefix: false")
         own: PrefixLayer = self.layers[layer]
-        prompts, groups, length, _ = own.prefix[0].shape
-
-        def joined(states: torch.Tensor) -> torch.Tensor:
-            """(rows, groups of heads, each, n) -> (prompts, groups, copies * each, n): all rows of a prompt in one."""
-            return states.unflatten(0, (prompts, -1)).transpose(1, 2).flatten(2, 3)
-
-        def parted(states: torch.Tensor) -> torch.Tensor:
-            return states.unflatten(2, (rows // prompts, -1)).transpose(1, 2).flatten(0, 1)
-
+        keys, values = own.prefix
+        groups, length = keys.shape[1:3]
         with torch.autocast(query.device.type, enabled=False):
             states = query.view(rows, groups, heads // groups, width).float() * scaling
-            seen = joined(states) @ own.prefix[0].transpose(2, 3)
+            seen = self._by_prompt(states, keys.transpose(2, 3))
             if self._hidden is not None:
-                seen = seen.masked_fill(self._hidden, float("-inf"))
-            weights = torch.cat([seen, joined(states @ own.keys.float().transpose(2, 3))], -1).softmax(-1)
-            of_prompt = parted(weights[..., :length] @ own.prefix[1])
-            of_row = parted(weights[..., length:]) @ own.values.float()
-        return (of_prompt + of_row).to(query.dtype).reshape(rows, 1, heads, width)
+                seen = seen.masked_fill(self._hidden[self.rows], float("-inf"))
+            weights = torch.cat([seen, states @ own.keys.float().transpose(2, 3)], -1).softmax(-1)
+            found = self._by_prompt(weights[..., :length], values) + weights[..., length:] @ own.values.float()
+        return found.to(query.dtype).reshape(rows, 1, heads, width)
+
+    def _by_prompt(self, states: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """Multiply each row's (groups of heads, each, n) by its prompt's (groups, n, m), rows of a prompt in one."""
+        places = states
+        if len(self.rows) < self.count:  # rows that have left keep their place
+            places = states.new_zeros(self.count, *states.shape[1:]).index_copy(0, self.rows, states)
+        joined = places.unflatten(0, (len(prompts), -1)).transpose(1, 2)
+        found = (joined.flatten(2, 3) @ prompts).unflatten(2, joined.shape[2:4]).transpose(1, 2).flatten(0, 1)
+        return found[self.rows] if places is not states else found
 
 
-def prefill(network: Any, prompts: Sequence[Prompt], copies: int, pad: int) -> dict[str, Any]:
+def prefill(network: Any, prompts: Sequence[Prompt], copies: int, *, pad: int, ends: Iterable[int]) -> dict[str, Any]:
     """Return the arguments with which `generate` goes on from prompts that were read once.
 
-    Each prompt, with its pictures encoded, gets `copies` rows; shorter prompts are filled up with `pad` on the left.
+    Each prompt, with its pictures encoded, gets `copies` rows, which `ends` end; shorter prompts are filled up with
+    `pad` on the left.
     Gradient checkpointing must be off, since it turns caches off.
     """
     inputs = stream_inputs([(prompt, ()) for prompt in prompts])
@@ -106,8 +127,10 @@ def prefill(network: Any, prompts: Sequence[Prompt], copies: int, pad: int) -> d
     if hasattr(network.model, "rope_deltas"):  # state of the model: how far its positions run ahead of the tokens
         ahead = [prompt.next_position - len(prompt.ids) for prompt in prompts for _ in range(copies)]
         network.model.rope_deltas = torch.tensor(ahead, device=network.device)[:, None]
+    cache = PrefixCache(layers, mask[:, :-1].bool(), copies, ends)
     return {
         "input_ids": filled([prompt.ids for prompt in prompts], pad).repeat_interleave(copies, 0),
         "attention_mask": mask.repeat_interleave(copies, 0),
-        "past_key_values": PrefixCache(layers, mask[:, :-1].bool()),
+        "past_key_values": cache,
+        "stopping_criteria": [cache.note_ended],
     }

@@ -211,6 +211,7 @@ def enable(network: Any) -> None:
     network.set_attn_implementation({"text_config": NAME})
     network.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
     network.model.language_model.register_forward_pre_hook(_hand_on_cache, with_kwargs=True)
+    network.model.language_model.register_forward_hook(_put_back, with_kwargs=True)
 
 
 def _keep_scored(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
@@ -223,12 +224,25 @@ def _keep_scored(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> A
 
 
 def _hand_on_cache(_: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-    """Let the attention see a cache whose rows share their prompts; it knows best what they attend to."""
-    cache = kwargs.get("past_key_values")
-    if not hasattr(cache, "attend"):
+    """Let the attention see a cache whose rows share their prompts, and leave out the rows that have left it."""
+    cache: Any = kwargs.get("past_key_values")
+    if not hasattr(cache, "leave"):
         return args, kwargs
-    mask = kwargs["inputs_embeds"].new_ones(1, 1, 1, 1)  # 4D: keeps the model from making one
-    return args, {**kwargs, "attention_mask": mask, "prefix_cache": cache}
+    cache.leave()
+    embeds, positions = kwargs["inputs_embeds"][cache.rows], kwargs["position_ids"][..., cache.rows, :]
+    mask = embeds.new_ones(1, 1, 1, 1)  # 4D: keeps the model from making one
+    own = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask, "prefix_cache": cache}
+    return args, {**kwargs, **own}
+
+
+def _put_back(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
+    """Give every row a place again for `generate`, which draws for all and drops what comes after an end."""
+    cache = kwargs.get("prefix_cache")
+    if cache is not None:
+        states = output.last_hidden_state
+        places = states.new_zeros(cache.count, *states.shape[1:])
+        output.last_hidden_state = places.index_copy(0, cache.rows, states)
+    return output
 
 
 def picture_parameters(network: Any) -> list[torch.nn.Parameter]:

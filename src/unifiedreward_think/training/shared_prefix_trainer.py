@@ -166,7 +166,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             torch.no_grad(),
         ):
             with self.accelerator.autocast():  # as `generate` has it
-                inputs = prefill(self._network(model), self._prompts, num_generations, self._tokenizer.pad_token_id)
+                ends, pad = self.eos_token_ids, self._tokenizer.pad_token_id
+                inputs = prefill(self._network(model), self._prompts, num_generations, pad=pad, ends=ends)
             ids = model.generate(**inputs, generation_config=self.generation_config)
         new = ids[:, inputs["input_ids"].shape[1] :].tolist()
         ends = set(self.eos_token_ids)

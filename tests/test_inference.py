@@ -20,7 +20,7 @@ import unifiedreward_think
 from unifiedreward_think import Judge, protocol
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.inference import combine, read_prompt_file
-from unifiedreward_think.inference_cli import main
+from unifiedreward_think.inference_cli import describe, main
 from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS, load_prompts
@@ -169,6 +169,16 @@ def test_votes_ties_and_abstentions(votes, tie_margin, winner, margin):
     assert (result.winner, result.margin) == (winner, margin if margin is None else pytest.approx(margin))
     assert sum(result.votes.values()) == len(votes)
     assert result.error == next((row.error for row in votes if row.error), "")
+
+
+def test_a_result_without_a_winner_says_why():
+    unread, split = combine([vote(None)]), combine([vote(1, 9, 4), vote(1, 9, 4, order="ba")])
+    cut = combine([replace(vote(None), finish_reason="length")])
+    assert unread.reason == "; ".join(vote(None).verdict.problems) != ""
+    assert split.reason == "the votes are split" and cut.reason == "cut at the token limit; raise max_new_tokens"
+    assert combine([vote(None, error="gone.png: no such file")]).reason == "gone.png: no such file"
+    assert combine([vote(1)]).reason == "" and cut.to_json()["reason"] == cut.reason
+    assert f"Winner: none: {unread.reason}" in describe(unread, ["a.png", "b.png"])
 
 
 def test_the_reasoning_shown_is_one_for_the_winner_and_scores_are_means():

@@ -60,7 +60,7 @@ def describe(result: Result, names: Sequence[str]) -> str:
     """Return a result as text: the winner, the scores on each dimension, the votes and the reasoning."""
     if result.chosen.error:
         return f"No verdict: {result.error}"
-    winner = "tie" if result.winner == "tie" else "none, as the votes are split or unreadable"
+    winner = "tie" if result.winner == "tie" else f"none: {result.reason}"
     if result.winner in (1, 2):
         winner = f"{result.winner} ({names[int(result.winner) - 1]})"
     lines = [f"Winner: {winner}"]

@@ -225,7 +225,7 @@ def read_prompt_file(file: Path, task: str, *, style: Style = "cot", layout: Lay
             copyfile(beside if beside.is_file() else PROMPTS / form, Path(folder, form))
         try:
             return load_prompts(style, layout=layout, folder=folder)
-        except ValueError as error:
+        except InputError as error:
             raise InputError(str(error).replace(str(copy), str(file))) from error
 
 

@@ -151,6 +151,8 @@ def main() -> None:
     files = {name: file for name, file in files.items() if file.is_file()}
     for text in args.curves:
         stage, _, file = text.rpartition("=")
+        if not Path(file).is_file():
+            raise SystemExit(f"error: {file}: no such file; --curves names a log_history.json")
         files[stage or Path(file).parent.name] = Path(file)
     with tempfile.TemporaryDirectory() as cache:
         write_html(

@@ -232,6 +232,7 @@ def test_help_is_quick_and_loads_no_model_library(task):
         ("image_generation", ["--input", "pairs.jsonl"], "--input needs an --output"),
         ("image_generation", ["--input", "p.jsonl", "--output", "j", "--prompt", "x"], "choose"),
         ("image_generation", ["--prompt", "x", "--media", "a.png"], "expected 2 arguments"),
+        ("image_generation", ["--input", "p.jsonl", "--output", "."], "--output . is a folder; name a file in it"),
     ],
 )
 def test_an_incomplete_command_says_what_is_missing(task, words, message, capsys):

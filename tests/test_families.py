@@ -90,6 +90,17 @@ def test_another_model_type_is_refused_by_name(model_type, reason, tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["does/not/exist", "outputs/gone"])
+def test_a_model_that_is_not_there_is_named(name):
+    with pytest.raises(UnsupportedModelError, match=f"^{name}: no folder of a model here, and not .*check the path"):
+        load_model(name)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(UnsupportedModelError, match=r"a folder without config\.json; name one that holds a model"):
+        load_model(tmp_path)
+
+
 def test_pixel_limits_are_set_and_impossible_ones_refused(models):
     picture = Image.new("RGB", (64, 64))
     patches = []

@@ -20,7 +20,7 @@ import unifiedreward_think
 from unifiedreward_think import Judge, protocol
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.inference import combine, read_prompt_file
-from unifiedreward_think.inference_cli import main
+from unifiedreward_think.inference_cli import describe, main
 from unifiedreward_think.judgment_file import load_judgments
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS, load_prompts
@@ -171,6 +171,16 @@ def test_votes_ties_and_abstentions(votes, tie_margin, winner, margin):
     assert result.error == next((row.error for row in votes if row.error), "")
 
 
+def test_a_result_without_a_winner_says_why():
+    unread, split = combine([vote(None)]), combine([vote(1, 9, 4), vote(1, 9, 4, order="ba")])
+    cut = combine([replace(vote(None), finish_reason="length")])
+    assert unread.reason == "; ".join(vote(None).verdict.problems) != ""
+    assert split.reason == "the votes are split" and cut.reason == "cut at the token limit; raise max_new_tokens"
+    assert combine([vote(None, error="gone.png: no such file")]).reason == "gone.png: no such file"
+    assert combine([vote(1)]).reason == "" and cut.to_json()["reason"] == cut.reason
+    assert f"Winner: none: {unread.reason}" in describe(unread, ["a.png", "b.png"])
+
+
 def test_the_reasoning_shown_is_one_for_the_winner_and_scores_are_means():
     rows = [vote(2, 3, 8), vote(1, 9, 4), vote(2, 8, 5, order="ba"), vote(1, 7, 2, sample=1)]
     result = combine(rows)
@@ -222,6 +232,7 @@ def test_help_is_quick_and_loads_no_model_library(task):
         ("image_generation", ["--input", "pairs.jsonl"], "--input needs an --output"),
         ("image_generation", ["--input", "p.jsonl", "--output", "j", "--prompt", "x"], "choose"),
         ("image_generation", ["--prompt", "x", "--media", "a.png"], "expected 2 arguments"),
+        ("image_generation", ["--input", "p.jsonl", "--output", "."], "--output . is a folder; name a file in it"),
     ],
 )
 def test_an_incomplete_command_says_what_is_missing(task, words, message, capsys):

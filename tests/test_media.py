@@ -291,6 +291,13 @@ def test_an_animated_gif_is_a_video_not_its_first_frame(tmp_path):
     assert image_paths([str(gif)], "image", sampling) == [gif]
 
 
+def test_a_video_for_a_task_with_images_is_told_as_such(tmp_path, sampling):
+    clip = tmp_path / "clip.MP4"
+    clip.write_bytes(b"never opened")
+    with pytest.raises(MediaError, match=r"clip\.MP4: a video, and the task shows images; choose a video task"):
+        check_media([str(clip)], "image", sampling)
+
+
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_a_missing_file_is_refused_by_name(tmp_path, sampling, kind):
     absent = tmp_path / "absent.png"

@@ -318,6 +318,13 @@ def test_the_report_command_prints_the_table_and_writes_the_page(tmp_path, recor
     assert "+ a" in page and 'aria-label="Reward"' in page
 
 
+def test_curves_that_are_not_there_stop_the_report_before_it_writes(tmp_path, records, monkeypatch):
+    a = write_run(tmp_path / "a", run_of(records), records)
+    with pytest.raises(SystemExit, match=r"gone\.json: no such file; --curves names a log_history\.json"):
+        call(monkeypatch, report, "--run", f"a={a}", "--curves", "gone.json", "--output", tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import os
+import socket
 import subprocess
 import tempfile
 import threading
@@ -65,6 +66,8 @@ def test_every_form_of_a_picture_travels_unchanged(url, tmp_path):
         assert bench.seen(Image.open(content_of(data_url(form)))) == bench.colour_of(9)
     with pytest.raises(RewardError, match="a int is no picture"):
         data_url(3)
+    with pytest.raises(RewardError, match=r"float32 array of shape \(3, 8, 8\) .* height x width x 3 bytes"):
+        data_url(np.zeros((3, 8, 8), np.float32))
 
 
 def content_of(address):
@@ -275,6 +278,19 @@ def test_other_machines_need_a_key(monkeypatch):
     for host in ("0.0.0.0", "::", "10.0.0.1", "judge.example"):
         with pytest.raises(InputError, match=KEY):
             main(["--model", "m", "--host", host])
+
+
+def test_a_port_in_use_is_told_before_a_model_is_loaded(monkeypatch):
+    from unifiedreward_think.records import InputError
+    from unifiedreward_think.serving import __main__ as command
+
+    monkeypatch.setattr(command, "make_backend", lambda args: pytest.fail("a model was loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"cannot listen on 127\.0\.0\.1:{port} .*choose another --port"):
+            command.main(["--model", "m", "--port", str(port)])
 
 
 @pytest.mark.slow

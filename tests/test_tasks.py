@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unifiedreward_think.records import ORDERS, TASK_NAMES, PreferenceRecord, RecordError
+from unifiedreward_think.records import ORDERS, TASK_NAMES, InputError, PreferenceRecord, RecordError
 from unifiedreward_think.tasks import PROMPTS, TASKS, Media, build_parts, load_prompts, solution
 from unifiedreward_think.verdict import NOUNS, parse
 
@@ -182,13 +182,13 @@ def test_a_folder_of_ones_own_need_not_cover_every_task(tmp_path):
 
 
 def test_a_folder_without_templates_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no prompt template here; expected files named image_generation\.txt"):
+    with pytest.raises(InputError, match=r"no prompt template here; expected files named image_generation\.txt"):
         load_prompts(folder=tmp_path)
 
 
 def test_a_template_without_its_format_file_is_refused(tmp_path):
     (tmp_path / "image_generation.txt").write_text("{prompt} {format}", encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match=r"format_direct\.txt"):
+    with pytest.raises(InputError, match=r"format_direct\.txt: no such file; image_generation\.txt asks for it"):
         load_prompts("direct", folder=tmp_path)
 
 
@@ -201,7 +201,7 @@ def test_a_template_without_its_format_file_is_refused(tmp_path):
     ],
 )
 def test_a_template_that_would_hide_the_candidates_is_refused(tmp_path, name, template, absent):
-    with pytest.raises(ValueError, match=re.escape(f"{name}.txt: the template has no {absent}")):
+    with pytest.raises(InputError, match=re.escape(f"{name}.txt: the template has no {absent}")):
         custom(tmp_path, **{name: template})
 
 

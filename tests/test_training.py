@@ -118,6 +118,17 @@ def test_check_data_stops_before_anything_is_loaded_or_written(stage, call, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@STAGES
+def test_data_can_be_checked_with_a_config_for_gpus_on_a_machine_without(stage, call, no_model, monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wants_gpus = {"use_cpu": False, "bf16": True, "deepspeed": str(TOY_PROMPTS.parents[1] / "deepspeed" / "zero3.json")}
+    call(stage, "--check_data", "true", **wants_gpus)
+    assert "data checked" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="deepspeed needs a launcher"):
+        call(stage, "--check_data", "false", **wants_gpus)
+
+
 @pytest.mark.parametrize("stage", [sft, grpo, rejection_sampling])
 def test_an_unknown_key_is_named(stage, call, no_model):
     with pytest.raises(ValueError, match="learning_rat_"):

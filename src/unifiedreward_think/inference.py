@@ -72,6 +72,19 @@ class Result:
         """The completion of the chosen judgment; it names the candidates by their place in `chosen.order`."""
         return self.chosen.completion or ""
 
+    @property
+    def reason(self) -> str:
+        """Why there is no winner; empty where there is one."""
+        if self.winner is not None:
+            return ""
+        if self.votes["1"] or self.votes["2"]:
+            return "the votes are split"
+        if self.chosen.error:
+            return self.chosen.error
+        if self.chosen.finish_reason == "length":
+            return "cut at the token limit; raise max_new_tokens"
+        return "; ".join(self.chosen.verdict.problems)
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, without the judgments."""
         return {
@@ -81,6 +94,7 @@ class Result:
             "scores": [list(score) for score in self.scores],
             "votes": self.votes,
             "error": self.error,
+            "reason": self.reason,
         }
 
 
@@ -211,7 +225,7 @@ def read_prompt_file(file: Path, task: str, *, style: Style = "cot", layout: Lay
             copyfile(beside if beside.is_file() else PROMPTS / form, Path(folder, form))
         try:
             return load_prompts(style, layout=layout, folder=folder)
-        except ValueError as error:
+        except InputError as error:
             raise InputError(str(error).replace(str(copy), str(file))) from error
 
 

@@ -60,7 +60,7 @@ def describe(result: Result, names: Sequence[str]) -> str:
     """Return a result as text: the winner, the scores on each dimension, the votes and the reasoning."""
     if result.chosen.error:
         return f"No verdict: {result.error}"
-    winner = "tie" if result.winner == "tie" else "none, as the votes are split or unreadable"
+    winner = "tie" if result.winner == "tie" else f"none: {result.reason}"
     if result.winner in (1, 2):
         winner = f"{result.winner} ({names[int(result.winner) - 1]})"
     lines = [f"Winner: {winner}"]
@@ -120,6 +120,10 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, task: str)
         parser.error(f"--{given[0]} is for one pair and --input for many; choose")
     if args.input and args.output is None:
         parser.error("--input needs an --output")
+    if args.output and args.output.is_dir():
+        parser.error(
+            f"--output {args.output} is a folder; name a file in it, such as {args.output / 'judgments.jsonl'}"
+        )
     if not args.input and len(given) < len(parts):
         parser.error(f"name a pair with {' '.join(f'--{name}' for name in parts)}, or many with --input and --output")
 

@@ -32,6 +32,7 @@ _MODULES = {
     "torchcodec": ("torchcodec.decoders", "pip install torchcodec (it needs FFmpeg's libraries), or choose another"),
 }
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 MAX_PIXELS = 50_000_000
 _MISSING = "no such file; check the path and the media root of the data file"
 _MEND = "fetch it again, re-encode it as mp4, or remove it"
@@ -107,6 +108,8 @@ def image_paths(paths: Sequence[str], kind: str, sampling: FrameSampling) -> lis
     if missing := [file for file in files if not file.exists()]:
         raise MediaError(f"{missing[0]}: {_MISSING}")
     if kind == "image":
+        if videos := [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]:
+            raise MediaError(f"{videos[0]}: a video, and the task shows images; choose a video task, or mend the path")
         return files
     if len(files) == 1 and files[0].is_dir():
         files = sorted((f for f in files[0].iterdir() if f.suffix.lower() in IMAGE_SUFFIXES), key=_frame_order)

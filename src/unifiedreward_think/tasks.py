@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unifiedreward_think.records import Order, PreferenceRecord, RecordError
+from unifiedreward_think.records import InputError, Order, PreferenceRecord, RecordError
 from unifiedreward_think.verdict import Layout, Style, answer_text
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -71,8 +71,8 @@ def load_prompts(
             (released checkpoints).
 
     Raises:
-        FileNotFoundError: the folder holds no template at all, or no format file that a template asks for.
-        ValueError: a template would leave out the caption, the question or an answer.
+        InputError: the folder holds no template at all, or no format file that a template asks for; or a template
+            would leave out the caption, the question or an answer.
     """
     root = PROMPTS if folder is None else Path(folder)
     prompts = {}
@@ -83,17 +83,19 @@ def load_prompts(
         text = file.read_text(encoding="utf-8").strip("\n")
         needed = ("{prompt}",) if name.endswith("generation") else ("{prompt}", "{answer_1}", "{answer_2}")
         if absent := [placeholder for placeholder in needed if placeholder not in text]:
-            raise ValueError(f"{file}: the template has no {absent[0]}; write where it goes")
+            raise InputError(f"{file}: the template has no {absent[0]}; write where it goes")
         if "{format}" in text:
-            form = (root / FORMAT_FILES[style, layout]).read_text(encoding="utf-8").strip("\n")
-            text = text.replace("{format}", form)
+            form = root / FORMAT_FILES[style, layout]
+            if not form.is_file():
+                raise InputError(f"{form}: no such file; {file.name} asks for it by {{format}}")
+            text = text.replace("{format}", form.read_text(encoding="utf-8").strip("\n"))
         text = text.replace("{noun}", task.noun)
         for i, dimension in enumerate(task.dimensions, start=1):
             text = text.replace(f"{{dimension_{i}}}", dimension)
         prompts[name] = text
     if not prompts:
         names = ", ".join(f"{name}.txt" for name in TASKS)
-        raise FileNotFoundError(f"{root}: no prompt template here; expected files named {names}")
+        raise InputError(f"{root}: no prompt template here; expected files named {names}")
     return prompts
 
 

@@ -1,7 +1,7 @@
-"""Judge a file of labelled pairs with a model and report.
+r"""Judge a file of labelled pairs with a model and report.
 
-    python -m unifiedreward_think.evaluation --model outputs/toy/grpo --data outputs/toy/data/heldout.jsonl \
-        --orders both --output outputs/toy/eval/grpo
+    python -m unifiedreward_think.evaluation --data outputs/toy/seed0/data/heldout.jsonl --orders both \
+        --model outputs/toy/seed0/grpo --prompt-dir configs/toy/prompts --frames 4 --output outputs/toy/seed0/eval/grpo
 
 Writes config.yaml, judgments.jsonl (a rerun goes on from it), records.jsonl and results.json into the output folder,
 and prints accuracy and parse rate with their 95% intervals.

@@ -1,4 +1,4 @@
-"""Judge a benchmark and report: its authors' metric, the one the paper printed, and ours with intervals.
+r"""Judge a benchmark and report: its authors' metric, the one the paper printed, and ours with intervals.
 
     python benchmark_evaluation/vl_rewardbench.py --model outputs/grpo --output outputs/vl_rewardbench
     python benchmark_evaluation/vl_rewardbench.py --replay outputs/vl_rewardbench/judgments.jsonl \

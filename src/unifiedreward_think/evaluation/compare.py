@@ -1,6 +1,6 @@
 """Compare two runs by an exact paired test on the rows that both judged: `rescore --compare` under its own name.
 
-python -m unifiedreward_think.evaluation.compare outputs/toy/eval/base outputs/toy/eval/grpo
+python -m unifiedreward_think.evaluation.compare outputs/toy/seed0/eval/base outputs/toy/seed0/eval/grpo
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Put judgments on one page: tables, plots, and the judgments themselves with their pictures.
+r"""Put judgments on one page: tables, plots, and the judgments themselves with their pictures.
 
-    python -m unifiedreward_think.evaluation.report --run "cold start=outputs/toy/eval/cold_start" \
-        --run "GRPO=outputs/toy/eval/grpo" --curves outputs/toy/grpo/log_history.json --output report.html
+    python -m unifiedreward_think.evaluation.report --run "cold start=outputs/toy/seed0/eval/cold_start" \
+        --run "GRPO=outputs/toy/seed0/eval/grpo" --curves outputs/toy/seed0/grpo/log_history.json --output report.html
 
 Prints the table and writes one HTML file that opens offline. A run is an output folder of
 `python -m unifiedreward_think.evaluation`.
@@ -151,6 +151,8 @@ def main() -> None:
     files = {name: file for name, file in files.items() if file.is_file()}
     for text in args.curves:
         stage, _, file = text.rpartition("=")
+        if not Path(file).is_file():
+            raise SystemExit(f"error: {file}: no such file; --curves names a log_history.json")
         files[stage or Path(file).parent.name] = Path(file)
     with tempfile.TemporaryDirectory() as cache:
         write_html(

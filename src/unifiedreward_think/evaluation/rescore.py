@@ -1,7 +1,7 @@
 """Compute every number again from stored completions, without a model; compare two runs.
 
-    python -m unifiedreward_think.evaluation.rescore outputs/toy/eval/base outputs/toy/eval/grpo --write
-    python -m unifiedreward_think.evaluation.rescore --compare outputs/toy/eval/base outputs/toy/eval/grpo
+    python -m unifiedreward_think.evaluation.rescore outputs/toy/seed0/eval/base outputs/toy/seed0/eval/grpo --write
+    python -m unifiedreward_think.evaluation.rescore --compare outputs/toy/seed0/eval/base outputs/toy/seed0/eval/grpo
 
 The first prints the table and says how many stored verdicts the parser of today reads differently; `--write`
 replaces results.json. A benchmark is scored again by its own script with `--replay`, which knows the metrics of its

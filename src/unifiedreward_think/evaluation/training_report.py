@@ -1,4 +1,4 @@
-"""Put a training run on one page: reward parts, accuracy by task, length, parse rate, KL, and answers before and after.
+r"""Put a training run on one page: reward parts, accuracy by task, lengths, parse rate, KL, answers before and after.
 
     python -m unifiedreward_think.evaluation.training_report --run outputs/toy/seed0/grpo \
         --before outputs/toy/seed0/eval/rejection_sft --after outputs/toy/seed0/eval/grpo \

@@ -78,12 +78,21 @@ def load_model(
     """Load a supported vision-language model.
 
     Raises:
-        UnsupportedModelError: the family is not one of VISION_TOWERS.
+        UnsupportedModelError: there is no model of this name, or its family is not one of VISION_TOWERS.
     """
     from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-    # The bare dictionary, because AutoConfig fails on types unknown to transformers without a hint.
-    family = PretrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
+    try:
+        # The bare dictionary, because AutoConfig fails on types unknown to transformers without a hint.
+        config = PretrainedConfig.get_config_dict(path, revision=revision)[0]
+    except OSError as error:
+        said = str(error).splitlines()[0]
+        raise UnsupportedModelError(
+            f"{path}: no folder of a model here, and not to be had from the Hub ({said}); check the path or the name"
+        ) from error
+    if not config:
+        raise UnsupportedModelError(f"{path}: a folder without config.json; name one that holds a model")
+    family = config.get("model_type")
     if family not in VISION_TOWERS:
         hint = INSTEAD.get(str(family), f"supported: {', '.join(VISION_TOWERS)}")
         raise UnsupportedModelError(f"{path}: model_type {family!r} is not supported; {hint}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until told to stop; then answer what is in flight, and end, also where the backend hangs.
 
     Raises:
-        InputError: the arguments do not fit together, or a package is missing.
+        InputError: the arguments do not fit together, the port is taken, or a package is missing.
     """
     args = _parser().parse_args(arguments)
     if not loopback(args.host) and not os.environ.get(KEY):
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ImportError as error:
         raise InputError("the server needs more packages: pip install -e '.[serve]'") from error
 
+    _must_be_free(args.host, args.port)
     app = make_app(args)
     uvicorn.run(
         app,
@@ -60,6 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if app.state.batcher.given_up:
         os._exit(1)  # Python would wait for the thread that hangs
+
+
+def _must_be_free(host: str, port: int) -> None:
+    """Look before the model is loaded, which may take minutes."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            mend = "choose another --port (with serve.sh: PORT=...)"
+            raise InputError(f"cannot listen on {host}:{port} ({error.strerror}); {mend}") from error
 
 
 def make_app(args: argparse.Namespace) -> FastAPI:

@@ -159,7 +159,11 @@ def data_url(picture: Any) -> str:
     if isinstance(picture, bytes):
         return "data:image/any;base64," + base64.b64encode(picture).decode()
     if hasattr(picture, "__array_interface__") and not isinstance(picture, Image.Image):
-        picture = Image.fromarray(picture)
+        try:
+            picture = Image.fromarray(picture)
+        except TypeError as error:
+            form = f"{picture.dtype} array of shape {picture.shape}"
+            raise RewardError(f"a {form} is no picture; give height x width x 3 bytes") from error
     if not isinstance(picture, Image.Image):
         raise RewardError(f"a {type(picture).__name__} is no picture; give a PIL image, an array, bytes or a path")
     buffer = io.BytesIO()

@@ -22,6 +22,7 @@ from unifiedreward_think.training.checkpoints import misfit, newest, run_shape
 from unifiedreward_think.training.output import RUN_FILE, describe, must_be_finished, write_run
 
 SWITCHES = {"resume", "overwrite"}  # arguments that do not change what a run computes
+ON_THE_CPU = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--deepspeed", ""]
 
 
 def run_stage(main: Callable[[], object]) -> None:
@@ -70,13 +71,18 @@ def own_help(module_doc: str | None, own: Sequence[type], trl: Sequence[str]) ->
 def parse(*types: type) -> tuple[Any, ...]:
     """Parse YAML and command line into dataclasses with TrlParser.
 
+    With --check_data on the command line, a config for GPUs is read on a machine without one, too.
+
     Raises:
         InputError: the config cannot be read, a key is unknown, or a value cannot mean what it says.
         SystemExit: the command line is at fault (status 2).
     """
+    from torch import cuda
     from trl import TrlParser
 
     argv = ["--help" if arg == "--help_all" else arg for arg in sys.argv[1:]]
+    if _flags(argv).check_data and any(hasattr(each, "use_cpu") for each in types) and not cuda.is_available():
+        argv += ON_THE_CPU
     _prepare_deepspeed(argv)
     origin = _flags(argv).config or "the command line"
     try:
@@ -90,7 +96,10 @@ def parse(*types: type) -> tuple[Any, ...]:
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     """Return what is needed before the rest can be parsed."""
+    from transformers.hf_argparser import string_to_bool
+
     known = argparse.ArgumentParser(add_help=False)
+    known.add_argument("--check_data", type=string_to_bool, nargs="?", const=True, default=False)
     known.add_argument("--deepspeed")
     known.add_argument("--config")
     return known.parse_known_args(list(argv))[0]
@@ -228,7 +237,7 @@ def _prepare_deepspeed(argv: Sequence[str]) -> None:
     """
     flags = _flags(argv)
     settings = read_yaml(Path(flags.config)) if flags.config else {}
-    if not (flags.deepspeed or settings.get("deepspeed")):
+    if not (settings.get("deepspeed") if flags.deepspeed is None else flags.deepspeed):
         return
     if "RANK" not in os.environ:
         raise SystemExit("deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 -m ...")

@@ -136,9 +136,14 @@ def chat_body(caption, pair, template):
 
 
 def speed(args):
-    """Rank groups, batched and pair by pair; pictures differ between the rounds, so nothing is remembered."""
+    """Rank groups, batched and pair by pair.
+
+    Pictures differ between the rounds, so no answer is remembered, and the model remembers no pictures: the second way
+    would find those of the first. What remembering gains is measured by `cache`.
+    """
     command = ["-m", "unifiedreward_think.serving", "--model", args.model, "--prompt-dir", args.prompt_dir]
     command += ["--dtype", "float32", "--device", args.device, "--max-new-tokens", 192, "--batch-size", 64, "--quiet"]
+    command += ["--cache-mib", 0]
     template = load_prompts("cot", folder=args.prompt_dir)["image_generation"]
     loop, batched, pair_seconds, rank_seconds, equal = [], [], [], [], 0
     with serving(*command) as (url, _), httpx.Client(base_url=url, timeout=600) as http:

@@ -246,26 +246,22 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             most_rows=batch_size or len(input_ids),
         )
         idle = max(1, self._most(len(streams))) - len(streams)  # agreed on before any rank starts
-        logps, entropies = self._left_out(completions), torch.zeros_like(completions, dtype=torch.float)
+        entropies = torch.zeros_like(completions, dtype=torch.float)
+        old = (self._policy_inputs or {}).get("old_per_token_logps")
+        logps = entropies if old is None else old  # of rows without a pass: a ratio of 1
         for stream in streams:
             groups = [(prompts[n], [completions[i, : lengths[i]] for i in rows]) for n, rows in stream.items()]
             output = self._read(model, groups)
             order = torch.tensor([i for own in stream.values() for i in own], device=completions.device)
-            rows, columns = (torch.arange(logits_to_keep, device=order.device) < lengths[order, None]).nonzero(
-                as_tuple=True
-            )
-            places = order[rows], columns
+            held = torch.arange(logits_to_keep, device=order.device) < lengths[order, None]
+            row, column = held.nonzero(as_tuple=True)
+            places = order[row], column
             logps = logps.index_put(places, output.log_probs[0])
             if compute_entropy:
                 entropies = entropies.index_put(places, output.entropy[0])
         for _pass in range(idle):
             logps = logps + self._idle(model)
         return logps, entropies if compute_entropy else None, None
-
-    def _left_out(self, completions: torch.Tensor) -> torch.Tensor:
-        """Return the log-probabilities of rows without a pass: the old ones, for a ratio of 1."""
-        old = (self._policy_inputs or {}).get("old_per_token_logps")
-        return torch.zeros_like(completions, dtype=torch.float) if old is None else old
 
     def _read(self, model: Any, groups: list[Any]) -> Any:
         inputs = shared_prefix.stream_inputs(groups, encoded=self._frozen)

@@ -51,7 +51,7 @@ class GRPOTrainer(FaultTolerant, Watched, ServerRecovery, ReloadOnResume, trl.GR
         """See trl; logs the means of the reward and its parts over the completions of each task, of all ranks."""
         rewards = super()._calculate_rewards(inputs, *args)
         tasks = gather_object([row["task"] for row in inputs])
-        sums = (rewards * self.reward_weights.to(rewards.device)).nansum(1, keepdim=True)
+        sums = self._totals(rewards)[:, None]
         logged = self._metrics["train" if self.model.training else "eval"]
         names = ["reward", *(f"rewards/{name}" for name in self.reward_func_names)]
         for task in dict.fromkeys(tasks):
@@ -59,6 +59,10 @@ class GRPOTrainer(FaultTolerant, Watched, ServerRecovery, ReloadOnResume, trl.GR
             for name, mean in zip(names, torch.cat([sums, rewards], 1)[mine].nanmean(0).tolist(), strict=True):
                 logged[f"{name}/{task}"].append(mean)
         return rewards
+
+    def _totals(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum of each completion's rewards; one that a function has left out counts for nothing."""
+        return (rewards * self.reward_weights.to(rewards.device)).nansum(1)
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -17,7 +17,6 @@ A prefix without segments is what generation needs, see `shared_decoding`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -30,6 +29,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from unifiedreward_think.backends.pictures import in_place_of_pixels, supported
 
 NAME = "shared_prefix"  # of the attention function
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision")  # config.model_type; all attend to everything
@@ -112,10 +113,9 @@ def picture_inputs(prompts: Sequence[Prompt], *, encoded: bool) -> dict[str, Any
     if not encoded:
         return {key: _join([prompt.pixels[key] for prompt in prompts]) for key in prompts[0].pixels}
     features = [prompt.features for prompt in prompts]
-    pooled = tuple(picture for one in features for picture in one.pooler_output)
-    layers = zip(*(one.deepstack_features for one in features), strict=True)
-    deep = [tuple(picture for one in layer for picture in one) for layer in layers]
-    return {"mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=pooled, deepstack_features=deep)}}
+    return in_place_of_pixels(
+        [layers for one in features for layers in zip(one.pooler_output, *one.deepstack_features, strict=True)]
+    )
 
 
 def _join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -255,7 +255,7 @@ def why_not(network: Any) -> str | None:
     family = network.config.model_type
     if family not in FAMILIES:
         return f"model_type {family!r} is not covered (covered: {', '.join(FAMILIES)})"
-    if "mm_encoder_outputs" not in inspect.signature(type(network).forward).parameters:
+    if not supported(network):
         return "this version of transformers cannot take encoded pictures (`mm_encoder_outputs`)"
     if set(getattr(network.config.get_text_config(), "layer_types", None) or ()) - {"full_attention"}:
         return "some of its layers do not attend to the whole prompt"

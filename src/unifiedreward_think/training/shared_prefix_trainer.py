@@ -127,7 +127,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         TRL divides that by as small a deviation, so that the group looks as if it had advantages.
         """
         rewards = super()._calculate_rewards(self._scored_rows, *args)
-        sums = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, self.num_generations)
+        sums = self._totals(rewards).view(-1, self.num_generations)
         flat = torch.isclose(sums.amax(1), sums.amin(1)).repeat_interleave(self.num_generations)
         mine = self.accelerator.process_index * len(inputs)
         self._flat = flat[mine : mine + len(inputs)]
@@ -155,6 +155,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             return super()._generate_single_turn(  # type: ignore[no-any-return]
                 prompt_ids, images, multimodal_fields, num_generations, *args
             )
+        ends = set(self.eos_token_ids)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -166,11 +167,10 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             torch.no_grad(),
         ):
             with self.accelerator.autocast():  # as `generate` has it
-                ends, pad = self.eos_token_ids, self._tokenizer.pad_token_id
+                pad = self._tokenizer.pad_token_id
                 inputs = prefill(self._network(model), self._prompts, num_generations, pad=pad, ends=ends)
             ids = model.generate(**inputs, generation_config=self.generation_config)
         new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-        ends = set(self.eos_token_ids)
         stops = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in new]
         return [row[:stop] for row, stop in zip(new, stops, strict=True)], None
 

@@ -10,7 +10,7 @@ The games of a ranking with the same candidate in the first place begin alike, u
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -125,12 +125,12 @@ def _key(prompt: Part, pictures: int, end: int) -> tuple[Any, ...]:
 
 def _forward(network: Any, parts: Sequence[Part], cache: Any, before: torch.Tensor | None) -> tuple[Any, torch.Tensor]:
     """Read parts on top of a cache with the mask `before`; return what the model says, and the mask after that."""
-    mask = _batch([torch.ones_like(part.ids) for part in parts])
+    mask = fill_left([torch.ones_like(part.ids) for part in parts])
     mask = mask if before is None else torch.cat([before, mask], 1)
-    positions = _batch([part.positions for part in parts]).permute(2, 0, 1)
+    positions = fill_left([part.positions for part in parts]).permute(2, 0, 1)
     pictures = [picture for part in parts for picture in part.pictures]
     output = network(
-        input_ids=_batch([part.ids for part in parts]),
+        input_ids=fill_left([part.ids for part in parts]),
         attention_mask=mask,
         position_ids=positions if len(positions) > 1 else positions[0],
         past_key_values=cache,
@@ -141,9 +141,9 @@ def _forward(network: Any, parts: Sequence[Part], cache: Any, before: torch.Tens
     return output, mask
 
 
-def _batch(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def fill_left(parts: Iterable[torch.Tensor], filler: int = 0) -> torch.Tensor:
     """Return parts side by side, filled up on the left."""
-    return pad_sequence([part.flip(0) for part in parts], batch_first=True).flip(1)
+    return pad_sequence([part.flip(0) for part in parts], batch_first=True, padding_value=filler).flip(1)
 
 
 def _close_gaps(cache: Any, mask: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
+from unifiedreward_think.backends.prefixes import fill_left
 from unifiedreward_think.backends.slots import Columns
 from unifiedreward_think.training.shared_prefix import Prompt, stream_inputs
 
@@ -116,20 +116,17 @@ def prefill(network: Any, prompts: Sequence[Prompt], copies: int, *, pad: int, e
         read = network.model(**inputs, use_cache=True).past_key_values
     lengths = [len(prompt.ids) - 1 for prompt in prompts]
 
-    def filled(parts: Iterable[torch.Tensor], filler: int = 0) -> torch.Tensor:
-        return pad_sequence([part.flip(0) for part in parts], batch_first=True, padding_value=filler).flip(1)
-
     def split(states: torch.Tensor) -> torch.Tensor:
-        return filled(states[0].transpose(0, 1).split(lengths)).transpose(1, 2).contiguous()
+        return fill_left(states[0].transpose(0, 1).split(lengths)).transpose(1, 2).contiguous()
 
     layers = [PrefixLayer(split(layer.keys), split(layer.values), copies) for layer in read.layers]
-    mask = filled([torch.ones_like(prompt.ids) for prompt in prompts])
+    mask = fill_left([torch.ones_like(prompt.ids) for prompt in prompts])
     if hasattr(network.model, "rope_deltas"):  # state of the model: how far its positions run ahead of the tokens
         ahead = [prompt.next_position - len(prompt.ids) for prompt in prompts for _ in range(copies)]
         network.model.rope_deltas = torch.tensor(ahead, device=network.device)[:, None]
     cache = PrefixCache(layers, mask[:, :-1].bool(), copies, ends)
     return {
-        "input_ids": filled([prompt.ids for prompt in prompts], pad).repeat_interleave(copies, 0),
+        "input_ids": fill_left([prompt.ids for prompt in prompts], pad).repeat_interleave(copies, 0),
         "attention_mask": mask.repeat_interleave(copies, 0),
         "past_key_values": cache,
         "stopping_criteria": [cache.note_ended],

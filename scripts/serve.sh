@@ -2,7 +2,7 @@
 # The reward server (docs/reward_server.md), on http://127.0.0.1:8080. Ctrl-C answers what is in flight, then ends.
 #   bash scripts/serve.sh                          the toy model, on the CPU; the trained one if the quickstart has run
 #   bash scripts/serve.sh --model MODEL [...]      a model in this process; --help lists the arguments
-# A large model runs best in vLLM, with the reward server in front of it. In the environment of constraints/vllm.txt:
+# A large model runs best in vLLM (pip install -e '.[vllm]'), with the reward server in front of it:
 #   bash scripts/serve.sh vllm MODEL [...]         vLLM with the flags that judging needs, on port 8000, on all GPUs
 #   bash scripts/serve.sh front [...]              the reward server in front of it
 # PORT and VLLM_PORT change the ports. UNIFIEDREWARD_API_KEY is a key that requests must bring, and is needed to listen on

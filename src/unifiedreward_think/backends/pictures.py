@@ -48,7 +48,7 @@ class Picture(NamedTuple):
 
 
 def supported(network: Any) -> bool:
-    """Whether a model can be given features in place of pictures; transformers 5.17 has none that can."""
+    """Whether a model can be given features in place of pictures."""
     return "mm_encoder_outputs" in inspect.signature(type(network).forward).parameters
 
 

@@ -165,7 +165,7 @@ class TransformersBackend:
         timed: dict[str, Any] = {}
         if videos:
             timed = {"video_metadata": [_timing(video) for video in videos], "do_sample_frames": False}
-            if hasattr(self._processor.video_processor, "cap_pixels_per_frame"):  # newer than transformers 5.17
+            if hasattr(self._processor.video_processor, "cap_pixels_per_frame"):  # the Qwen families have it
                 timed["cap_pixels_per_frame"] = True  # as qwen-vl-utils does, which the published scripts use
         return self._processor.apply_chat_template(
             conversations,

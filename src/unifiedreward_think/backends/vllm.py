@@ -1,6 +1,6 @@
 """Completions from vLLM inside this process: the fastest way to judge or sample a lot on a GPU.
 
-    pip install -e '.[vllm]' -c constraints/vllm.txt       # in an environment of its own
+    pip install -e '.[vllm]'
     python inference/image_generation.py --backend vllm --model MODEL ...
 
 The prompts of a batch run together; samples of a prompt share its prefix cache and differ in their seeds.
@@ -119,7 +119,6 @@ def _library() -> Any:
         import vllm
     except ImportError as error:
         raise BackendError(
-            "vLLM is not installed; it needs an environment of its own: "
-            "pip install -e '.[vllm]' -c constraints/vllm.txt"
+            "vLLM is not installed: pip install -e '.[vllm]' (Linux with CUDA)"
         ) from error
     return vllm

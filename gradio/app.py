@@ -83,7 +83,7 @@ def drawn_examples(folder):
 
 def first_examples(file):
     """Return the first pairs of each task of a record file."""
-    from unifiedreward_think.data.loading import load_records
+    from unifiedreward_think.data.formats.loading import load_records
 
     rows = load_records([str(file)], need_label=False).rows
     return [row for task in TASKS for row in [row for row in rows if row.task == task][:EXAMPLES]]

@@ -4,7 +4,7 @@ python inference/video_generation.py --model MODEL --prompt "a kite rises" --med
 python inference/video_generation.py --model MODEL --input pairs.jsonl --output outputs/judgments.jsonl
 """
 
-from unifiedreward_think.inference_cli import main
+from unifiedreward_think.judging.command import main
 
 if __name__ == "__main__":
     raise SystemExit(main("video_generation", about=__doc__))

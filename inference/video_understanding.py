@@ -4,7 +4,7 @@ python inference/video_understanding.py --model MODEL --question "Where to?" --m
 python inference/video_understanding.py --model MODEL --input pairs.jsonl --output outputs/judgments.jsonl
 """
 
-from unifiedreward_think.inference_cli import main
+from unifiedreward_think.judging.command import main
 
 if __name__ == "__main__":
     raise SystemExit(main("video_understanding", about=__doc__))

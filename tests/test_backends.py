@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 from test_judge import LooksForRed, make_records, protocol, told
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
+from unifiedreward_think.backends import BackendError, Completion, Failure
 from unifiedreward_think.backends.choose import BACKENDS, add_arguments, make_backend
 from unifiedreward_think.backends.replay import ReplayBackend
 from unifiedreward_think.backends.vllm import VllmBackend
-from unifiedreward_think.judge import judge
-from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.records import RecordError
 from unifiedreward_think.tasks import load_prompts
 

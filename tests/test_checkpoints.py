@@ -8,7 +8,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unifiedreward_think.training.checkpoints import SEAL, by_step, flaw, misfit, newest, rotate, run_shape, seal
+from unifiedreward_think.training.survival.checkpoints import (
+    SEAL,
+    by_step,
+    flaw,
+    misfit,
+    newest,
+    rotate,
+    run_shape,
+    seal,
+)
 
 ONE = {"processes": 1, "rows a step": 8, "rows a rollout": 16, "optimizer in pieces": False}
 

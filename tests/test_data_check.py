@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from test_data_import import removed, row, run_import, source, tree
 
-from unifiedreward_think.data.check import clean, main
-from unifiedreward_think.data.cleaning import Limits, main_script, plain
-from unifiedreward_think.data.files import DataError
-from unifiedreward_think.data.fingerprints import NearIndex, distance, perceptual_hash
+from unifiedreward_think.data.curation.check import clean, main
+from unifiedreward_think.data.curation.cleaning import Limits, main_script, plain
+from unifiedreward_think.data.curation.fingerprints import NearIndex, distance, perceptual_hash
+from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.shards import read_stored
 from unifiedreward_think.media import FrameSampling, pixel_sha256
 
@@ -195,7 +195,7 @@ def test_the_real_benchmark_files_are_read(test_data, tmp_path):
 
 
 def test_a_check_that_was_stopped_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    from unifiedreward_think.data import check
+    from unifiedreward_think.data.curation import check
 
     rows = [row(i, a=f"{i % 12}.png", b=f"{(i + 1) % 12}.png") for i in range(30)]
     monkeypatch.setattr(check, "BATCH", 7)

@@ -14,14 +14,15 @@ import pytest
 from test_data_split import save
 from test_server_backend import caption, reply, serving, transformers_serve
 
-from unifiedreward_think import distillation
-from unifiedreward_think.backends import BackendError, Sampling
-from unifiedreward_think.data.files import DataError
-from unifiedreward_think.data.loading import load_traces
+from unifiedreward_think.backends import BackendError
+from unifiedreward_think.backends.teacher import Prices, Teacher, read_ledger
+from unifiedreward_think.data.formats.files import DataError
+from unifiedreward_think.data.formats.loading import load_traces
 from unifiedreward_think.data.shards import Stored
-from unifiedreward_think.distillation import main, reasons
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError
-from unifiedreward_think.teacher import Prices, Teacher, read_ledger
+from unifiedreward_think.traces import distillation
+from unifiedreward_think.traces.distillation import main, reasons
 from unifiedreward_think.verdict import parse, render
 
 COUNT = 12
@@ -250,7 +251,7 @@ def test_why_an_answer_is_rejected_is_said_in_full():
 @pytest.mark.slow
 def test_a_real_server_is_asked_and_a_model_that_knows_no_form_gives_no_trace(models, toy_data, tmp_path, capsys):
     from unifiedreward_think.data.importing import Input, Settings, import_source
-    from unifiedreward_think.data.sources import load_source
+    from unifiedreward_think.data.sources.declaration import load_source
 
     entry = Input(str(toy_data / "heldout.jsonl"), toy_data)
     import_source(load_source("released"), [entry], tmp_path / "records", Settings(renamed={}))

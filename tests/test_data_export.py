@@ -12,11 +12,11 @@ from test_data_sources import NO_MAP, imported
 
 from unifiedreward_think.data import exporting
 from unifiedreward_think.data.exporting import main
-from unifiedreward_think.data.files import DataError
+from unifiedreward_think.data.formats.files import DataError
+from unifiedreward_think.data.formats.loading import load_checked_records, load_traces
 from unifiedreward_think.data.importing import Input, import_source
-from unifiedreward_think.data.loading import load_checked_records, load_traces
 from unifiedreward_think.data.shards import read_stored
-from unifiedreward_think.data.sources import load_source
+from unifiedreward_think.data.sources.declaration import load_source
 from unifiedreward_think.media import FrameSampling
 
 # The four tasks, videos as frames and as folders, traces, and ties.

@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from unifiedreward_think.data import importing, readers
-from unifiedreward_think.data.files import DataError
+from unifiedreward_think.data import importing
+from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.importing import Input, Settings, expand, import_source
-from unifiedreward_think.data.media_store import inside
 from unifiedreward_think.data.shards import read_stored, reason_kind
-from unifiedreward_think.data.sources import load_source, read_source
+from unifiedreward_think.data.sources.declaration import load_source, read_source, readers
+from unifiedreward_think.data.sources.media_store import inside
 from unifiedreward_think.records import RecordError
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench" / "data_import.py"
@@ -111,7 +111,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from unifiedreward_think.data.importing import Settings, expand, import_source
-from unifiedreward_think.data.sources import load_source
+from unifiedreward_think.data.sources.declaration import load_source
 print("go", flush=True)
 settings = Settings(renamed={}, part_rows=25)
 import_source(load_source("hpd"), expand([sys.argv[1]], None), Path(sys.argv[2]), settings)

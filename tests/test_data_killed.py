@@ -123,7 +123,7 @@ def test_check(records, tmp_path):
     data_sources.save_pictures(folder, ["a.png"])
     arguments = ["--input", *records, "--output", "OUTPUT", "--against", folder]
     preload, patches = ["pyarrow.parquet", "imagehash", "sqlite3"], {"BATCH": 4, "PART_ROWS": 5}
-    for output in killed(tmp_path, "unifiedreward_think.data.check", arguments, preload, patches):
+    for output in killed(tmp_path, "unifiedreward_think.data.curation.check", arguments, preload, patches):
         assert tree(output) == tree(tmp_path / "whole")
         assert not (output / "scratch.sqlite").exists()
 
@@ -132,7 +132,7 @@ def test_split(records, tmp_path):
     (tmp_path / "mixture.yaml").write_text("hpdv2_train: 1\nimagegen_cot_reward_5k: 0.5\n")
     arguments = ["--input", *records, "--output", "OUTPUT", "--mixture", tmp_path / "mixture.yaml"]
     preload = ["pyarrow.parquet", "scipy.sparse.csgraph", "yaml"]
-    for output in killed(tmp_path, "unifiedreward_think.data.splitting", arguments, preload, {"PART_ROWS": 3}):
+    for output in killed(tmp_path, "unifiedreward_think.data.curation.split", arguments, preload, {"PART_ROWS": 3}):
         assert tree(output) == tree(tmp_path / "whole")
 
 
@@ -162,7 +162,7 @@ def test_distill(tmp_path):
     preload, patches = ["pyarrow.parquet", "openai", "PIL.Image"], {"PAIRS": 3}
     with serving(scripted) as server:
         command = [*arguments, "--server", server.url]
-        folders = killed(tmp_path, "unifiedreward_think.distillation", command, preload, patches)
+        folders = killed(tmp_path, "unifiedreward_think.traces.distillation", command, preload, patches)
     for output in folders:
         for name in ("traces.jsonl", "rejected.jsonl"):
             assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

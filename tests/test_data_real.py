@@ -5,8 +5,10 @@ from collections import Counter
 
 import pytest
 
-from unifiedreward_think.data import check, exporting, importing, report, splitting
-from unifiedreward_think.data.loading import load_checked_records
+from unifiedreward_think.data import exporting, importing, report
+from unifiedreward_think.data.curation import check
+from unifiedreward_think.data.curation import split as splitting
+from unifiedreward_think.data.formats.loading import load_checked_records
 from unifiedreward_think.data.shards import read_stored
 from unifiedreward_think.media import FrameSampling
 

@@ -11,7 +11,7 @@ from PIL import Image
 from test_data_sources import imported
 from test_data_split import save, stored
 
-from unifiedreward_think.data.files import DataError
+from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.report import main
 from unifiedreward_think.data.shards import Stored
 from unifiedreward_think.data.tokens import TokenCounter, picture_size

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from unifiedreward_think.data.columns import Finder, closest
-from unifiedreward_think.data.files import DataError
+from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.importing import Input, Settings, expand, import_source
-from unifiedreward_think.data.labels import label_rule
 from unifiedreward_think.data.shards import OWN_COLUMNS, RECORD_COLUMNS, read_stored
-from unifiedreward_think.data.sources import CONFIGS, load_source, read_source
+from unifiedreward_think.data.sources.columns import Finder, closest
+from unifiedreward_think.data.sources.declaration import CONFIGS, load_source, read_source
+from unifiedreward_think.data.sources.labels import label_rule
 from unifiedreward_think.records import RecordError
 
 NO_MAP = Settings(renamed={})

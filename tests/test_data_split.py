@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unifiedreward_think.data.files import DataError
-from unifiedreward_think.data.mixture import read_entries, read_mixture, select, shares
+from unifiedreward_think.data.curation.split import PARTS, Seen, assign, groups, main, mixed
+from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.shards import Part, ShardFolder, Stored, read_stored
-from unifiedreward_think.data.splitting import PARTS, Seen, assign, groups, main, mixed
+from unifiedreward_think.data.sources.mixture import read_entries, read_mixture, select, shares
 from unifiedreward_think.records import PreferenceRecord
 
 

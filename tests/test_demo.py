@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unifiedreward_think.backends import Completion, Sampling
+from unifiedreward_think.backends import Completion
 from unifiedreward_think.backends.replay import ReplayBackend
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import (
@@ -34,8 +34,9 @@ from unifiedreward_think.demo.asking import (
     make_record,
 )
 from unifiedreward_think.demo.batch_tab import load_pairs
-from unifiedreward_think.judge import judge_item
-from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.judging.judge import judge_item
+from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, read_json_lines
 from unifiedreward_think.tasks import TASKS, load_prompts

@@ -55,8 +55,8 @@ def test_a_vision_tower_that_is_not_frozen_is_trained(models, toy_data, tmp_path
 
 @FAMILIES
 def test_a_batch_gives_the_completions_of_its_rows_alone(family, models, toy_data):
-    from unifiedreward_think.backends import Sampling
     from unifiedreward_think.backends.transformers import TransformersBackend
+    from unifiedreward_think.engine.sampling import Sampling
     from unifiedreward_think.training import grpo
 
     backend = TransformersBackend(str(models[family]), dtype="float32", device="cpu")

@@ -15,11 +15,12 @@ import torch
 from stages import changed_keys, read_log
 from test_training import STAGES, call, interrupt  # noqa: F401 - a fixture
 
+from unifiedreward_think.data.curation.split import split
 from unifiedreward_think.data.shards import Part, ShardFolder, Stored
-from unifiedreward_think.data.splitting import split
 from unifiedreward_think.records import InputError, PreferenceRecord
-from unifiedreward_think.training import faults, grpo, sft
-from unifiedreward_think.training.faults import SaveWhenAsked, TrainingFault, rollout_steps
+from unifiedreward_think.training import grpo, sft
+from unifiedreward_think.training.survival import faults
+from unifiedreward_think.training.survival.faults import SaveWhenAsked, TrainingFault, rollout_steps
 from unifiedreward_think.writing import OutputError
 
 REPO = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unifiedreward_think.data.files import DataError, parse_yaml
+from unifiedreward_think.data.formats.files import DataError, parse_yaml
 from unifiedreward_think.records import RecordError, read_json_lines
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench" / "fuzz.py"

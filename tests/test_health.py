@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unifiedreward_think.records import InputError
-from unifiedreward_think.training.bands import BANDS, HELD_OUT, table, with_limits
-from unifiedreward_think.training.health import Watch
+from unifiedreward_think.training.monitor.health import Watch
+from unifiedreward_think.training.monitor.thresholds import BANDS, HELD_OUT, table, with_limits
 
 HEALTHY = {
     "loss": 0.1,
@@ -148,4 +148,5 @@ def test_a_limit_that_means_nothing_is_refused(change, message):
 
 def test_the_documented_table_is_that_of_the_code():
     text = Path(__file__).parents[1].joinpath("docs", "health.md").read_text(encoding="utf-8")
-    assert table() in text, "write the output of `python -m unifiedreward_think.training.bands` into docs/health.md"
+    command = "python -m unifiedreward_think.training.monitor.thresholds"
+    assert table() in text, f"write the output of `{command}` into docs/health.md"

@@ -17,14 +17,16 @@ from test_judge import LooksForRed
 from test_server_backend import FakeServer, caption, reply, serving
 
 import unifiedreward_think
-from unifiedreward_think import Judge, protocol
+from unifiedreward_think import Judge
 from unifiedreward_think.backends import Completion
-from unifiedreward_think.inference import combine, read_prompt_file
-from unifiedreward_think.inference_cli import describe, main
-from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.judging import protocol
+from unifiedreward_think.judging.api import read_prompt_file
+from unifiedreward_think.judging.command import describe, main
+from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS, load_prompts
 from unifiedreward_think.verdict import DimensionScore, parse, render
+from unifiedreward_think.votes import combine
 
 REPO = Path(__file__).parents[1]
 TOY_PROMPTS = REPO / "configs" / "toy" / "prompts"

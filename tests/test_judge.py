@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unifiedreward_think.backends import BackendError, Completion, Sampling
-from unifiedreward_think.data.loading import load_records
-from unifiedreward_think.judge import judge
-from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.backends import BackendError, Completion
+from unifiedreward_think.data.formats.loading import load_records
+from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.protocol import WINDOW, Protocol, cut_batches
+from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.protocol import WINDOW, Protocol, cut_batches
 from unifiedreward_think.records import PreferenceRecord, RecordError, digest, order_shown
 from unifiedreward_think.tasks import TASKS, load_prompts
 from unifiedreward_think.verdict import render

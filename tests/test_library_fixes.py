@@ -45,8 +45,8 @@ def image_token(folder):
 
 
 def complete(folder, toy_data):
-    from unifiedreward_think.backends import Sampling
     from unifiedreward_think.backends.transformers import TransformersBackend
+    from unifiedreward_think.engine.sampling import Sampling
     from unifiedreward_think.training import grpo
 
     backend = TransformersBackend(str(folder), dtype="float32", device="cpu", cache_mib=0)
@@ -176,7 +176,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train, family, models, toy_da
 def test_a_grpo_run_resumed_with_the_stock_sampler_would_see_other_rows(models, toy_data, tmp_path, monkeypatch):
     import trl
 
-    from unifiedreward_think.training.grpo_trainer import GRPOTrainer
+    from unifiedreward_think.training.trainers.grpo import GRPOTrainer
 
     monkeypatch.setattr(GRPOTrainer, "_get_train_sampler", trl.GRPOTrainer._get_train_sampler)
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}

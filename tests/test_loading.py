@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unifiedreward_think.data.loading import (
+from unifiedreward_think.data.formats.loading import (
     DataError,
     check_media_of,
     format_bad_rows,
@@ -459,7 +459,7 @@ def test_clips_folders_of_frames_and_lists_of_frames_are_checked_as_videos(tmp_p
 
 def test_every_media_entry_is_opened_once_however_many_rows_share_it(tmp_path, sampling, monkeypatch):
     opened = []
-    monkeypatch.setattr("unifiedreward_think.data.loading.check_media", lambda *args: opened.append(args[0]))
+    monkeypatch.setattr("unifiedreward_think.data.formats.loading.check_media", lambda *args: opened.append(args[0]))
     records = load_records([write(tmp_path / "d.jsonl", *(record(f"r{i}") for i in range(5)))]).rows
     assert check_media_of(records, sampling) == []
     assert sorted(Path(entry[0]).name for entry in opened) == ["a.png", "b.png"]
@@ -576,7 +576,7 @@ def test_the_checker_fails_with_the_bad_rows_and_still_counts_the_others(tmp_pat
 
 def test_the_help_of_the_checker_loads_nothing_heavy():
     code = (
-        "import sys\nfrom unifiedreward_think.data.loading import main\n"
+        "import sys\nfrom unifiedreward_think.data.formats.loading import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'PIL', 'decord', 'numpy'} & set(sys.modules)))"
     )

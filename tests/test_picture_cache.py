@@ -12,11 +12,12 @@ from PIL import Image
 from test_judge import protocol
 from test_serving import run
 
-from unifiedreward_think.backends import Failure, Sampling
-from unifiedreward_think.data.loading import load_records
+from unifiedreward_think.backends import Failure
+from unifiedreward_think.data.formats.loading import load_records
+from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.judging.protocol import open_items
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.models import tiny
-from unifiedreward_think.protocol import open_items
 from unifiedreward_think.records import ORDERS
 from unifiedreward_think.serving.client import data_url, request_body
 from unifiedreward_think.serving.questions import Settings
@@ -75,7 +76,7 @@ def shows(*pictures, text="Which?", before=""):
 def first_scores(backend, prompts, monkeypatch):
     """Log-probabilities of the first token of each prompt."""
     seen = []
-    slots = importlib.import_module("unifiedreward_think.backends.slots")
+    slots = importlib.import_module("unifiedreward_think.engine.decoding")
     draw = slots.draw
     with monkeypatch.context() as patch:
         patch.setattr(slots, "draw", lambda scores, *rest: seen.append(scores) or draw(scores, *rest))
@@ -192,7 +193,7 @@ def test_prompts_that_share_anything_or_nothing_are_read_as_if_alone(family, bac
     plain, sharing = backend(family, cache_mib=0, batch_size=6), backend(family, batch_size=6)
     prompts = [shows(*drawn(*numbers), text=text) for numbers, text in shown]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unifiedreward_think.backends.prefixes.WORTH", 0.0)
+        patch.setattr("unifiedreward_think.engine.prefixes.WORTH", 0.0)
         together = first_scores(sharing, prompts, patch)
         alone = [first_scores(plain, [prompt], patch)[0] for prompt in prompts]
     assert all(a.sub(b).abs().max() < 1e-5 for a, b in zip(together, alone, strict=True))
@@ -231,7 +232,7 @@ def test_a_text_that_holds_the_sign_of_a_picture_is_no_picture(cache_mib, backen
 @settings(deadline=None, max_examples=25)
 def test_every_picture_keeps_its_own_features_within_the_budget(backend, batches):
     """Whatever is shown in whatever order, with room for five of twelve pictures of equal size."""
-    from unifiedreward_think.backends.pictures import PictureCache
+    from unifiedreward_think.engine.features import PictureCache
 
     model = backend()
     one = model.cache.features([drawn(0)])[0][0].bytes
@@ -250,7 +251,7 @@ def test_every_picture_keeps_its_own_features_within_the_budget(backend, batches
 
 
 def test_a_budget_below_one_picture_keeps_none_and_answers_all_the_same(backend, pairs):
-    from unifiedreward_think.backends.pictures import PictureCache
+    from unifiedreward_think.engine.features import PictureCache
 
     tight = backend()
     tight.cache = PictureCache(tight._network, tight._processor.image_processor, 1)

@@ -10,13 +10,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unifiedreward_think.models.architecture import load_architecture, read_architecture
 from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
 from unifiedreward_think.records import InputError
-from unifiedreward_think.training import memory_plan
 from unifiedreward_think.training import plan as command
-from unifiedreward_think.training.job import DEFAULTS, GIB, make_job
-from unifiedreward_think.training.memory_plan import plan
+from unifiedreward_think.training.memory import estimate as memory_plan
+from unifiedreward_think.training.memory.architecture import load_architecture, read_architecture
+from unifiedreward_think.training.memory.estimate import plan
+from unifiedreward_think.training.memory.job import DEFAULTS, GIB, make_job
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if path.parent.name not in ("data", "toy")]

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_judge import LooksForRed, make_records, protocol
 
-from unifiedreward_think import judge as module
-from unifiedreward_think import judgment_file
-from unifiedreward_think.judge import judge
-from unifiedreward_think.ranks import Ranks, joined
+from unifiedreward_think.judging import judge as module
+from unifiedreward_think.judging import store as judgment_file
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.ranks import Ranks, joined
 from unifiedreward_think.records import InputError
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.backends.transformers import TransformersBackend
-from unifiedreward_think.data.shapes import Origin, read_record, read_trace
+from unifiedreward_think.data.formats.shapes import Origin, read_record, read_trace
 from unifiedreward_think.verdict import render
 
 ROOT = Path(__file__).parents[1]

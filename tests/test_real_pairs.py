@@ -8,7 +8,7 @@ import pytest
 
 from unifiedreward_think.evaluation import __main__ as evaluation
 from unifiedreward_think.evaluation import report, rescore
-from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.records import PreferenceRecord, digest, read_json_lines
 
 REPO = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from PIL import Image
 from test_ranks import Threads
 
 from unifiedreward_think.backends import Completion
-from unifiedreward_think.data.loading import DataError, load_checked_records, load_checked_traces
+from unifiedreward_think.data.formats.loading import DataError, load_checked_records, load_checked_traces
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import Judgment, PreferenceRecord
 from unifiedreward_think.training import rejection_sampling as stage

@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling, Video
+from unifiedreward_think.backends import BackendError, Completion, Failure, Video
 from unifiedreward_think.backends import server as server_module
 from unifiedreward_think.backends.server import ServerBackend, data_url, read_reply
-from unifiedreward_think.judge import judge
-from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.protocol import Protocol
+from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import Clip, FrameSampling, open_image
-from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import render
@@ -526,7 +527,7 @@ def test_native_video_travels_as_its_own_bytes_with_the_number_of_frames(tmp_pat
 @pytest.mark.slow
 def test_a_real_server_and_a_local_model_give_the_same_greedy_text(models, toy_data, tmp_path):
     from unifiedreward_think.backends.transformers import TransformersBackend
-    from unifiedreward_think.data.loading import load_records
+    from unifiedreward_think.data.formats.loading import load_records
 
     model = str(models["qwen2_5_vl"])
     pairs = load_records([str(toy_data / "heldout.jsonl")]).rows  # one of each task

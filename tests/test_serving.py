@@ -20,8 +20,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
+from unifiedreward_think.backends import BackendError, Completion, Failure
 from unifiedreward_think.backends.server import ServerBackend
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.serving.__main__ import _parser, make_app
 from unifiedreward_think.serving.app import create_app
 from unifiedreward_think.serving.hosts import own_hosts

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from test_serving import LiveServer, Says, bench, best, pair
 
-from unifiedreward_think.backends import Completion, Failure, Sampling
+from unifiedreward_think.backends import Completion, Failure
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.serving.client import RewardClient, RewardError, data_url
 from unifiedreward_think.serving.questions import Settings
 from unifiedreward_think.serving.reward_fns import flow_grpo_reward, to_pictures, trl_reward
@@ -204,7 +205,7 @@ def toy():
 
 
 def test_the_tiny_model_says_over_http_what_it_says_to_the_judge(toy, tmp_path):
-    from unifiedreward_think.inference import Judge
+    from unifiedreward_think.judging.api import Judge
 
     for name, shade in (("a", (200, 30, 30)), ("b", (30, 30, 200))):
         Image.new("RGB", (64, 64), shade).save(tmp_path / f"{name}.png")

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unifiedreward_think import ranking
 from unifiedreward_think.media import open_image
-from unifiedreward_think.serving import ranking
+from unifiedreward_think.ranking import Game
 from unifiedreward_think.serving.client import data_url
 from unifiedreward_think.serving.fetch import Fetcher
 from unifiedreward_think.serving.intake import FORMATS, Intake
 from unifiedreward_think.serving.limits import Limits, Refused, check_json
-from unifiedreward_think.serving.ranking import Game
 from unifiedreward_think.serving.telemetry import Telemetry
 
 FIELDS = st.integers(2, 12)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from unifiedreward_think.training.shared_decoding import PrefixCache, PrefixLayer
+from unifiedreward_think.engine.prefix_cache import PrefixCache, PrefixLayer
 
 WIDTH = 8
 END = 7  # the token that ends a row

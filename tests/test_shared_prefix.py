@@ -16,10 +16,12 @@ from test_zero3 import checked
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import GenerationConfig
 
+from unifiedreward_think.engine import prefix_cache as shared_decoding
+from unifiedreward_think.engine import streams as shared_prefix
+from unifiedreward_think.engine.stream_plan import plan_streams
 from unifiedreward_think.models import loading
 from unifiedreward_think.records import InputError
-from unifiedreward_think.training import grpo, shared_decoding, shared_prefix
-from unifiedreward_think.training.stream_plan import plan_streams
+from unifiedreward_think.training import grpo
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
 # Means of means over micro-batches, which group other rows than TRL's where the gradient does not change by it.
@@ -320,7 +322,7 @@ def test_what_would_split_groups_or_leave_ranks_waiting_is_named(changed, reason
     options |= {"use_vllm": False, "generation_config": GenerationConfig(top_k=5, min_new_tokens=3)}
     options |= {"tools": [], "environment_factories": None, **changed}
     trainer = SimpleNamespace(**options, args=SimpleNamespace(**options))
-    from unifiedreward_think.training.shared_prefix_trainer import SharedPrefixGRPOTrainer
+    from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
 
     found = SharedPrefixGRPOTrainer._why_not(trainer)
     assert found is None if reason is None else reason in found

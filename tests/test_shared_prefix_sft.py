@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from stages import data_arguments, train_sft
 
 from unifiedreward_think.data.rows import to_dataset
+from unifiedreward_think.engine import streams as shared_prefix
 from unifiedreward_think.models.loading import load_model, load_processor
 from unifiedreward_think.records import InputError
-from unifiedreward_think.training import sft, shared_prefix
-from unifiedreward_think.training.sft_trainer import SFTTrainer
-from unifiedreward_think.training.shared_prefix_sft import SiblingSampler, StreamCollator
+from unifiedreward_think.training import sft
+from unifiedreward_think.training.trainers.sft import SFTTrainer
+from unifiedreward_think.training.trainers.shared_prefix_sft import SiblingSampler, StreamCollator
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
 OPTIONS = {"max_steps": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
@@ -146,7 +147,7 @@ def test_length_groups_come_in_the_order_of_their_epoch(models, toy_data, tmp_pa
                 seen.append(list(sampler))
             return sampler
 
-    monkeypatch.setattr("unifiedreward_think.training.sft_trainer.SFTTrainer", Noting)
+    monkeypatch.setattr("unifiedreward_think.training.trainers.sft.SFTTrainer", Noting)
     options = {**OPTIONS, "max_steps": 1, "per_device_train_batch_size": 2}
     train_sft(models["qwen2_5_vl"], toy_data, tmp_path, train_sampling_strategy="group_by_length", **options)
     assert seen[0] == seen[2] and seen[0] != seen[1] and sorted(seen[0]) == [0, 1, 2, 3]

@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_judge import protocol, told
 
-from unifiedreward_think.backends import Sampling
-from unifiedreward_think.data.loading import load_records
-from unifiedreward_think.judge import judge
-from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.data.formats.loading import load_records
+from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.protocol import open_items
+from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.models import tiny
-from unifiedreward_think.protocol import open_items
 from unifiedreward_think.records import order_shown
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.toy import dataset
@@ -104,7 +104,7 @@ def test_a_cache_with_room_holds_what_that_of_transformers_holds(widths):
     import torch
     from transformers.cache_utils import DynamicLayer
 
-    slots = importlib.import_module("unifiedreward_think.backends.slots")
+    slots = importlib.import_module("unifiedreward_think.engine.decoding")
     draws = torch.Generator().manual_seed(0)
     first, *more = (torch.rand(2, 2, 1, width, 3, generator=draws) for width in widths)
     plain, roomy = DynamicLayer(), slots.Columns(*first)
@@ -183,7 +183,7 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_free_rows_are_refilled(ba
     varied(backend, monkeypatch)
     monkeypatch.setattr(backend, "batch_size", 4)
     reads, steps, kept = [], [], []
-    slots = importlib.import_module("unifiedreward_think.backends.slots").Slots
+    slots = importlib.import_module("unifiedreward_think.engine.decoding").Slots
     add, step = slots.add, slots.step
 
     def noting_add(self, inputs, rows):

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from stages import mean_token, train_grpo
 
-from unifiedreward_think.training import vllm_server
-from unifiedreward_think.training.faults import TrainingFault
+from unifiedreward_think.training.survival import vllm_server
+from unifiedreward_think.training.survival.faults import TrainingFault
 
 
 class Server(ThreadingHTTPServer):

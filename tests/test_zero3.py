@@ -27,11 +27,11 @@ from stages import (
     weights,
 )
 
-from unifiedreward_think.models.architecture import load_architecture
 from unifiedreward_think.training import rejection_sampling
-from unifiedreward_think.training.checkpoints import flaw, read_seal
-from unifiedreward_think.training.job import make_job
-from unifiedreward_think.training.memory_plan import plan
+from unifiedreward_think.training.memory.architecture import load_architecture
+from unifiedreward_think.training.memory.estimate import plan
+from unifiedreward_think.training.memory.job import make_job
+from unifiedreward_think.training.survival.checkpoints import flaw, read_seal
 
 REPO = Path(__file__).parents[1]
 DEEPSPEED = "configs/deepspeed/zero3_cpu.json"

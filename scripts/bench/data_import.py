@@ -25,7 +25,7 @@ import json, resource, sys, time
 from pathlib import Path
 import pyarrow.parquet
 from unifiedreward_think.data.importing import Settings, expand, import_source
-from unifiedreward_think.data.sources import load_source
+from unifiedreward_think.data.sources.declaration import load_source
 file, folder = sys.argv[1:]
 started = time.process_time()
 manifest = import_source(load_source("hpdv2_train"), expand([file], None), Path(folder), Settings(renamed={}))

@@ -42,13 +42,13 @@ for start in range(0, rows, PART_ROWS):
 shards.finish({})
 """
 SPLIT = """
-from unifiedreward_think.data.splitting import main
+from unifiedreward_think.data.curation.split import main
 main(["--input", folder, "--output", output])
 """
 CHECK = """
 import hashlib
-from unifiedreward_think.data import check
-from unifiedreward_think.data.fingerprints import Fingerprint
+from unifiedreward_think.data.curation import check
+from unifiedreward_think.data.curation.fingerprints import Fingerprint
 
 def made_up(paths, kind, sampling):
     found = hashlib.sha256(paths[0].encode()).hexdigest()
@@ -59,10 +59,11 @@ check.main(["--input", folder, "--output", output])
 """
 DISTILL = """
 from pathlib import Path
-from unifiedreward_think.backends import Completion, Sampling
+from unifiedreward_think.backends import Completion
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.data.shards import read_stored
-from unifiedreward_think.distillation import distill
-from unifiedreward_think.protocol import Protocol
+from unifiedreward_think.traces.distillation import distill
+from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import render

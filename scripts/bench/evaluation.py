@@ -23,13 +23,14 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
-from unifiedreward_think.backends import Sampling, end_at_tag
+from unifiedreward_think.backends import end_at_tag
 from unifiedreward_think.backends.transformers import TransformersBackend
-from unifiedreward_think.data.loading import load_records
-from unifiedreward_think.judge import judge
+from unifiedreward_think.data.formats.loading import load_records
+from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.media import FrameSampling, decode_frames, open_image
 from unifiedreward_think.models.loading import load_model, load_processor
-from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.records import order_shown
 from unifiedreward_think.tasks import build_parts, load_prompts
 from unifiedreward_think.toy import dataset

@@ -28,9 +28,9 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from unifiedreward_think.data.files import read_values
-from unifiedreward_think.data.shapes import Origin, read_record, read_trace
-from unifiedreward_think.data.sources import read_source
+from unifiedreward_think.data.formats.files import read_values
+from unifiedreward_think.data.formats.shapes import Origin, read_record, read_trace
+from unifiedreward_think.data.sources.declaration import read_source
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, Trace, read_json_lines
 from unifiedreward_think.verdict import NOUNS, parse, render

@@ -75,8 +75,8 @@ def train(settings, rows, folder):
 
     from unifiedreward_think.data.rows import to_dataset
     from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
-    from unifiedreward_think.training.prefetch import Reader
-    from unifiedreward_think.training.shared_prefix_trainer import SharedPrefixGRPOTrainer
+    from unifiedreward_think.training.trainers.prefetch import Reader
+    from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
 
     seconds, work = [], measuring.Work()
     take = Reader.take

@@ -215,7 +215,7 @@ def main():
     if models:
         from trl import GRPOTrainer, SFTTrainer  # noqa: F401 - every forked process has them then
 
-        from unifiedreward_think.training import shared_prefix_trainer  # noqa: F401
+        from unifiedreward_think.training.trainers import shared_prefix_grpo as shared_prefix_trainer  # noqa: F401
 
         preload()
 

@@ -24,7 +24,7 @@ def prepare(settings, folder):
 
     from unifiedreward_think.data.rows import to_dataset
     from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
-    from unifiedreward_think.training.shared_prefix_trainer import SharedPrefixGRPOTrainer
+    from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
 
     rows = measuring.make_rows(folder, [measuring.Prompt(pictures=settings.pictures, words=settings.words)])
     network, processor = load_model(settings.model, dtype="float32"), load_processor(settings.model)
@@ -48,7 +48,7 @@ def passes(settings, trainer, messages, completions):
     """Return a function that computes the log-probabilities of the completions, and the seconds of encoding."""
     import torch
 
-    from unifiedreward_think.training.prefetch import Reading
+    from unifiedreward_think.training.trainers.prefetch import Reading
 
     network, group = trainer.model, settings.group
     trainer.model.train()

@@ -323,7 +323,7 @@ def memory(args):
 def serve_scripted(port):
     import uvicorn
 
-    from unifiedreward_think.backends import Sampling
+    from unifiedreward_think.engine.sampling import Sampling
     from unifiedreward_think.serving.__main__ import KEEP_ALIVE
     from unifiedreward_think.serving.app import create_app
     from unifiedreward_think.serving.questions import Settings

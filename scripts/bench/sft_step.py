@@ -41,8 +41,8 @@ def build(settings, rows, folder, callback):
 
     from unifiedreward_think.data.rows import to_dataset
     from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
-    from unifiedreward_think.training.sft_trainer import SFTTrainer
-    from unifiedreward_think.training.shared_prefix_sft import SharedPrefixSFTTrainer
+    from unifiedreward_think.training.trainers.sft import SFTTrainer
+    from unifiedreward_think.training.trainers.shared_prefix_sft import SharedPrefixSFTTrainer
 
     class InOrder:
         def _get_train_sampler(self, train_dataset=None):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unifiedreward_think.inference import Judge
+    from unifiedreward_think.judging.api import Judge
 
 __all__ = ["Judge", "__version__"]
 
@@ -24,6 +24,6 @@ def __getattr__(name: str) -> Any:
     """Import `Judge` when it is first asked for, so that importing the package stays fast."""
     if name != "Judge":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from unifiedreward_think.inference import Judge
+    from unifiedreward_think.judging.api import Judge
 
     return Judge

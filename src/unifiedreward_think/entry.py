@@ -1,7 +1,8 @@
-"""How a command ends when its input is at fault: one clear message and status 1, not a traceback."""
+"""How a command starts and ends: a moved one names its new place; bad input ends in one message, not a traceback."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from unifiedreward_think.records import InputError
@@ -17,3 +18,8 @@ def run_main(main: Callable[[], object]) -> None:
         main()
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def note_moved(old: str, new: str) -> None:
+    """Say on standard error where a command is now; the old name goes with the next minor version (CHANGELOG.md)."""
+    print(f"note: `python -m {old}` is now `python -m {new}`; the old name goes with version 0.3", file=sys.stderr)

@@ -15,23 +15,6 @@ class BackendError(InputError):
     """No item can be judged: the server is out of reach, a package is missing, the arguments do not fit together."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How completions are drawn; stored in every judgment.
-
-    Attributes:
-        temperature: 0 is greedy.
-        top_p: nucleus, 1 keeps the whole distribution.
-        max_new_tokens: a completion that reaches it is marked as cut ("length").
-        seed: with the record id, order and sample number it gives each sample a seed of its own.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = 2048
-    seed: int = 0
-
-
 class Completion(NamedTuple):
     """A completion and why it ended: "stop" or "length"; the seconds it took where the backend knows them."""
 

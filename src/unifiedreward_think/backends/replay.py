@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling
+from unifiedreward_think.backends import BackendError, Completion, Failure
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.records import Judgment, RecordError, read_json_lines
 
 LONGEST_TALE = 10.0

@@ -27,7 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling, Video, end_at_tag, with_images
+from unifiedreward_think.backends import BackendError, Completion, Failure, Video, end_at_tag, with_images
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.verdict import STOP_STRING
 
 if TYPE_CHECKING:

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from unifiedreward_think.backends import Completion, Sampling, Video, end_at_tag, with_images
+from unifiedreward_think.backends import Completion, Video, end_at_tag, with_images
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.models.loading import UnsupportedModelError, load_model, load_processor
 from unifiedreward_think.verdict import STOP_STRING
 
 if TYPE_CHECKING:
     import torch
 
-    from unifiedreward_think.backends.pictures import Picture
+    from unifiedreward_think.engine.features import Picture
 
 # Families whose released judges were trained on videos as such.
 NATIVE_VIDEO = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
@@ -54,8 +55,8 @@ class TransformersBackend:
     ) -> None:
         import torch
 
-        from unifiedreward_think.backends import slots
-        from unifiedreward_think.backends.pictures import PictureCache, supported
+        from unifiedreward_think.engine import decoding as slots
+        from unifiedreward_think.engine.features import PictureCache, supported
 
         self.model = path
         self.batch_size = batch_size
@@ -132,7 +133,7 @@ class TransformersBackend:
             samples: seeds of each prompt.
             on_tokens: takes the newest token of every row.
         """
-        from unifiedreward_think.backends.slots import Row, Slots
+        from unifiedreward_think.engine.decoding import Row, Slots
 
         copies = samples if sampling.temperature > 0 else 1
         slots = Slots(self._network, sampling, ended=lambda row: self._ended(row.tokens, sampling), on_tokens=on_tokens)
@@ -178,7 +179,7 @@ class TransformersBackend:
 
     def _encode_remembered(self, prompts: Sequence[Mapping[str, Any]], shown: Sequence[Sequence[Picture]]) -> Any:
         """Return what the processor gives, with features in place of pixels: each picture fills as many places."""
-        from unifiedreward_think.backends.pictures import encoder_outputs
+        from unifiedreward_think.engine.features import encoder_outputs
 
         conversations = [with_images(row, _image_part) for row in prompts]
         texts = self._processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, Sampling, end_at_tag, with_images
+from unifiedreward_think.backends import BackendError, Completion, Failure, end_at_tag, with_images
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.verdict import STOP_STRING
 
 
@@ -118,7 +119,5 @@ def _library() -> Any:
     try:
         import vllm
     except ImportError as error:
-        raise BackendError(
-            "vLLM is not installed: pip install -e '.[vllm]' (Linux with CUDA)"
-        ) from error
+        raise BackendError("vLLM is not installed: pip install -e '.[vllm]' (Linux with CUDA)") from error
     return vllm

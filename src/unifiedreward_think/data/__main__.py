@@ -17,11 +17,11 @@ from unifiedreward_think.entry import run_main
 # Each module is imported when it is chosen: `--help` and `import` need no picture library, `report` no model.
 COMMANDS = {
     "import": "unifiedreward_think.data.importing",
-    "check": "unifiedreward_think.data.check",
-    "split": "unifiedreward_think.data.splitting",
+    "check": "unifiedreward_think.data.curation.check",
+    "split": "unifiedreward_think.data.curation.split",
     "export": "unifiedreward_think.data.exporting",
     "report": "unifiedreward_think.data.report",
-    "distill": "unifiedreward_think.distillation",
+    "distill": "unifiedreward_think.traces.distillation",
 }
 
 

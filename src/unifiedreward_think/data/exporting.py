@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from unifiedreward_think.data.arguments import add_frames, add_prompts, command, frame_sampling
-from unifiedreward_think.data.files import BadRow
-from unifiedreward_think.data.released import PLACEHOLDER
+from unifiedreward_think.data.formats.files import BadRow
+from unifiedreward_think.data.formats.released import PLACEHOLDER
 from unifiedreward_think.data.rows import grpo_row, sft_row, to_content, to_dataset, write_parquet
 from unifiedreward_think.data.shards import (
     Removal,

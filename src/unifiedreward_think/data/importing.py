@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.data.arguments import command
-from unifiedreward_think.data.convert import Converter
-from unifiedreward_think.data.files import BadRow, DataError, LeftOut
-from unifiedreward_think.data.media_store import MediaStore, sweep
-from unifiedreward_think.data.mixture import read_entries, select
-from unifiedreward_think.data.pairing import PAIRINGS, PairRow
-from unifiedreward_think.data.readers import column_names, hub_commit, hub_rows, is_hub_name, read_rows
+from unifiedreward_think.data.formats.files import BadRow, DataError, LeftOut
 from unifiedreward_think.data.shards import PART_ROWS, Part, Removal, ShardFolder, as_json
-from unifiedreward_think.data.sources import Source, load_source
+from unifiedreward_think.data.sources.convert import Converter
+from unifiedreward_think.data.sources.declaration import Source, load_source
+from unifiedreward_think.data.sources.media_store import MediaStore, sweep
+from unifiedreward_think.data.sources.mixture import read_entries, select
+from unifiedreward_think.data.sources.pairing import PAIRINGS, PairRow
+from unifiedreward_think.data.sources.readers import column_names, hub_commit, hub_rows, is_hub_name, read_rows
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.progress import progress
 from unifiedreward_think.records import RecordError

@@ -89,7 +89,7 @@ def write_parquet(dataset: Dataset, file: Path) -> None:
 
 def main() -> None:
     """Write GRPO rows as parquet for stock `trl grpo`."""
-    from unifiedreward_think.data.loading import load_checked_records
+    from unifiedreward_think.data.formats.loading import load_checked_records
 
     parser = argparse.ArgumentParser(description="Write preference records as a parquet data set for stock `trl grpo`.")
     parser.add_argument("--input", nargs="+", required=True, help="record files, e.g. hard.jsonl")

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.data.files import BadRow, DataError
+from unifiedreward_think.data.formats.files import BadRow, DataError
 from unifiedreward_think.progress import progress
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Order, PreferenceRecord
@@ -211,7 +211,7 @@ def read_stored(folders: Iterable[Path]) -> Iterator[tuple[str, int, Stored]]:
     Raises:
         DataError: a folder is not complete, or a part is broken.
     """
-    from unifiedreward_think.data.readers import read_rows
+    from unifiedreward_think.data.sources.readers import read_rows
 
     for folder in folders:
         for part in parts_of(folder):

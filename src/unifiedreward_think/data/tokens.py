@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.data.files import DataError
+from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.media import MediaError
 
 

@@ -18,10 +18,11 @@ from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, Protocol, runtime_checkable
 
-from unifiedreward_think.backends import Backend, Completion, Failure, Sampling
-from unifiedreward_think.judge import judge_item
+from unifiedreward_think.backends import Backend, Completion, Failure
+from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.judging.judge import judge_item
+from unifiedreward_think.judging.protocol import Protocol as JudgeProtocol
 from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.protocol import Protocol as JudgeProtocol
 from unifiedreward_think.records import InputError, Judgment, Order, PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style

@@ -13,14 +13,14 @@ from typing import Any
 
 import gradio as gr
 
-from unifiedreward_think.data.files import BadRow, format_bad_rows
-from unifiedreward_think.data.loading import Loaded, load_records
+from unifiedreward_think.data.formats.files import BadRow, format_bad_rows
+from unifiedreward_think.data.formats.loading import Loaded, load_records
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import Setup, Stopped, Stops, Watched
 from unifiedreward_think.demo.pair_tab import stop_handlers
 from unifiedreward_think.evaluation.report import write_html
-from unifiedreward_think.judge import judge
-from unifiedreward_think.judgment_file import load_judgments
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, json_lines
 from unifiedreward_think.writing import write_whole

@@ -13,12 +13,12 @@ from typing import Any
 
 from unifiedreward_think.evaluation.examples import shown_verdict
 from unifiedreward_think.evaluation.tables import HEADLINE, counts, table_rows, title
-from unifiedreward_think.inference import combine
 from unifiedreward_think.metrics import both_orders, pair_orders
 from unifiedreward_think.pages import load_template
 from unifiedreward_think.records import Judgment, Order, PreferenceRecord
 from unifiedreward_think.tasks import TASKS, Media, build_parts
 from unifiedreward_think.verdict import Style, parse
+from unifiedreward_think.votes import combine
 
 Asked = tuple[PreferenceRecord, list[Judgment]]  # a pair, and the samples of one order
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unifiedreward_think.backends import Sampling
-from unifiedreward_think.data.loading import load_checked_records, report_left_out
+from unifiedreward_think.data.formats.loading import load_checked_records, report_left_out
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.evaluation.tables import headline
-from unifiedreward_think.judge import judge
-from unifiedreward_think.judgment_file import write_evaluation
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.protocol import Protocol
+from unifiedreward_think.judging.store import write_evaluation
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import summarize
-from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.provenance import config_yaml
 from unifiedreward_think.tasks import load_prompts
 

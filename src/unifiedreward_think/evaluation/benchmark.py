@@ -18,16 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.backends import Backend, Sampling
+from unifiedreward_think.backends import Backend
 from unifiedreward_think.backends.choose import add_arguments, make_backend
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.evaluation.rescore import rescore
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
 from unifiedreward_think.evaluation.tables import headline, numbers
-from unifiedreward_think.judge import judge
-from unifiedreward_think.judgment_file import load_judgments, write_evaluation
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.protocol import Protocol
+from unifiedreward_think.judging.store import load_judgments, write_evaluation
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import group_accuracy, summarize
-from unifiedreward_think.protocol import Protocol
 from unifiedreward_think.provenance import config_yaml
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, json_lines, read_json_lines
 from unifiedreward_think.tasks import load_prompts

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from unifiedreward_think.backends import Sampling
 from unifiedreward_think.backends.choose import add_arguments, make_backend
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.records import InputError
 from unifiedreward_think.serving import MODEL_NAMES

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from unifiedreward_think.backends import Backend, BackendError, Completion, Failure, Sampling
+from unifiedreward_think.backends import Backend, BackendError, Completion, Failure
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.serving.limits import Refused
 from unifiedreward_think.serving.telemetry import Telemetry
 

@@ -8,7 +8,8 @@ import time
 from dataclasses import astuple
 from typing import Literal
 
-from unifiedreward_think.backends import Failure, Sampling
+from unifiedreward_think.backends import Failure
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.records import digest
 from unifiedreward_think.serving.batching import Batcher, Question
 from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia, opening

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from unifiedreward_think.backends import Sampling
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.records import ORDERS, Judgment, Order, PreferenceRecord, digest, order_shown
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.batching import Question

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from unifiedreward_think.inference import combine
+from unifiedreward_think import ranking
 from unifiedreward_think.intervals import Estimate
 from unifiedreward_think.records import Judgment
-from unifiedreward_think.serving import ranking
 from unifiedreward_think.serving.questions import Shown, status_of
 from unifiedreward_think.serving.schemas import (
     CompareReply,
@@ -18,6 +17,7 @@ from unifiedreward_think.serving.schemas import (
     RankReply,
     Status,
 )
+from unifiedreward_think.votes import combine
 
 Judged = tuple[Shown, Judgment]
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from unifiedreward_think.judge import judgment
-from unifiedreward_think.serving import ranking
+from unifiedreward_think import ranking
+from unifiedreward_think.judging.judge import judgment
 from unifiedreward_think.serving.batching import Batcher, Question
 from unifiedreward_think.serving.chat import answer_chat
 from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia, opening

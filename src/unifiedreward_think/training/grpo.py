@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from unifiedreward_think.data.loading import load_checked_records, report_left_out
+from unifiedreward_think.data.formats.loading import load_checked_records, report_left_out
 from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
 from unifiedreward_think.records import InputError
 from unifiedreward_think.rewards import length_reward
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras, option
+from unifiedreward_think.training.monitor.held_out import HeldOut, load_held_out, trainer_arguments
 from unifiedreward_think.training.output import finish
-from unifiedreward_think.training.watch import HeldOut, load_held_out, trainer_arguments
 
 STAGE = "grpo"
 
@@ -118,9 +118,9 @@ def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]
 
 def trainer_class(prefix: SharedPrefixArguments) -> Callable[..., Any]:
     """Return the trainer that `shared_prefix` names."""
-    from unifiedreward_think.training.dynamic_sampling import DynamicSamplingGRPOTrainer
-    from unifiedreward_think.training.grpo_trainer import GRPOTrainer
-    from unifiedreward_think.training.shared_prefix_trainer import SharedPrefixGRPOTrainer
+    from unifiedreward_think.training.trainers.dynamic_sampling import DynamicSamplingGRPOTrainer
+    from unifiedreward_think.training.trainers.grpo import GRPOTrainer
+    from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
 
     options = {key: value for key, value in vars(prefix).items() if key != "shared_prefix"}
     if not prefix.shared_prefix:

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.data.files import parse_yaml, read_yaml
+from unifiedreward_think.data.formats.files import parse_yaml, read_yaml
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.models.architecture import Architecture, load_architecture
 from unifiedreward_think.records import InputError
-from unifiedreward_think.training.job import DEFAULTS, GIB, Job, deepspeed, make_job
-from unifiedreward_think.training.memory_plan import Plan, plan, prompt_length, tokens_a_step, trainable
+from unifiedreward_think.training.memory.architecture import Architecture, load_architecture
+from unifiedreward_think.training.memory.estimate import Plan, plan, prompt_length, tokens_a_step, trainable
+from unifiedreward_think.training.memory.job import DEFAULTS, GIB, Job, deepspeed, make_job
 
 ZERO3, OFFLOAD = "configs/deepspeed/zero3.json", "configs/deepspeed/zero3_offload.json"
 MOST_GPUS = 4096

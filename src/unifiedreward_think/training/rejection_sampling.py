@@ -22,12 +22,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.backends import Backend, Sampling
-from unifiedreward_think.data.loading import DataError, Loaded, load_checked_records, report_left_out
+from unifiedreward_think.backends import Backend
+from unifiedreward_think.data.formats.loading import DataError, Loaded, load_checked_records, report_left_out
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.judge import judge
-from unifiedreward_think.protocol import Protocol
-from unifiedreward_think.ranks import ALONE, Ranks, joined
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.protocol import Protocol
+from unifiedreward_think.judging.ranks import ALONE, Ranks, joined
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, json_lines
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, option

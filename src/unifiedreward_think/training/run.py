@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.data.files import read_yaml
+from unifiedreward_think.data.formats.files import read_yaml
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.records import InputError
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras, check_values
-from unifiedreward_think.training.checkpoints import misfit, newest, run_shape
 from unifiedreward_think.training.output import RUN_FILE, describe, must_be_finished, write_run
+from unifiedreward_think.training.survival.checkpoints import misfit, newest, run_shape
 
 SWITCHES = {"resume", "overwrite"}  # arguments that do not change what a run computes
 ON_THE_CPU = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--deepspeed", ""]

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.data.loading import load_checked_traces, report_left_out
+from unifiedreward_think.data.formats.loading import load_checked_traces, report_left_out
 from unifiedreward_think.data.rows import sft_row, to_dataset
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, StreamArguments, TrainingExtras
+from unifiedreward_think.training.monitor.held_out import HeldOut, load_held_out, trainer_arguments
 from unifiedreward_think.training.output import finish
-from unifiedreward_think.training.watch import HeldOut, load_held_out, trainer_arguments
 
 STAGE = "sft"
 
@@ -55,8 +55,8 @@ def trainer_class(
     rows: Sequence[Mapping[str, Any]], processor: Any, stream: StreamArguments, args: Any
 ) -> Callable[..., Any]:
     """Return the trainer that `shared_prefix` names, told what it must know of the rows."""
-    from unifiedreward_think.training.sft_trainer import SFTTrainer
-    from unifiedreward_think.training.shared_prefix_sft import SharedPrefixSFTTrainer
+    from unifiedreward_think.training.trainers.sft import SFTTrainer
+    from unifiedreward_think.training.trainers.shared_prefix_sft import SharedPrefixSFTTrainer
 
     if stream.shared_prefix:
         numbers: dict[Any, int] = {}

@@ -1,0 +1,1 @@
+"""Checking, cleaning, deduplicating and splitting imported records."""

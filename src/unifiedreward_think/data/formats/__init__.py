@@ -1,0 +1,1 @@
+"""Reading the files that training and judging take, and checking their rows."""

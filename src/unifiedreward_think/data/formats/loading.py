@@ -1,0 +1,294 @@
+"""Load and check preference data: every unusable row is found, named and counted before any training starts.
+
+    python -m unifiedreward_think.data.formats.loading train.json --media-root pictures    # check files by hand
+
+>>> try:
+...     load_records(["missing.jsonl"])
+... except DataError as error:
+...     print(error)
+missing.jsonl: no such file; check the path
+
+The shape of a row is told by its keys: our own records and traces (`PreferenceRecord.to_json`, `Trace.to_json`) or the
+two released ones (`released.py`). Files are JSONL (`.jsonl`) or a JSON list (`.json`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from unifiedreward_think.data.arguments import add_frames, frame_sampling
+from unifiedreward_think.data.formats.files import (
+    BadRow,
+    DataError,
+    Place,
+    data_file,
+    format_bad_rows,
+    read_values,
+    report_left_out,
+)
+from unifiedreward_think.data.formats.shapes import Origin, read_record, read_trace
+from unifiedreward_think.media import FrameSampling, MediaError, check_media
+from unifiedreward_think.progress import track
+from unifiedreward_think.records import PreferenceRecord, RecordError, Trace
+from unifiedreward_think.tasks import TASKS
+
+__all__ = [
+    "BadRow",
+    "DataError",
+    "Loaded",
+    "Place",
+    "check_media_of",
+    "format_bad_rows",
+    "load_checked_records",
+    "load_checked_traces",
+    "load_records",
+    "load_traces",
+    "report_left_out",
+    "settle",
+]
+
+Row = TypeVar("Row", PreferenceRecord, Trace)
+MEND = "fix these rows, or leave them out on purpose with skip_bad"
+REASON_LIMIT = 500  # a value quoted in a reason can be of any length
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[Row]):
+    """What a set of files holds.
+
+    Attributes:
+        rows: the usable rows in the order of the files.
+        bad: the others; empty unless bad rows are skipped.
+        places: where each of `rows` stands.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+
+
+def load_records(
+    files: Sequence[str], *, media_root: str | None = None, skip_bad: bool = False, need_label: bool = True
+) -> Loaded[PreferenceRecord]:
+    """Read records from records, traces (their record is taken) and released rows of both kinds.
+
+    Ties are labels and are returned. Media are not opened: see `load_checked_records`.
+
+    Args:
+        files: `.jsonl` or `.json` files. A released row without an id is called "<file stem>-<line or item number>",
+            with the folder's name in front where two of the files have the same stem.
+        media_root: folder that relative media paths start from; by default the folder of their data file.
+        skip_bad: return unusable rows in `bad` in place of raising.
+        need_label: a record without `preferred` is unusable.
+
+    Raises:
+        DataError: a file is missing, empty, of unknown kind or no JSON list; or, after all files were read, a row is
+            unusable and `skip_bad` is off; or no usable row is left.
+    """
+
+    def read(row: Mapping[str, Any], origin: Origin) -> PreferenceRecord:
+        record = read_record(row, origin)
+        if need_label and record.preferred is None:
+            raise RecordError('preferred is missing; write 1, 2 or "tie"')
+        return record
+
+    return settle(_load(files, read, media_root), skip_bad=skip_bad)
+
+
+def load_traces(files: Sequence[str], *, media_root: str | None = None, skip_bad: bool = False) -> Loaded[Trace]:
+    """Read traces from our own trace files and the released SFT files.
+
+    A record may have one trace in each order. Arguments and errors are those of `load_records`.
+    """
+    return settle(_load(files, read_trace, media_root), skip_bad=skip_bad)
+
+
+def load_checked_records(
+    files: Sequence[str],
+    *,
+    sampling: FrameSampling,
+    media_root: str | None = None,
+    skip_bad: bool = False,
+    need_label: bool = True,
+    limit: int | None = None,
+) -> Loaded[PreferenceRecord]:
+    """Load records, then open all of their media once; errors as in `load_records`, unreadable media included.
+
+    With a `limit`, only so many usable rows are taken, and no media of others are opened.
+    """
+    loaded = load_records(files, media_root=media_root, skip_bad=skip_bad, need_label=need_label)
+    loaded = Loaded(loaded.rows[:limit], loaded.bad, loaded.places[:limit])
+    return settle(_without_bad_media(loaded, sampling), skip_bad=skip_bad)
+
+
+def load_checked_traces(
+    files: Sequence[str], *, sampling: FrameSampling, media_root: str | None = None, skip_bad: bool = False
+) -> Loaded[Trace]:
+    """Load traces, then open all of their media once; errors as in `load_records`, unreadable media included."""
+    loaded = load_traces(files, media_root=media_root, skip_bad=skip_bad)
+    return settle(_without_bad_media(loaded, sampling), skip_bad=skip_bad)
+
+
+def check_media_of(
+    records: Iterable[PreferenceRecord],
+    sampling: FrameSampling,
+    *,
+    places: Sequence[Place] | None = None,
+    progress: bool = True,
+) -> list[BadRow]:
+    """Open every media entry once and return the records whose media cannot be used.
+
+    Videos are decoded into the frame cache of `sampling`, where training finds them.
+
+    Args:
+        records: the records to check.
+        sampling: how videos become frames.
+        places: where each of the records stands, for the report.
+        progress: show on stderr how far it has come.
+    """
+    problems: dict[tuple[tuple[str, ...], str], str] = {}
+    bad = []
+    records = list(records)
+    for i, record in enumerate(track(records, "checking media", unit="record") if progress else records):
+        kind = TASKS[record.task].media_kind
+        for entry in record.media:
+            if (entry, kind) not in problems:
+                problems[entry, kind] = _media_problem(entry, kind, sampling)
+        found = dict.fromkeys(problems[entry, kind] for entry in record.media if problems[entry, kind])
+        if found:
+            file, line = places[i] if places is not None else ("", 0)
+            bad.append(BadRow(file, line, record.id, "; ".join(found)[:REASON_LIMIT]))
+    return bad
+
+
+def settle(loaded: Loaded[Row], *, skip_bad: bool) -> Loaded[Row]:
+    """Return `loaded` if it can be trained on.
+
+    Raises:
+        DataError: there are bad rows and `skip_bad` is off, or no usable row is left.
+    """
+    if loaded.bad and not skip_bad:
+        total = len(loaded.rows) + len(loaded.bad)
+        report = format_bad_rows(loaded.bad)
+        raise DataError(f"{len(loaded.bad)} of {total} rows cannot be used:\n{report}\n{MEND}")
+    if not loaded.rows:
+        raise DataError(f"no usable row is left:\n{format_bad_rows(loaded.bad)}")
+    return loaded
+
+
+def _load(
+    files: Sequence[str], read: Callable[[Mapping[str, Any], Origin], Row], media_root: str | None
+) -> Loaded[Row]:
+    """Read every row of all files, sorting out those that `read` refuses and those whose id was seen before."""
+    loaded: Loaded[Row] = Loaded()
+    paths = [data_file(name) for name in files]
+    if not paths:
+        raise DataError("no data file is given; name at least one")
+    seen: dict[tuple[str, ...], Place] = {}
+    stems = Counter(path.stem for path in paths)
+    for path in paths:
+        root = (path.parent if media_root is None else Path(media_root)).absolute()
+        stem = path.stem if stems[path.stem] == 1 else f"{path.absolute().parent.name}/{path.stem}"
+        for number, value in read_values(path):
+            place = Place(str(path), number)
+            try:
+                item = read(_as_object(value), Origin(f"{stem}-{number}", stem, root))
+                _check_first(_key(item), place, seen)
+            except RecordError as error:
+                loaded.bad.append(_bad_row(place, value, str(error)))
+                continue
+            loaded.rows.append(item)
+            loaded.places.append(place)
+    return loaded
+
+
+def _as_object(value: Any) -> dict[str, Any]:
+    if isinstance(value, RecordError):
+        raise value
+    if not isinstance(value, dict):
+        raise RecordError(f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _check_first(key: tuple[str, ...], place: Place, seen: dict[tuple[str, ...], Place]) -> None:
+    name, order, *_ = key
+    first = seen.setdefault(key, place)
+    if first is not place:
+        what = f"the same trace in order {order!r} of record {name!r} again" if order else f"duplicate id {name!r}"
+        raise RecordError(f"{what}; the first is at {first}")
+
+
+def _key(item: PreferenceRecord | Trace) -> tuple[str, ...]:
+    """Return what may come once: a record; a trace, of which a record may have several (`keep: all`)."""
+    return (item.record.id, item.order, item.completion) if isinstance(item, Trace) else (item.id, "")
+
+
+def _record(item: PreferenceRecord | Trace) -> PreferenceRecord:
+    return item.record if isinstance(item, Trace) else item
+
+
+def _bad_row(place: Place, value: Any, reason: str) -> BadRow:
+    row = value if isinstance(value, dict) else {}
+    inner = row.get("record")
+    identity = inner.get("id") if isinstance(inner, dict) else row.get("id")
+    name = str(identity) if isinstance(identity, str | int) else ""
+    return BadRow(place.file, place.line, name, reason.removeprefix(f"record {name!r}: ")[:REASON_LIMIT])
+
+
+def _without_bad_media(loaded: Loaded[Row], sampling: FrameSampling) -> Loaded[Row]:
+    found = check_media_of(map(_record, loaded.rows), sampling, places=loaded.places)
+    out = {Place(row.file, row.line) for row in found}
+    good = [i for i, place in enumerate(loaded.places) if place not in out]
+    return Loaded([loaded.rows[i] for i in good], loaded.bad + found, [loaded.places[i] for i in good])
+
+
+def _media_problem(entry: tuple[str, ...], kind: str, sampling: FrameSampling) -> str:
+    try:
+        check_media(entry, kind, sampling)
+    except MediaError as error:
+        return str(error)
+    return ""
+
+
+def _count(records: Sequence[PreferenceRecord]) -> str:
+    """Return a table of the records by task and label."""
+    counts = Counter((record.task, str(record.preferred)) for record in records)
+    labels = ("1", "2", "tie", "None")
+    lines = [f"{'task':<22}" + "".join(f"{name:>8}" for name in [*labels, "total"])]
+    for task in sorted({record.task for record in records}):
+        cells = [counts[task, label] for label in labels]
+        lines.append(f"{task:<22}" + "".join(f"{n:>8}" for n in [*cells, sum(cells)]))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check data files from the command line; return 1 if a row cannot be used."""
+    parser = argparse.ArgumentParser(description="Check preference data and count it by task and label.")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="data files, .jsonl or .json")
+    parser.add_argument("--kind", choices=["records", "traces"], default="records", help="what the rows must be")
+    parser.add_argument("--media-root", help="folder of the media (default: that of each data file)")
+    add_frames(parser)
+    args = parser.parse_args(arguments)
+    load = load_checked_traces if args.kind == "traces" else load_checked_records
+    with tempfile.TemporaryDirectory() as cache:
+        sampling = frame_sampling(args, Path(cache))
+        try:
+            loaded = load(args.files, sampling=sampling, media_root=args.media_root, skip_bad=True)
+        except DataError as error:
+            print(error, file=sys.stderr)
+            return 1
+    print(_count([_record(row) for row in loaded.rows]))
+    if loaded.bad:
+        print(f"{len(loaded.bad)} rows cannot be used:\n{format_bad_rows(loaded.bad)}", file=sys.stderr)
+    return 1 if loaded.bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Public data sets, declared in YAML, turned into records."""

@@ -1,0 +1,145 @@
+"""Who is preferred, by the rule of a source: the larger number, a marked candidate, a word, or always the first.
+
+>>> rule = label_rule({"rule": "larger", "first": "v1", "second": "v2", "votes": True},
+...                   Finder("demo", ["v1", "v2"], {}))
+>>> rule({"v1": 19, "v2": 7})
+Label(preferred=1, margin=0.46153846153846156, votes=26)
+>>> rule({"v1": 3, "v2": 3}).preferred
+'tie'
+>>> rule({"v1": float("nan"), "v2": 3})
+Traceback (most recent call last):
+    ...
+unifiedreward_think.records.RecordError: label.first is nan; expected a finite number
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from unifiedreward_think.data.formats.files import DataError, LeftOut
+from unifiedreward_think.data.sources.columns import Column, Finder
+from unifiedreward_think.records import Preferred, RecordError
+
+
+class Label(NamedTuple):
+    """Which candidate of a row is preferred, by how much (a share, or the source's unit), and by how many votes."""
+
+    preferred: Preferred
+    margin: float | None = None
+    votes: int | None = None
+
+
+Rule = Callable[[Mapping[str, Any]], Label]
+# Rule -> its keys in a declaration, besides "rule".
+RULE_KEYS = {
+    "larger": {"first", "second", "votes", "smaller_wins", "margin", "min_margin", "min_votes"},
+    "first": set(),
+    "marked": {"column"},
+    "words": {"column", "first", "second", "tie"},
+}
+
+
+def label_rule(declared: Mapping[str, Any], finder: Finder) -> Rule:
+    """Return the function from a row to its label.
+
+    Rules: `larger` compares two numbers (equal is a tie; `votes` says that they are counts, `margin: difference` keeps
+    the plain difference where the default is its share of the sum); `first` always prefers the first candidate;
+    `marked` reads a list with a single 1; `words` looks a text up. `ties: leave_out` leaves ties out; they are kept
+    otherwise.
+
+    Raises:
+        DataError: the rule or one of its keys is unknown, or a column does not exist.
+    """
+    name = declared.get("rule")
+    if name not in RULE_KEYS:
+        raise DataError(f"label: rule {name!r} is unknown; known: {', '.join(RULE_KEYS)}")
+    if unknown := set(declared) - RULE_KEYS[name] - {"rule", "ties"}:
+        known = ", ".join(sorted(RULE_KEYS[name]))
+        raise DataError(f"label: unknown key {min(unknown)!r}; rule {name!r} takes {known or 'none'}")
+    rule = _rule(name, declared, finder)
+    ties = declared.get("ties", "keep")
+    if ties not in ("keep", "leave_out"):
+        raise DataError(f"label: ties is {ties!r}; choose 'keep' or 'leave_out'")
+    return rule if ties == "keep" else _without_ties(rule)
+
+
+def _rule(name: str, declared: Mapping[str, Any], finder: Finder) -> Rule:
+    if name == "larger":
+        columns = [finder.column(declared[side], where=f"label.{side}") for side in ("first", "second")]
+        return _larger(columns, declared)
+    if name == "first":
+        return lambda row: Label(1)
+    column = finder.column(declared["column"], where="label.column")
+    return _marked(column) if name == "marked" else _words(column, declared)
+
+
+def _without_ties(rule: Rule) -> Rule:
+    def decided(row: Mapping[str, Any]) -> Label:
+        label = rule(row)
+        if label.preferred == "tie":
+            raise LeftOut("a tie")
+        return label
+
+    return decided
+
+
+def _larger(columns: list[Column], declared: Mapping[str, Any]) -> Rule:
+    counts = bool(declared.get("votes"))
+    sign = -1 if declared.get("smaller_wins") else 1
+    share = declared.get("margin", "share") == "share"
+    min_margin, min_votes = declared.get("min_margin", 0.0), declared.get("min_votes", 0)
+
+    def rule(row: Mapping[str, Any]) -> Label:
+        a, b = (_number(c.get(row), f"label.{side}") for c, side in zip(columns, ("first", "second"), strict=True))
+        if counts and (a < 0 or b < 0 or a != int(a) or b != int(b)):
+            raise RecordError(f"votes are {a:g} and {b:g}; expected whole numbers from 0 on")
+        if counts and a + b < min_votes:
+            raise LeftOut(f"fewer than {min_votes} votes")
+        difference = sign * (a - b)
+        total = abs(a) + abs(b)
+        margin = abs(difference) / total if share and total else abs(difference)
+        if difference and margin < min_margin:
+            raise LeftOut(f"a margin under {min_margin:g}")
+        preferred: Preferred = "tie" if not difference else 1 if difference > 0 else 2
+        return Label(preferred, margin, int(a + b) if counts else None)
+
+    return rule
+
+
+def _marked(column: Column) -> Rule:
+    def rule(row: Mapping[str, Any]) -> Label:
+        marks = column.get(row)
+        if not isinstance(marks, list) or sorted(map(str, marks)) != ["0", "1"]:
+            raise RecordError(f"{column.name} is {str(marks)[:60]}; expected [1, 0] or [0, 1]")
+        return Label(1 if str(marks[0]) == "1" else 2)
+
+    return rule
+
+
+def _words(column: Column, declared: Mapping[str, Any]) -> Rule:
+    sides: dict[str, Preferred] = {"first": 1, "second": 2, "tie": "tie"}
+    meaning = {str(word).lower(): sides[side] for side in sides for word in declared.get(side, [])}
+
+    def rule(row: Mapping[str, Any]) -> Label:
+        word = column.get(row)
+        known = meaning.get(str(word).strip().lower())
+        if known is None:
+            raise RecordError(f"{column.name} says {str(word)[:60]!r}; expected one of {', '.join(meaning)}")
+        return Label(known)
+
+    return rule
+
+
+def _number(value: Any, name: str) -> float:
+    """Return a finite number; text is taken as the number it spells, as in CSV."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = float(value)
+    except (ValueError, OverflowError) as error:
+        raise RecordError(f"{name} is {str(value)[:60]!r} ({type(value).__name__}); expected a number") from error
+    if not math.isfinite(number):
+        raise RecordError(f"{name} is {number}; expected a finite number")
+    return number

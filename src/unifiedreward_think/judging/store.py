@@ -1,0 +1,119 @@
+"""The file of judgments: a JSON line each, whole again after any kill, one file again after ranks shared the work.
+
+A judgment holds everything that decided it (model, sampling, prompts, frames). A file of judgments made with other
+settings is refused, so that two experiments are never mixed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from unifiedreward_think.judging.ranks import Ranks
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, json_lines, read_json_lines
+from unifiedreward_think.writing import write_whole
+
+Key = tuple[str, str, int]  # record id, order, sample
+
+
+def load_judgments(path: Path) -> dict[Key, Judgment]:
+    """Read judgments by (record id, order, sample).
+
+    The file is only read. A last line without its line break was cut by a kill, or is just being written: it is left
+    out. Of two judgments of the same item the later one counts.
+
+    Raises:
+        RecordError: a line is no judgment; the message names file and line.
+    """
+    whole = path.read_bytes().count(b"\n")
+    rows = {}
+    for number, row in islice(read_json_lines(path), whole):
+        try:
+            judgment = Judgment.from_json(row)
+        except RecordError as error:
+            raise RecordError(f"{path}:{number}: {error}") from error
+        rows[key_of(judgment)] = judgment
+    return rows
+
+
+def part_of(output: Path, ranks: Ranks) -> Path:
+    """Return the file that this rank appends to."""
+    return output if ranks.count == 1 else output.with_name(f"{output.name}.rank{ranks.rank}")
+
+
+def resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[Key, Judgment]:
+    """Return what is done, and leave just that in the file: no cut line, and no failed item that is tried again.
+
+    What ranks of an interrupted run have left moves into it.
+
+    Raises:
+        RecordError: it holds a broken line, or judgments made with other settings.
+        OutputError: it cannot be written.
+    """
+    parts = _parts(path)
+    if not parts and not path.exists():
+        return {}
+    rows = load_judgments(path) if path.exists() else {}
+    for part in parts:
+        rows |= load_judgments(part)
+    for row in rows.values():
+        found = {"model": row.model, "decoder": row.decoder or settings["decoder"], **row.sampling}
+        if different := sorted(key for key in found.keys() | settings if found.get(key) != settings.get(key)):
+            key = different[0]
+            raise RecordError(
+                f"{path}: holds judgments made with {key} = {found.get(key)!r}, now it is {settings.get(key)!r}; "
+                "choose another output folder, or remove this file to judge again"
+            )
+    done = {key: row for key, row in rows.items() if not (row.error and key in wanted)}
+    text = json_lines(done.values())
+    if parts or text.encode() != path.read_bytes():
+        write_whole(path, text)
+    for part in parts:
+        part.unlink()
+    return done
+
+
+def merge_parts(output: Path, keys: Sequence[Key], done: dict[Key, Judgment]) -> dict[Key, Judgment]:
+    """Make one file of what was done before and of all parts, in the order of `keys`, and return its judgments.
+
+    Raises:
+        InputError: some of `keys` are missing: another rank wrote into another folder.
+        OutputError: it cannot be written.
+    """
+    parts = _parts(output)
+    for part in parts:
+        done = {**done, **load_judgments(part)}
+    if missing := len(set(keys) - done.keys()):
+        raise InputError(
+            f"{output}: {missing} judgments of other ranks are not here; put it into a folder that all nodes share"
+        )
+    merged = {key: done[key] for key in dict.fromkeys([*keys, *done])}
+    if parts or list(merged) != list(done):
+        write_whole(output, json_lines(merged.values()))
+    for part in parts:
+        part.unlink()
+    return merged
+
+
+def _parts(output: Path) -> list[Path]:
+    """Return the files that ranks have left."""
+    return sorted(output.parent.glob(f"{escape(output.name)}.rank*"))
+
+
+def key_of(row: Judgment) -> Key:
+    """Return what a judgment is of."""
+    return row.record_id, row.order, row.sample
+
+
+def write_evaluation(folder: Path, records: Iterable[PreferenceRecord], results: Mapping[str, Any]) -> None:
+    """Write what stands beside judgments.jsonl in the folder of an evaluation: records.jsonl and results.json.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    write_whole(folder / "records.jsonl", json_lines(records))
+    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")

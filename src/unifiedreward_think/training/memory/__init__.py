@@ -1,0 +1,1 @@
+"""How much memory a stage takes, computed from its config."""

@@ -1,0 +1,1 @@
+"""What a run logs, and what is said when a value leaves its range."""

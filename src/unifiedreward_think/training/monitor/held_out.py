@@ -1,0 +1,281 @@
+"""Watch a run while it trains: its speed and memory, its health, and how it judges held-out pairs.
+
+    python -m unifiedreward_think.training.grpo --config configs/toy/grpo.yaml \
+        --eval_files outputs/toy/data/heldout.jsonl --eval_strategy steps --eval_steps 20 --eval_max_new_tokens 192 \
+        --load_best_model_at_end true --metric_for_best_model accuracy
+
+docs/health.md explains the metrics. Nothing here changes what is trained: tests/test_watch.py compares weights bit for
+bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unifiedreward_think.data.formats.loading import load_checked_records, report_left_out
+from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.protocol import Protocol
+from unifiedreward_think.judging.store import write_evaluation
+from unifiedreward_think.metrics import MEASURES, summarize
+from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, json_lines
+from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
+from unifiedreward_think.training.memory.job import GIB
+from unifiedreward_think.training.monitor.health import Watch
+from unifiedreward_think.training.monitor.thresholds import with_limits
+from unifiedreward_think.writing import write_whole
+
+HEALTH_FILE = "health.jsonl"
+FOLDER = "held_out"  # of evaluations, one for each judged step
+BEST_BY = ("accuracy", "macro_accuracy", "parse_rate", "readable_rate", "agreement")
+
+
+class HeldOut(NamedTuple):
+    """Pairs to judge during training, and how."""
+
+    records: list[PreferenceRecord]
+    protocol: Protocol
+    min_pixels: int | None
+    max_pixels: int | None
+
+
+def load_held_out(data: DataArguments, extras: TrainingExtras, args: Any) -> HeldOut | None:
+    """Return what `eval_files` asks for, None without; refuse what a run cannot be watched with.
+
+    Raises:
+        InputError: the options do not fit together, or no pair has a label; the message names them.
+        RecordError: a row cannot be used.
+    """
+    health_watch(extras)
+    if problem := _problem(data, extras, args):
+        raise InputError(problem)
+    if not extras.eval_files:
+        return None
+    loaded = load_checked_records(
+        extras.eval_files,
+        sampling=data.sampling,
+        media_root=data.media_root,
+        skip_bad=data.skip_bad,
+        limit=extras.eval_limit,
+    )
+    report_left_out(loaded.bad)
+    if not any(record.preferred in (1, 2) for record in loaded.rows):
+        raise InputError("eval_files: no pair has a preferred candidate, so there is no accuracy")
+    protocol = Protocol(
+        prompts=data.prompts,
+        style=data.style,  # type: ignore[arg-type]
+        sampling=Sampling(max_new_tokens=extras.eval_max_new_tokens),
+        frames=data.sampling,
+        orders=extras.eval_orders,  # type: ignore[arg-type]
+        order_seed=data.order_seed,
+    )
+    return HeldOut(loaded.rows, protocol, data.min_pixels, data.max_pixels)
+
+
+def _problem(data: DataArguments, extras: TrainingExtras, args: Any) -> str | None:
+    """Return the first reason why the options of an evaluation do not fit together."""
+    judged, scheduled, best = bool(extras.eval_files), args.eval_strategy != "no", _best_by(args)
+    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    problems = {
+        "eval_strategy: needs eval_files, the held-out pairs to judge": scheduled and not judged,
+        "eval_files: would never be judged; set eval_strategy: steps and eval_steps": judged and not scheduled,
+        "eval_files: some are trained on; hold them out": set(extras.eval_files) & set(data.train_files),
+        "eval_files: FSDP is not covered; use deepspeed": judged and fsdp,
+        f"metric_for_best_model: {best!r} is not measured on eval_files; choose one of {', '.join(BEST_BY)}": (
+            judged and best not in BEST_BY
+        ),
+        "metric_for_best_model: agreement needs eval_orders: both": best == "agreement" and extras.eval_orders == "one",
+    }
+    return next((text for text, applies in problems.items() if applies), None)
+
+
+def health_watch(extras: TrainingExtras) -> Watch:
+    """Return a watch with the window and the limits of the config.
+
+    Raises:
+        InputError: they cannot be read; the message names the key.
+    """
+    if extras.health_window < 1:
+        raise InputError(f"health_window: {extras.health_window} rows cannot be averaged; take 1 or more")
+    return Watch(with_limits(extras.health_bands), window=extras.health_window)
+
+
+def trainer_arguments(args: Any, held_out: HeldOut | None) -> Any:
+    """Return a copy for a trainer, which changes it; run.json records the user's.
+
+    The trainer must not look for a data set of its own to evaluate on: `Watched.watch` sets `eval_strategy` again.
+    """
+    changed = copy.copy(args)
+    if held_out is not None:
+        changed.eval_strategy = type(args.eval_strategy)("no")
+        changed.metric_for_best_model, changed.greater_is_better = _best_by(args), True
+    return changed
+
+
+def rates(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is logged of a summary: every rate of `metrics`, the interval of accuracy, accuracy by task."""
+    overall = results["overall"]
+    found = {name: overall[name]["value"] for name in MEASURES}
+    found |= {f"accuracy_{end}": overall["accuracy"][end] for end in ("low", "high")}
+    found |= {f"accuracy/{task}": part["accuracy"]["value"] for task, part in results["tasks"].items()}
+    found["macro_accuracy"] = results["macro_accuracy"]["value"]
+    if "both_orders" in results:
+        found["agreement"] = results["both_orders"]["overall"]["agreement"]["value"]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+class Watched:
+    """Mixin for TRL's trainers that logs what a run costs, warns when it is sick, and judges held-out pairs."""
+
+    _health: Watch | None = None
+    _held_out: HeldOut | None = None
+    _counted: tuple[float, float] | None = None  # clock and tokens when tokens were last counted
+
+    def watch(self, args: Any, extras: TrainingExtras, held_out: HeldOut | None) -> None:
+        """Begin to watch; `args` are the user's."""
+        trainer: Any = self
+        trainer.args.eval_strategy = args.eval_strategy
+        self._held_out = held_out
+        self._health = health_watch(extras)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See transformers; adds tokens_per_second, memory_gib and memory_share, and looks at the health of the run."""
+        if "loss" in logs:
+            logs.update(self._speed() | self._memory())
+        super().log(logs, start_time)  # type: ignore[misc]
+        self._look()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See transformers; judges `eval_files` where there are any."""
+        if self._held_out is None:
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc, no-any-return]
+        from transformers import Trainer
+
+        trainer: Any = self
+        started = time.perf_counter()
+        judgments = self._judge(self._held_out)
+        results = summarize(judgments)
+        metrics = {f"eval_{name}": value for name, value in rates(results).items()}
+        if trainer.is_world_process_zero():
+            folder = Path(trainer.args.output_dir, FOLDER, f"step_{trainer.state.global_step:06d}")
+            write_whole(folder / "judgments.jsonl", json_lines(judgments))
+            write_evaluation(folder, self._held_out.records, results)
+        took = time.perf_counter() - started
+        if self._counted is not None:
+            self._counted = (self._counted[0] + took, self._counted[1])
+        metrics["eval_runtime"] = round(took, 2)
+        Trainer.log(trainer, metrics)  # TRL's would take the training metrics gathered so far for those of this
+        self._look()
+        trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
+        return metrics
+
+    def _judge(self, held_out: HeldOut) -> list[Judgment]:
+        """Return the judgments of all pairs, in their order; each rank judges its share."""
+        import torch
+        from accelerate.utils import gather_object
+
+        from unifiedreward_think.backends.transformers import TransformersBackend
+
+        trainer: Any = self
+        device, training = trainer.accelerator.device, trainer.model.training
+        mine = held_out.records[trainer.args.process_index :: trainer.args.world_size]
+        devices = [device] if device.type == "cuda" else []
+        with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices), self._whole() as network:
+            backend = TransformersBackend(
+                f"step {trainer.state.global_step}",
+                batch_size=trainer.args.per_device_eval_batch_size,
+                device=str(device),
+                min_pixels=held_out.min_pixels,
+                max_pixels=held_out.max_pixels,
+                loaded=(network, trainer.processing_class),
+            )
+            label = f"judging held-out pairs at step {trainer.state.global_step}"
+            judged = judge(mine, backend, held_out.protocol, Path(scratch, "judgments.jsonl"), label=label)
+        trainer.model.train(training)
+        if devices:
+            torch.cuda.empty_cache()  # caches of keys and values, which training has no use for
+        place = {record.id: i for i, record in enumerate(held_out.records)}
+        return sorted(gather_object(judged), key=lambda row: place[row.record_id])
+
+    @contextmanager
+    def _whole(self) -> Iterator[Any]:
+        """Yield the transformers model with all of its weights, also where ZeRO-3 has spread them over the ranks."""
+        from trl.models.utils import add_hooks, remove_hooks
+
+        trainer: Any = self
+        network = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        network = network.get_base_model() if hasattr(network, "get_base_model") else network  # adapters stay in it
+        plugin = trainer.accelerator.state.deepspeed_plugin
+        if plugin is None or plugin.zero_stage != 3:
+            yield network
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(network.parameters())):
+            remove_hooks(trainer.model_wrapped)
+            yield network
+            add_hooks(trainer.model_wrapped)
+
+    def _speed(self) -> dict[str, float]:
+        """Return the tokens of all ranks, prompts included, for each second since they were last counted."""
+        trainer: Any = self
+        tokens = trainer._metrics["train"].get("num_tokens")
+        if not tokens:  # an optimizer step on completions that were counted before
+            return {}
+        before, self._counted = self._counted, (time.perf_counter(), tokens[-1])
+        if before is None:
+            return {}
+        return {"tokens_per_second": (self._counted[1] - before[1]) / (self._counted[0] - before[0])}
+
+    def _memory(self) -> dict[str, float]:
+        """Return the most memory that any rank has used: of its GPU since the last log, or else of its process."""
+        import torch
+
+        trainer: Any = self
+        device = trainer.accelerator.device
+        if device.type == "cuda":
+            peak, limit = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            import resource
+
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        used = trainer.accelerator.gather(torch.tensor([[peak / GIB, peak / limit]], device=device))
+        gib, share = used.max(0).values.tolist()
+        return {"memory_gib": gib, "memory_share": share}
+
+    def _look(self) -> None:
+        """Look at what was logged: print what is wrong when it begins, and keep all of it in health.jsonl."""
+        trainer: Any = self
+        if self._health is None or not trainer.is_world_process_zero():
+            return
+        path, before = Path(trainer.args.output_dir, HEALTH_FILE), list(self._health.episodes)
+        *earlier, last = trainer.state.log_history[self._health.seen :]
+        for row in earlier:  # of the run that this one goes on from, which has printed them
+            self._health.see(row)
+        for episode in self._health.see(last):
+            band = episode.symptom.band
+            print(
+                f"health, step {episode.first}: {episode.headline}. Likely: {band.cause}. Mend: {band.mend}. "
+                "See docs/health.md.",
+                file=sys.stderr,
+                flush=True,
+            )
+        if self._health.episodes != before or not path.exists():
+            write_whole(path, "".join(json.dumps(row.to_json()) + "\n" for row in self._health.episodes))
+
+
+def _best_by(args: Any) -> str:
+    """Return what picks the best checkpoint: accuracy, unless `metric_for_best_model` says otherwise."""
+    return str(args.metric_for_best_model or "accuracy").removeprefix("eval_")

@@ -1,0 +1,1 @@
+"""Checkpoints that can be trusted, and what happens on a fault."""

@@ -1,0 +1,1 @@
+"""TRL trainers with what this project adds to them."""

@@ -1,0 +1,115 @@
+"""What all samples and orders of a pair say together: votes, ties by margin, mean scores.
+
+Every sample in every order is a vote. An unreadable or failed one abstains. The candidate with most votes
+wins; with as many on both sides nobody does (None). With a tie margin, the pair is a tie where the score sums of all
+readable votes together differ by that much at most; without scores no tie can be called.
+
+>>> from unifiedreward_think.verdict import parse, render
+>>> said = [(1, "ab", 9, 4), (1, "ba", 8, 7), (2, "ab", 5, 6)]
+>>> rows = [Judgment(record_id="kite", task="image_generation", order=order, sample=i, completion="",
+...                  verdict=parse(render(winner, [("Aesthetics", *scores)], noun="Image"), "Image"))
+...         for i, (winner, order, *scores) in enumerate(said)]
+>>> result = combine(rows)
+>>> result.winner, result.margin, result.votes
+(2, 3.0, {'1': 1, '2': 2, 'abstained': 0})
+>>> combine(rows, tie_margin=3).winner
+'tie'
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unifiedreward_think.metrics import candidate_margin, majority
+from unifiedreward_think.records import Judgment, Preferred
+from unifiedreward_think.verdict import DimensionScore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What all votes on a pair say together; candidates 1 and 2 as they were given, not as they were shown.
+
+    Attributes:
+        record_id: the pair.
+        winner: 1, 2, "tie", or None where no vote can be read or the votes are split.
+        margin: score sum of candidate 1 minus that of candidate 2, over all readable votes; None without scores.
+        scores: mean scores on each dimension.
+        votes: how many for "1" and for "2", and how many "abstained": unreadable or failed.
+        chosen: the judgment whose reasoning stands for the result: the first for the winner, else the first.
+        error: why the first failed vote failed; empty if none did.
+    """
+
+    record_id: str
+    winner: Preferred | None
+    margin: float | None
+    scores: tuple[DimensionScore, ...]
+    votes: dict[str, int]
+    chosen: Judgment
+    error: str
+
+    @property
+    def reasoning(self) -> str:
+        """The completion of the chosen judgment; it names the candidates by their place in `chosen.order`."""
+        return self.chosen.completion or ""
+
+    @property
+    def reason(self) -> str:
+        """Why there is no winner; empty where there is one."""
+        if self.winner is not None:
+            return ""
+        if self.votes["1"] or self.votes["2"]:
+            return "the votes are split"
+        if self.chosen.error:
+            return self.chosen.error
+        if self.chosen.finish_reason == "length":
+            return "cut at the token limit; raise max_new_tokens"
+        return "; ".join(self.chosen.verdict.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, without the judgments."""
+        return {
+            "id": self.record_id,
+            "winner": self.winner,
+            "margin": self.margin,
+            "scores": [list(score) for score in self.scores],
+            "votes": self.votes,
+            "error": self.error,
+            "reason": self.reason,
+        }
+
+
+def combine(judgments: Sequence[Judgment], *, tie_margin: float | None = None) -> Result:
+    """Return the result of all judgments of one record."""
+    name = judgments[0].record_id
+    readable = [row for row in judgments if row.candidate is not None]
+    margins = [margin for row in readable if (margin := candidate_margin(row)) is not None]
+    most = majority(judgments)[name]
+    winner: Preferred | None = None if most is None else 1 if most == 1 else 2
+    # Sums of decimal scores differ in their last bits.
+    if tie_margin is not None and margins and round(abs(sum(margins)), 6) <= tie_margin:
+        winner = "tie"
+    votes = {str(k): sum(row.candidate == k for row in judgments) for k in (1, 2)}
+    return Result(
+        record_id=name,
+        winner=winner,
+        margin=sum(margins) if margins else None,
+        scores=_mean_scores(readable),
+        votes={**votes, "abstained": len(judgments) - len(readable)},
+        chosen=next((row for row in readable if row.candidate == winner), (readable or judgments)[0]),
+        error=next((row.error for row in judgments if row.error), ""),
+    )
+
+
+def _mean_scores(rows: Sequence[Judgment]) -> tuple[DimensionScore, ...]:
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        for score in row.verdict.scores:
+            pair = (score.first, score.second) if row.order == "ab" else (score.second, score.first)
+            found[score.name].append(pair)
+    return tuple(
+        DimensionScore(name, sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs))
+        for name, pairs in found.items()
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.media import Clip
 from unifiedreward_think.records import InputError
 from unifiedreward_think.verdict import STOP_STRING

@@ -23,7 +23,8 @@ from unifiedreward_think.data import importing
 from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.importing import Input, Settings, expand, import_source
 from unifiedreward_think.data.shards import read_stored, reason_kind
-from unifiedreward_think.data.sources.declaration import load_source, read_source, readers
+from unifiedreward_think.data.sources import readers
+from unifiedreward_think.data.sources.declaration import load_source, read_source
 from unifiedreward_think.data.sources.media_store import inside
 from unifiedreward_think.records import RecordError
 

@@ -22,7 +22,8 @@ from unifiedreward_think.data.shards import Stored
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError
 from unifiedreward_think.traces import distillation
-from unifiedreward_think.traces.distillation import main, reasons
+from unifiedreward_think.traces.distillation import main
+from unifiedreward_think.traces.filters import rejections
 from unifiedreward_think.verdict import parse, render
 
 COUNT = 12
@@ -95,7 +96,7 @@ def test_only_traces_that_agree_with_the_label_and_add_up_are_kept(pairs, tmp_pa
         assert verdict.winner == (1 if trace.order == "ab" else 2)
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert {row["id"]: row["reasons"] for row in rejected} == {
-        "r01": ["disagrees with the label"],
+        "r01": ["wrong winner"],
         "r02": ["not strictly formed"],
         "r03": ["sums do not add up"],
         "r04": ["cut at the token limit"],
@@ -245,7 +246,7 @@ def test_why_an_answer_is_rejected_is_said_in_full():
     said = render(1, [("Aesthetics", 9, 4)], noun="Image").replace("9=9", "9=8")
     verdict = parse("Well. " + said, "Image")
     row = Judgment(record_id="a", order="ab", completion=said, verdict=verdict, preferred=2, task="image_generation")
-    assert reasons(row) == ["disagrees with the label", "not strictly formed", "sums do not add up"]
+    assert rejections(row) == ["wrong winner", "not strictly formed", "sums do not add up"]
 
 
 @pytest.mark.slow

@@ -156,13 +156,15 @@ def vote(winner, first=None, second=None, *, order="ab", sample=0, error=""):
         ([vote(1, 9, 4, order="ba")], None, 2, -5),
         ([vote(1, 9, 4), vote(1, 9, 4, order="ba")], None, None, 0),  # split: the place decides, so nobody wins
         ([vote(1, 9, 4), vote(1, 9, 4, order="ba")], 0, "tie", 0),
-        ([vote(1, 9, 4), vote(2, 4, 9, order="ba")], 9, 1, 10),
-        ([vote(1, 9, 4), vote(2, 4, 9, order="ba")], 10, "tie", 10),
+        # The margin is the mean over votes, so more votes of the same do not leave the tie.
+        ([vote(1, 9, 4), vote(2, 4, 9, order="ba")], 4, 1, 5),
+        ([vote(1, 9, 4), vote(2, 4, 9, order="ba")], 5, "tie", 5),
+        ([vote(1, 9, 8)] * 5, 2, "tie", 1),
         ([vote(1, 9, 4), vote(None), vote(None)], None, 1, 5),  # unreadable votes abstain
         ([vote(None), vote(1, error="gone")], None, None, None),
         ([vote(None), vote(1, error="gone")], 5, None, None),
         ([vote(1), vote(1), vote(2)], 5, 1, None),  # no scores, no tie
-        ([vote(2, 5, 5.1), vote(2, 5, 5.2)], 0.3, "tie", -0.3),
+        ([vote(2, 5, 5.1), vote(2, 5, 5.2)], 0.15, "tie", -0.15),
         ([vote(1, 4, 9)], None, 1, -5),  # the answer is the vote, the scores only decide about ties
     ],
 )

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unifiedreward_think.data.formats.files import BadRow, report_left_out
 from unifiedreward_think.data.formats.loading import (
     DataError,
     check_media_of,
@@ -583,3 +584,9 @@ def test_the_help_of_the_checker_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--media-root" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
+
+
+def test_of_many_bad_rows_the_first_twenty_are_named_and_all_are_counted(capsys):
+    report_left_out([BadRow("pairs.jsonl", line, "", "broken") for line in range(1, 26)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "25 bad rows left out:" and len(lines) == 22 and lines[-1] == "... and 5 more"

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unifiedreward_think.evaluation import parity
-from unifiedreward_think.evaluation.ties import call, said, ties
+from unifiedreward_think.evaluation.ties import said, ties
 from unifiedreward_think.intervals import Rate
 from unifiedreward_think.metrics import tie_calibration
 from unifiedreward_think.records import Judgment
 from unifiedreward_think.verdict import answer_text, parse, render
+from unifiedreward_think.votes import call_tie
 
 
 def judged(name, winner, *, preferred=1, order="ab", sample=0, text=None, scores=None, source=""):
@@ -262,7 +263,7 @@ def test_ties_of_a_judge_that_states_scores():
 
 
 def test_a_tie_is_called_by_margin_only():
-    assert [call(2, m, 0.5) for m in (0.5, -0.5, 0.6, None)] == ["tie", "tie", 2, 2]
+    assert [call_tie(2, m, 0.5) for m in (0.5, -0.5, 0.6, None)] == ["tie", "tie", 2, 2]
 
 
 def test_the_papers_accuracies_count_ties_and_leave_them_out():

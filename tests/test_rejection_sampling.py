@@ -14,6 +14,7 @@ from unifiedreward_think.backends import Completion
 from unifiedreward_think.data.formats.loading import DataError, load_checked_records, load_checked_traces
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.traces.filters import rejections
 from unifiedreward_think.training import rejection_sampling as stage
 from unifiedreward_think.training.arguments import DataArguments
 from unifiedreward_think.verdict import parse, render
@@ -68,7 +69,7 @@ def judged(texts, name="r0", *, finish="stop", error=""):
     ],
 )
 def test_a_trace_is_kept_if_right_strict_and_adding_up(text, reasons):
-    assert stage.rejections(*judged([text]), options()) == reasons
+    assert rejections(*judged([text]), **stage.trace_rules(options())) == reasons
 
 
 @pytest.mark.parametrize(
@@ -76,15 +77,15 @@ def test_a_trace_is_kept_if_right_strict_and_adding_up(text, reasons):
 )
 def test_each_rule_can_be_switched_off(rule, text):
     (row,) = judged([text])
-    assert stage.rejections(row, options()) != []
-    assert stage.rejections(row, options(**{rule: False})) == []
+    assert rejections(row, **stage.trace_rules(options())) != []
+    assert rejections(row, **stage.trace_rules(options(**{rule: False}))) == []
     off = dict.fromkeys(["require_correct", "require_strict", "require_arithmetic"], False)
-    assert stage.rejections(row, options(**{**off, rule: True})) != []
+    assert rejections(row, **stage.trace_rules(options(**{**off, rule: True}))) != []
 
 
 def test_a_completion_cut_at_the_limit_is_counted_as_such():
     (row,) = judged(["<think>Image 1"], finish="length")
-    assert stage.rejections(row, options()) == ["cut at the token limit"]
+    assert rejections(row, **stage.trace_rules(options())) == ["cut at the token limit"]
 
 
 def test_the_shortest_good_trace_is_kept_and_the_earliest_of_equals():
@@ -122,7 +123,7 @@ def test_a_pair_that_could_not_be_judged_is_neither_kept_nor_hard():
     kept, hard, counts = stage.split_pairs([record()], rows, options())
     assert (kept, hard, counts["neither kept nor hard"]) == ([], [], 1)
     assert counts["pairs by correct samples"] == {"not judged": 1}
-    assert counts["samples rejected because"] == {"media could not be opened": 2}
+    assert counts["samples rejected because"] == {"no answer": 2}
 
 
 @pytest.mark.parametrize(
@@ -211,9 +212,8 @@ def test_the_counts_of_the_manifest_add_up(data, tmp_path):
     counts = manifest["counts"]
     assert counts == found
     assert counts["rows"] == 30 and counts["ties left out"] == 3 and counts["pairs"] == 27
-    assert counts["rows"] == sum(
-        counts[name] for name in ("pairs", "ties left out", "bad rows left out", "pairs beyond the limit")
-    )
+    left_out = ("ties left out", "unlabelled pairs left out", "bad rows left out", "pairs beyond the limit")
+    assert counts["rows"] == counts["pairs"] + sum(counts[name] for name in left_out)
     assert counts["pairs"] == sum(counts["pairs by correct samples"].values())
     kept, hard, both, neither = (counts[k] for k in ("kept", "hard", "kept and hard", "neither kept nor hard"))
     assert min(kept, hard, both, neither) > 0 and counts["pairs"] == kept + hard - both + neither
@@ -221,7 +221,7 @@ def test_the_counts_of_the_manifest_add_up(data, tmp_path):
     assert hard == sum(counts["hard by task"].values()) == len((folder / "hard.jsonl").read_text().splitlines())
     rows = [Judgment.from_json(json.loads(line)) for line in (folder / "judgments.jsonl").read_text().splitlines()]
     assert counts["samples"] == len(rows) == 27 * 4
-    rejected = [row for row in rows if stage.rejections(row, options())]
+    rejected = [row for row in rows if rejections(row, **stage.trace_rules(options()))]
     assert counts["samples accepted"] == len(rows) - len(rejected)
     assert max(counts["samples rejected because"].values()) <= len(rejected)
     assert manifest["arguments"]["hard_below"] == 0.3 and manifest["commit"] and manifest["versions"]["torch"]
@@ -333,10 +333,19 @@ def test_bad_rows_stop_the_stage_unless_they_are_skipped_and_counted(data, tmp_p
     assert "record 'bad'" in capsys.readouterr().err
 
 
+def test_unlabelled_pairs_are_left_out_and_counted(data, tmp_path):
+    with (tmp_path / "data" / "pairs.jsonl").open("a") as file:
+        file.write(
+            json.dumps(record("unlabelled", media=(("red.png",), ("blue.png",)), preferred=None).to_json()) + "\n"
+        )
+    records, counts = stage.load_pairs(data)
+    assert (len(records), counts["unlabelled pairs left out"], counts["rows"]) == (27, 1, 31)
+
+
 def test_a_file_of_ties_has_nothing_to_sample(data, tmp_path):
     file = tmp_path / "data" / "ties.jsonl"
     file.write_text(json.dumps(record(media=(("red.png",), ("blue.png",)), preferred="tie").to_json()) + "\n")
-    with pytest.raises(DataError, match="only ties"):
+    with pytest.raises(DataError, match="no pair has a winner"):
         stage.load_pairs(replace(data, train_files=[str(file)]))
 
 

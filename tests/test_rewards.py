@@ -129,6 +129,14 @@ def test_the_first_position_rate_is_not_logged_where_no_verdict_can_be_read():
     assert metrics == {"parse_rate": 0.0, "readable_rate": 0.0, "arithmetic_rate": 0.0}
 
 
+def test_rows_that_ask_for_no_scores_do_not_lower_the_arithmetic_rate():
+    metrics = {}
+    format_reward([DIRECT, GOOD], task=[IMAGE] * 2, style=["direct", "cot"], log_metric=metrics.__setitem__)
+    assert metrics["arithmetic_rate"] == 1.0
+    format_reward([DIRECT], task=[IMAGE], style=["direct"], log_metric=(alone := {}).__setitem__)
+    assert "arithmetic_rate" not in alone and alone["parse_rate"] == 1.0
+
+
 def test_unknown_columns_of_the_training_set_are_ignored():
     extra = {"prompts": ["?"], "completion_ids": [[1]], "images": [[]], "trainer_state": None, "id": ["kite"]}
     assert format_reward([GOOD], task=[IMAGE], **extra) == [1]

@@ -26,15 +26,23 @@ from typing import Any, NamedTuple
 
 from unifiedreward_think.intervals import Flag, Rate, as_rate, block, macro_average, sign_flip_p
 from unifiedreward_think.records import Judgment, Preferred
+from unifiedreward_think.verdict import Verdict
 
-# What a judgment adds to each rate; None keeps it out of the denominator.
+# What one verdict of a style adds to each rate; None keeps it out of the denominator. GRPO logs these, too.
+VERDICT_MEASURES: dict[str, Callable[[Verdict, str], bool | None]] = {
+    "parse_rate": lambda verdict, style: verdict.strict,
+    "readable_rate": lambda verdict, style: verdict.winner is not None,
+    "arithmetic_rate": lambda verdict, style: None if style == "direct" else verdict.arithmetic_ok,
+    "first_position_rate": lambda verdict, style: None if verdict.winner is None else verdict.winner == 1,
+}
+# What a judgment adds to each rate.
 MEASURES: dict[str, Callable[[Judgment], bool | None]] = {
     "accuracy": lambda j: j.correct,
-    "parse_rate": lambda j: None if j.error else j.verdict.strict,
-    "readable_rate": lambda j: None if j.error else j.verdict.winner is not None,
+    "parse_rate": lambda j: _of_verdict("parse_rate", j),
+    "readable_rate": lambda j: _of_verdict("readable_rate", j),
     "truncation_rate": lambda j: None if j.error else j.finish_reason == "length",
-    "arithmetic_rate": lambda j: None if j.error or _direct(j) else j.verdict.arithmetic_ok,
-    "first_position_rate": lambda j: None if j.verdict.winner is None else j.verdict.winner == 1,
+    "arithmetic_rate": lambda j: _of_verdict("arithmetic_rate", j),
+    "first_position_rate": lambda j: _of_verdict("first_position_rate", j),
     "error_rate": lambda j: bool(j.error),
 }
 
@@ -260,8 +268,9 @@ def _cluster(judgment: Judgment) -> str:
     return judgment.group or judgment.record_id
 
 
-def _direct(judgment: Judgment) -> bool:
-    return judgment.sampling.get("style") == "direct"
+def _of_verdict(measure: str, judgment: Judgment) -> bool | None:
+    style = judgment.sampling.get("style", "cot")
+    return None if judgment.error else VERDICT_MEASURES[measure](judgment.verdict, style)
 
 
 def _by_key(judgments: Iterable[Judgment]) -> dict[tuple[str, str, int], Judgment]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
+from unifiedreward_think.metrics import VERDICT_MEASURES
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style, Verdict, answer_text, parse, read_answer
 
@@ -50,11 +51,8 @@ def format_reward(
     """
     verdicts = _verdicts(completions, task, solution, style)
     if log_metric is not None:
-        log_metric("parse_rate", _share(v.strict for v in verdicts))
-        log_metric("readable_rate", _share(v.winner is not None for v in verdicts))
-        log_metric("arithmetic_rate", _share(v.arithmetic_ok for v in verdicts))
-        if readable := [v for v in verdicts if v.winner is not None]:  # a 0 would say that the second one always wins
-            log_metric("first_position_rate", _share(v.winner == 1 for v in readable))
+        for name, value in verdict_rates(verdicts, style or ["cot"] * len(verdicts)).items():
+            log_metric(name, value)
     if log_extra is not None:
         log_extra("winner", [v.winner for v in verdicts])
         log_extra("problems", ["; ".join(v.problems) for v in verdicts])
@@ -137,6 +135,20 @@ def length_reward(
     [0.0, -0.5, -1.0]
     """
     return [0.0 - min(1.0, max(0.0, (len(ids) - (limit - margin)) / margin)) for ids in completion_ids]
+
+
+def verdict_rates(verdicts: Sequence[Verdict], styles: Sequence[str]) -> dict[str, float]:
+    """Return the rates that evaluation reports, of the completions of a step; one that no row counts in is left out.
+
+    >>> sorted(verdict_rates([parse("<answer>Image 1 is better</answer>", "Image", style="direct")], ["direct"]))
+    ['first_position_rate', 'parse_rate', 'readable_rate']
+    """
+    rates = {}
+    for name, measure in VERDICT_MEASURES.items():
+        values = [measure(verdict, style) for verdict, style in zip(verdicts, styles, strict=True)]
+        if counted := [value for value in values if value is not None]:
+            rates[name] = _share(counted)
+    return rates
 
 
 def _verdicts(

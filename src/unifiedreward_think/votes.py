@@ -1,8 +1,8 @@
 """What all samples and orders of a pair say together: votes, ties by margin, mean scores.
 
 Every sample in every order is a vote. An unreadable or failed one abstains. The candidate with most votes
-wins; with as many on both sides nobody does (None). With a tie margin, the pair is a tie where the score sums of all
-readable votes together differ by that much at most; without scores no tie can be called.
+wins; with as many on both sides nobody does (None). With a tie margin, the pair is a tie where the mean difference of
+the score sums over the readable votes is that at most; without scores no tie can be called.
 
 >>> from unifiedreward_think.verdict import parse, render
 >>> said = [(1, "ab", 9, 4), (1, "ba", 8, 7), (2, "ab", 5, 6)]
@@ -11,8 +11,8 @@ readable votes together differ by that much at most; without scores no tie can b
 ...         for i, (winner, order, *scores) in enumerate(said)]
 >>> result = combine(rows)
 >>> result.winner, result.margin, result.votes
-(2, 3.0, {'1': 1, '2': 2, 'abstained': 0})
->>> combine(rows, tie_margin=3).winner
+(2, 1.0, {'1': 1, '2': 2, 'abstained': 0})
+>>> combine(rows, tie_margin=1).winner
 'tie'
 """
 
@@ -27,6 +27,8 @@ from unifiedreward_think.metrics import candidate_margin, majority
 from unifiedreward_think.records import Judgment, Preferred
 from unifiedreward_think.verdict import DimensionScore
 
+TIE_MARGIN_HELP = "call a tie where the score sums differ by this at most, in the mean over votes (default: never)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -35,7 +37,7 @@ class Result:
     Attributes:
         record_id: the pair.
         winner: 1, 2, "tie", or None where no vote can be read or the votes are split.
-        margin: score sum of candidate 1 minus that of candidate 2, over all readable votes; None without scores.
+        margin: score sum of candidate 1 minus that of candidate 2, the mean over readable votes; None without scores.
         scores: mean scores on each dimension.
         votes: how many for "1" and for "2", and how many "abstained": unreadable or failed.
         chosen: the judgment whose reasoning stands for the result: the first for the winner, else the first.
@@ -85,22 +87,37 @@ def combine(judgments: Sequence[Judgment], *, tie_margin: float | None = None) -
     """Return the result of all judgments of one record."""
     name = judgments[0].record_id
     readable = [row for row in judgments if row.candidate is not None]
-    margins = [margin for row in readable if (margin := candidate_margin(row)) is not None]
+    margin = mean_margin(judgments)
     most = majority(judgments)[name]
-    winner: Preferred | None = None if most is None else 1 if most == 1 else 2
-    # Sums of decimal scores differ in their last bits.
-    if tie_margin is not None and margins and round(abs(sum(margins)), 6) <= tie_margin:
-        winner = "tie"
+    winner = call_tie(None if most is None else 1 if most == 1 else 2, margin, tie_margin)
     votes = {str(k): sum(row.candidate == k for row in judgments) for k in (1, 2)}
     return Result(
         record_id=name,
         winner=winner,
-        margin=sum(margins) if margins else None,
+        margin=margin,
         scores=_mean_scores(readable),
         votes={**votes, "abstained": len(judgments) - len(readable)},
         chosen=next((row for row in readable if row.candidate == winner), (readable or judgments)[0]),
         error=next((row.error for row in judgments if row.error), ""),
     )
+
+
+def mean_margin(judgments: Sequence[Judgment]) -> float | None:
+    """Return the mean score sum of candidate 1 minus that of candidate 2 over readable votes; None without scores."""
+    readable = [row for row in judgments if row.candidate is not None]
+    margins = [margin for row in readable if (margin := candidate_margin(row)) is not None]
+    return sum(margins) / len(margins) if margins else None
+
+
+def call_tie(winner: Preferred | None, margin: float | None, tie_margin: float | None) -> Preferred | None:
+    """Return "tie" where the mean margin is `tie_margin` at most (None: never called), else the winner.
+
+    >>> call_tie(1, 1.0, 2.0), call_tie(1, 3.0, 2.0), call_tie(1, 0.0, None), call_tie(2, None, 2.0)
+    ('tie', 1, 1, 2)
+    """
+    # Sums of decimal scores differ in their last bits.
+    near = tie_margin is not None and margin is not None and round(abs(margin), 6) <= tie_margin
+    return "tie" if near else winner
 
 
 def _mean_scores(rows: Sequence[Judgment]) -> tuple[DimensionScore, ...]:

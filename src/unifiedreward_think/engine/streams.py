@@ -17,6 +17,7 @@ A prefix without segments is what generation needs, see `shared_decoding`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -206,6 +207,10 @@ def enable(network: Any) -> None:
     """Let a model read streams: its language model attends by layout and returns the scored places alone."""
     if network.config.get_text_config()._attn_implementation == NAME:
         return  # a second trainer of one model
+    replaced = network.config.get_text_config()._attn_implementation
+    if replaced not in (None, "sdpa"):
+        text = f"attn_implementation {replaced!r} is used in the vision tower alone (shared_prefix: false: everywhere)"
+        print(f"note: shared_prefix has an attention of its own; {text}", file=sys.stderr)
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     network.set_attn_implementation({"text_config": NAME})

@@ -115,7 +115,11 @@ def _parser(name: str, data: str | None, split: str, config: str | None, about: 
     add("--temperature", type=float, default=0.0, help="of sampling; 0 is greedy")
     add("--top-p", type=float, default=1.0, help="nucleus of sampling")
     add("--seed", type=int, default=0, help="of sampling")
-    add("--tie-margin", type=float, help="call a tie where the score sums differ by this at most (default: never)")
+    add(
+        "--tie-margin",
+        type=float,
+        help="call a tie where the score sums differ by this at most in the mean over votes (default: never)",
+    )
     add("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
     add("--layout", choices=["one_line", "three_line"], default="one_line", help="how the prompt asks for a dimension")
     add("--prompt-dir", help="folder of prompt templates of your own")

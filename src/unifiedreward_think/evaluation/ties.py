@@ -1,9 +1,6 @@
 """Ties for a judge that never says one: a chain of thought states score sums, and two near sums are a tie.
 
 The paper has no tau for its model. Here the difference of the sums stands for the score difference of VideoAlign.
-
->>> call(1, 1.0, 2.0), call(1, 3.0, 2.0), call(1, 0.0, None), call(2, None, 2.0)
-('tie', 1, 1, 2)
 """
 
 from __future__ import annotations
@@ -22,36 +19,31 @@ from unifiedreward_think.evaluation.parity import (
 from unifiedreward_think.intervals import Rate
 from unifiedreward_think.metrics import candidate_margin, majority, tie_calibration
 from unifiedreward_think.records import Judgment, Preferred
-
-
-def call(choice: Choice, margin: float | None, tie_margin: float | None) -> Choice:
-    """Return a tie where the two score sums differ by `tie_margin` at most (None: never), else the choice."""
-    return "tie" if tie_margin is not None and margin is not None and abs(margin) <= tie_margin else choice
+from unifiedreward_think.votes import call_tie, mean_margin
 
 
 def said(row: Judgment, tie_margin: float | None = None) -> Choice:
     """Return what one judgment says of its record, in the record's own order."""
-    return call(_choice(row.candidate), candidate_margin(row), tie_margin)
+    return call_tie(_choice(row.candidate), candidate_margin(row), tie_margin)
 
 
 def ties(judgments: Sequence[Judgment], *, tie_margin: float | None = None) -> dict[str, Any]:
     """Return accuracies with ties (tau) and without, from the first sample and from all judgments.
 
-    "single": the first sample, in the benchmark's own order. "combined": majority vote and mean margin over all samples
-    and orders. Each holds: "with_ties_exact", the best threshold on the margin, and "with_ties_videoalign", as their
-    script computes it, both fitted on the rows they score; "without_ties", the pairs with a winner by their margin; and
-    "at_tie_margin", the answers with ties called by `tie_margin`: the only tau that was not fitted. Unlabelled rows are
-    left out; a row without scores is wrong wherever the margin decides.
+    "single": the first sample, in the benchmark's own order. "combined": majority vote and mean margin over all
+    readable samples and orders. Each holds: "with_ties_exact", the best threshold on the margin, and
+    "with_ties_videoalign", as their script computes it, both fitted on the rows they score; "without_ties", the pairs
+    with a winner by their margin; and "at_tie_margin", the answers with ties called by `tie_margin`: the only tau that
+    was not fitted. Unlabelled rows are left out; a row without scores is wrong wherever the margin decides.
     """
     rows = [row for row in judgments if row.preferred is not None]
     single = {name: part[0] for name, part in samples(rows, order="stored").items()}
     labels: list[Preferred] = [row.preferred for row in single.values() if row.preferred is not None]
-    margins: dict[str, list[float]] = {name: [] for name in single}
+    by_record: dict[str, list[Judgment]] = {name: [] for name in single}
     for row in rows:
-        if (margin := candidate_margin(row)) is not None:
-            margins[row.record_id].append(margin)
+        by_record[row.record_id].append(row)
     votes = majority(rows)
-    means = {name: sum(part) / len(part) if part else None for name, part in margins.items()}
+    means = {name: mean_margin(part) for name, part in by_record.items()}
     return {
         "single": _block([(_choice(r.candidate), candidate_margin(r)) for r in single.values()], labels, tie_margin),
         "combined": _block([(_choice(votes[name]), means[name]) for name in single], labels, tie_margin),
@@ -74,6 +66,6 @@ def _block(
         "without_ties": share(videoalign_without_ties(human, margins)),
     }
     if tie_margin is not None:
-        called = [call(choice, margin, tie_margin) for choice, margin in pairs]
+        called = [call_tie(choice, margin, tie_margin) for choice, margin in pairs]
         block["at_tie_margin"] = {"threshold": tie_margin, **exact_match(called, labels)}
     return block

@@ -40,7 +40,7 @@ class Judge:
         prompts: task -> template in place of ours (`tasks.load_prompts`, `read_prompt_file`).
         votes: samples of each pair and order.
         orders: "one", drawn from `order_seed` and the pair, or "both".
-        tie_margin: call a tie up to this difference of the score sums; None never does.
+        tie_margin: call a tie up to this difference of the score sums, the mean over votes; None never does.
         temperature, top_p, max_new_tokens, seed: of sampling; temperature 0 is greedy.
         order_seed: decides the order shown, where it is one.
         frames, decoder, frame_cache: how videos become pictures.

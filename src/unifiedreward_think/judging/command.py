@@ -98,7 +98,11 @@ def _parser(task: str, about: str | None) -> argparse.ArgumentParser:
     add("--votes", type=int, default=1, help="samples of each pair and order; needs a --temperature above 0")
     add("--orders", choices=["one", "both"], default="one", help="orders each pair is shown in")
     add("--order-seed", type=int, default=0, help="decides the order shown, where it is one")
-    add("--tie-margin", type=float, help="a tie where the score sums of all votes differ by this at most")
+    add(
+        "--tie-margin",
+        type=float,
+        help="call a tie where the score sums differ by this at most in the mean over votes (default: never)",
+    )
     add("--temperature", type=float, default=0.0, help="of sampling; 0 is greedy")
     add("--top-p", type=float, default=1.0, help="nucleus of sampling")
     add("--seed", type=int, default=0, help="of sampling")

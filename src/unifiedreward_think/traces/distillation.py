@@ -38,33 +38,10 @@ from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, order_shown
 from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.traces.filters import counted_as, rejections
 from unifiedreward_think.writing import open_whole, write_whole
 
 PAIRS = 1000  # asked about in one go: what memory holds
-
-
-def reasons(judgment: Judgment) -> list[str]:
-    """Return why an answer is no training trace; empty for one that is.
-
-    >>> from unifiedreward_think.verdict import parse, render
-    >>> said = render(1, [("Aesthetics", 9, 4)], noun="Image")
-    >>> row = Judgment(record_id="a", order="ab", completion=said, verdict=parse(said, "Image"), preferred=2,
-    ...                task="image_generation")
-    >>> reasons(row)
-    ['disagrees with the label']
-    """
-    if judgment.error:
-        return [f"no answer: {judgment.error}"]
-    if judgment.finish_reason == "length":
-        return ["cut at the token limit"]
-    if judgment.verdict.winner is None:
-        return ["no readable answer"]
-    rules = {
-        "disagrees with the label": not judgment.correct,
-        "not strictly formed": not judgment.verdict.strict,
-        "sums do not add up": not judgment.verdict.arithmetic_ok,
-    }
-    return [reason for reason, broken in rules.items() if broken]
 
 
 @dataclass(slots=True)
@@ -134,9 +111,9 @@ def _sorted_out(
         counts.pairs += 1
         counts.not_asked += all(row.error for row in rows)
         counts.asked[record.source] += any(not row.error for row in rows)
-        found = [(row, reasons(row)) for row in rows]
+        found = [(row, rejections(row)) for row in rows]
         for _, why in found:
-            counts.rejected.update("no answer" if reason.startswith("no answer") else reason for reason in why)
+            counts.rejected.update(map(counted_as, why))
         others = [{"id": record.id, "order": r.order, "sample": r.sample, "reasons": why} for r, why in found if why]
         good = next((row for row, why in found if not why), None)
         counts.kept[record.source] += good is not None

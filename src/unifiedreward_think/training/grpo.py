@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from unifiedreward_think.data.formats.loading import load_checked_records, report_left_out
+from unifiedreward_think.data.formats.loading import DataError, load_checked_records, report_left_out, undecided
 from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
 from unifiedreward_think.records import InputError
 from unifiedreward_think.rewards import length_reward
@@ -103,7 +103,11 @@ def truncation_marker(limit: int, end_tokens: set[int]) -> Callable[..., list[fl
 def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the GRPO rows of all data files and what was counted."""
     loaded = load_checked_records(
-        data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
+        data.train_files,
+        sampling=data.sampling,
+        media_root=data.media_root,
+        skip_bad=data.skip_bad,
+        need_label=False,
     )
     report_left_out(loaded.bad)
     decided = [record for record in loaded.rows if record.preferred in (1, 2)][: data.limit]
@@ -112,8 +116,14 @@ def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]
         for record in decided
         for order in shown_orders(record, data.orders, data.order_seed)  # type: ignore[arg-type]
     ]
-    ties = sum(record.preferred == "tie" for record in loaded.rows)
-    return rows, {"pairs": len(decided), "rows": len(rows), "ties left out": ties, "bad rows left out": len(loaded.bad)}
+    if not rows:
+        raise DataError(f"{', '.join(data.train_files)}: no pair has a winner; GRPO needs `preferred` 1 or 2")
+    return rows, {
+        "pairs": len(decided),
+        "rows": len(rows),
+        **undecided(loaded.rows),
+        "bad rows left out": len(loaded.bad),
+    }
 
 
 def trainer_class(prefix: SharedPrefixArguments) -> Callable[..., Any]:

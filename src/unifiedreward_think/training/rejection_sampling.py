@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.backends import Backend
-from unifiedreward_think.data.formats.loading import DataError, Loaded, load_checked_records, report_left_out
+from unifiedreward_think.data.formats.loading import DataError, Loaded, load_checked_records, report_left_out, undecided
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.judging.ranks import ALONE, Ranks, joined
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, json_lines
+from unifiedreward_think.traces.filters import counted_as, rejections
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, option
 from unifiedreward_think.training.output import describe, must_be_finished
@@ -114,17 +115,21 @@ def load_pairs(data: DataArguments) -> tuple[list[PreferenceRecord], dict[str, A
         DataError: rows cannot be used, or no pair has a winner.
     """
     loaded: Loaded[PreferenceRecord] = load_checked_records(
-        data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
+        data.train_files,
+        sampling=data.sampling,
+        media_root=data.media_root,
+        skip_bad=data.skip_bad,
+        need_label=False,
     )
     report_left_out(loaded.bad)
     decided = [record for record in loaded.rows if record.preferred in (1, 2)]
     if not decided:
-        raise DataError(f"{', '.join(data.train_files)}: only ties; rejection sampling needs pairs with a winner")
+        raise DataError(f"{', '.join(data.train_files)}: no pair has a winner; rejection sampling needs some")
     used = decided[: data.limit]
     return used, {
         "rows": len(loaded.rows) + len(loaded.bad),
         "bad rows left out": len(loaded.bad),
-        "ties left out": len(loaded.rows) - len(decided),
+        **undecided(loaded.rows),
         "pairs beyond the limit": len(decided) - len(used),
         "pairs": len(used),
     }
@@ -153,26 +158,9 @@ def sample(
     return judge(records, backend, protocol, output, label="rejection sampling", ranks=ranks)
 
 
-def rejections(judgment: Judgment, args: SamplingArguments) -> list[str]:
-    """Return why a sampled trace is not kept; empty for one that is.
-
-    >>> from unifiedreward_think.verdict import parse
-    >>> said = "<answer>Image 1 is better</answer>"
-    >>> row = Judgment(record_id="a", order="ab", completion=said, verdict=parse(said, "Image"), preferred=1,
-    ...                task="image_generation")
-    >>> rejections(row, SamplingArguments(model_name_or_path="model", output_dir="out"))
-    ['not strictly formed', 'sums do not add up']
-    """
-    if judgment.error:
-        return ["media could not be opened"]
-    if judgment.verdict.winner is None:
-        return ["cut at the token limit" if judgment.finish_reason == "length" else "no readable answer"]
-    rules = {
-        "wrong winner": args.require_correct and not judgment.correct,
-        "not strictly formed": args.require_strict and not judgment.verdict.strict,
-        "sums do not add up": args.require_arithmetic and not judgment.verdict.arithmetic_ok,
-    }
-    return [reason for reason, broken in rules.items() if broken]
+def trace_rules(args: SamplingArguments) -> dict[str, bool]:
+    """Return the rules of `traces.filters.rejections` that are switched on."""
+    return {name: getattr(args, name) for name in ("require_correct", "require_strict", "require_arithmetic")}
 
 
 def choose(traces: Sequence[Judgment], keep: str) -> list[Judgment]:
@@ -193,12 +181,13 @@ def split_pairs(
 ) -> tuple[list[Trace], list[PreferenceRecord], dict[str, Any]]:
     """Return the kept traces, the hard pairs, and the counts behind them.
 
-    The pass rate of a pair is the share of its samples that name the preferred candidate. A pair whose media could not
-    be opened is neither kept nor hard.
+    The pass rate of a pair is the share of its samples that name the preferred candidate. A pair that could not be
+    judged is neither kept nor hard.
     """
     by_record: dict[str, list[Judgment]] = {}
     for row in judgments:
         by_record.setdefault(row.record_id, []).append(row)
+    rules = trace_rules(args)
     kept: list[Trace] = []
     hard: list[PreferenceRecord] = []
     passes: Counter[str] = Counter()
@@ -207,7 +196,7 @@ def split_pairs(
         if any(row.error for row in rows):
             passes["not judged"] += 1
             continue
-        chosen = choose([row for row in rows if not rejections(row, args)], args.keep)
+        chosen = choose([row for row in rows if not rejections(row, **rules)], args.keep)
         kept += [Trace(record=record, order=row.order, completion=row.completion or "") for row in chosen]
         passed = sum(bool(row.correct) for row in rows)
         passes[f"{passed}/{len(rows)}"] += 1
@@ -216,10 +205,10 @@ def split_pairs(
     counts = {**_counts(kept, hard), "pairs by correct samples": dict(sorted(passes.items()))}
     used = {trace.record.id for trace in kept} | {record.id for record in hard}
     counts["neither kept nor hard"] = len(by_record) - len(used)
-    reasons = [rejections(row, args) for row in judgments]
+    reasons = [rejections(row, **rules) for row in judgments]
     counts["samples"] = len(reasons)
     counts["samples accepted"] = reasons.count([])
-    counts["samples rejected because"] = dict(sorted(Counter(chain.from_iterable(reasons)).items()))
+    counts["samples rejected because"] = dict(sorted(Counter(map(counted_as, chain.from_iterable(reasons))).items()))
     return kept, hard, counts
 
 

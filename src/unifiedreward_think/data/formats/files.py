@@ -64,9 +64,9 @@ class BadRow:
 
 
 def report_left_out(bad: Sequence[BadRow]) -> None:
-    """Say on stderr which rows are left out, every one of them, and why."""
+    """Say on stderr how many rows are left out, and which and why of the first LISTED."""
     if bad:
-        print("\n".join([f"{len(bad)} bad rows left out:", *map(str, bad)]), file=sys.stderr)
+        print(f"{len(bad)} bad rows left out:\n{format_bad_rows(bad)}", file=sys.stderr)
 
 
 def format_bad_rows(bad: Sequence[BadRow]) -> str:

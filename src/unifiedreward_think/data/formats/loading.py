@@ -102,6 +102,12 @@ def load_records(
     return settle(_load(files, read, media_root), skip_bad=skip_bad)
 
 
+def undecided(records: Iterable[PreferenceRecord]) -> dict[str, int]:
+    """Return how many records have no winner, which stages that need one leave out."""
+    labels = [record.preferred for record in records]
+    return {"ties left out": labels.count("tie"), "unlabelled pairs left out": labels.count(None)}
+
+
 def load_traces(files: Sequence[str], *, media_root: str | None = None, skip_bad: bool = False) -> Loaded[Trace]:
     """Read traces from our own trace files and the released SFT files.
 

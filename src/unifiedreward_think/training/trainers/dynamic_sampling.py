@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.records import InputError, digest
 from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
 
 Batch = dict[str, Any]
@@ -83,7 +83,9 @@ class DynamicSamplingGRPOTrainer(SharedPrefixGRPOTrainer):
 
         Every rank rolls out as many groups as the one that needs most, since generation runs on all ranks at once.
         """
-        random = torch.Generator().manual_seed(hash((self.args.seed, self.state.global_step, rollout)) % 2**63)
+        random = torch.Generator().manual_seed(
+            digest("rollout", self.args.seed, self.state.global_step, rollout) % 2**63
+        )
         order = torch.randperm(len(self.train_dataset), generator=random).tolist()
         chosen = [self.train_dataset[order[(start + i) % len(order)]] for i in range(count)]
         return [row for row in chosen for _ in range(self.num_generations)]

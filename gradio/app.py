@@ -18,7 +18,8 @@ from pathlib import Path
 from unifiedreward_think.backends import BackendError
 from unifiedreward_think.backends.choose import add_arguments, make_backend
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.tasks import TASKS, load_prompts
+from unifiedreward_think.prompting import load_prompts
+from unifiedreward_think.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 TOY_MODELS = (ROOT / "outputs/toy/seed0/grpo", ROOT / "src/unifiedreward_think/toy/base")

@@ -37,7 +37,7 @@ def environment_as_found():
 def models(tmp_path_factory):
     """Family -> folder of a random model of that architecture."""
     from unifiedreward_think.models import tiny
-    from unifiedreward_think.tasks import load_prompts
+    from unifiedreward_think.prompting import load_prompts
 
     root = tmp_path_factory.mktemp("models")
     for family in tiny.FAMILIES:

@@ -20,8 +20,8 @@ from unifiedreward_think.backends.vllm import VllmBackend
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.store import load_judgments
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.records import RecordError
-from unifiedreward_think.tasks import load_prompts
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from unifiedreward_think.data.importing import Input, import_source
 from unifiedreward_think.data.shards import read_stored
 from unifiedreward_think.data.sources.declaration import load_source
 from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.tasks import TASKS
 
 # The four tasks, videos as frames and as folders, traces, and ties.
 NAMES = ("hpdv2_train", "unifiedreward_v1_videos", "llava_critic", "sharegptvideo_dpo", "imagegen_cot_reward_5k")
@@ -82,7 +83,7 @@ def test_the_released_grpo_format_comes_back_as_the_same_pairs(name, records, tm
     for old, new in zip(before, after, strict=True):
         kept = old.preferred == new.preferred
         assert new.task == old.task
-        if old.task.endswith("generation"):
+        if TASKS[old.task].compares_media:
             assert (new.media if kept else new.media[::-1]) == tuple(map(frames, old.media))
         else:  # its answers are inside the instruction, so it cannot be swapped
             assert kept

@@ -14,10 +14,11 @@ from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.shards import Part, ShardFolder, Stored, read_stored
 from unifiedreward_think.data.sources.mixture import read_entries, read_mixture, select, shares
 from unifiedreward_think.records import PreferenceRecord
+from unifiedreward_think.tasks import TASKS
 
 
 def stored(i, prompt="", pictures=None, source="hpd", task="image_generation", group=""):
-    understanding = task.endswith("understanding")
+    understanding = not TASKS[task].compares_media
     pictures = pictures or [f"/{source}/{i}-a.png", f"/{source}/{i}-b.png"][: 1 if understanding else 2]
     record = PreferenceRecord(
         id=f"{source}-{i}",

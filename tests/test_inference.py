@@ -23,8 +23,9 @@ from unifiedreward_think.judging import protocol
 from unifiedreward_think.judging.api import read_prompt_file
 from unifiedreward_think.judging.command import describe, main
 from unifiedreward_think.judging.store import load_judgments
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
-from unifiedreward_think.tasks import TASKS, load_prompts
+from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import DimensionScore, parse, render
 from unifiedreward_think.votes import combine
 

@@ -22,8 +22,9 @@ from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.protocol import WINDOW, Protocol, cut_batches
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.records import PreferenceRecord, RecordError, digest, order_shown
-from unifiedreward_think.tasks import TASKS, load_prompts
+from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import render
 from unifiedreward_think.writing import OutputError
 
@@ -211,7 +212,7 @@ def test_batches_hold_every_item_once_and_items_of_one_length_together(kinds, si
 
 
 def of_length(number, task, letters):
-    sides = 2 if task.endswith("generation") else 1
+    sides = 2 if TASKS[task].compares_media else 1
     answers = () if sides == 2 else ("yes", "no")
     return PreferenceRecord(id=str(number), task=task, prompt="x" * letters, media=(("m",),) * sides, answers=answers)
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from unifiedreward_think.records import (
     ORDERS,
-    TASK_NAMES,
     Judgment,
     PreferenceRecord,
     RecordError,
@@ -18,6 +17,7 @@ from unifiedreward_think.records import (
     order_shown,
     read_json_lines,
 )
+from unifiedreward_think.tasks import TASK_NAMES, TASKS
 from unifiedreward_think.verdict import DimensionScore, Verdict
 
 KITE = PreferenceRecord(
@@ -41,7 +41,7 @@ MEDIUM = st.lists(WORD, min_size=1, max_size=4).map(tuple)
 @st.composite
 def records(draw):
     task = draw(st.sampled_from(TASK_NAMES))
-    generation = task.endswith("generation")
+    generation = TASKS[task].compares_media
     instruction = draw(TEXT)
     return PreferenceRecord(
         id=draw(WORD),
@@ -197,10 +197,10 @@ def test_a_broken_judgment_is_refused_by_name_with_the_mend(change):
 
 
 def test_the_preferred_candidate_moves_with_the_order():
-    assert [KITE.preferred_as_shown(order) for order in ORDERS] == [2, 1]
-    assert [replace(KITE, preferred=1).preferred_as_shown(order) for order in ORDERS] == [1, 2]
+    assert [KITE.shown(order).winner for order in ORDERS] == [2, 1]
+    assert [replace(KITE, preferred=1).shown(order).winner for order in ORDERS] == [1, 2]
     for label in ("tie", None):
-        assert [replace(KITE, preferred=label).preferred_as_shown(order) for order in ORDERS] == [None, None]
+        assert [replace(KITE, preferred=label).shown(order).winner for order in ORDERS] == [None, None]
 
 
 @pytest.mark.parametrize(

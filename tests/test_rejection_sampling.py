@@ -239,7 +239,7 @@ def test_kept_and_hard_load_from_anywhere_and_their_media_resolve(data, tmp_path
     for trace in kept:
         verdict = parse(trace.completion, "Image")
         assert verdict.strict and verdict.arithmetic_ok
-        assert verdict.winner == trace.record.preferred_as_shown(trace.order)
+        assert verdict.winner == trace.record.shown(trace.order).winner
     assert {trace.order for trace in kept} == {"ab", "ba"}
 
 

@@ -24,7 +24,7 @@ EVIL = "<script>alert('x')</script> & {{ 7 * 7 }} http://example.org/pixel.png"
 
 def judged(record, order="ab", *, right=True, text=None, **more):
     noun = TASKS[record.task].noun
-    winner = record.preferred_as_shown(order) if right else 3 - record.preferred_as_shown(order)
+    winner = record.shown(order).winner if right else 3 - record.shown(order).winner
     scores = [("Aesthetics", 9, 4) if winner == 1 else ("Aesthetics", 4, 9)]
     text = render(winner, scores, noun=noun, preamble=EVIL) if text is None else text
     return Judgment(
@@ -47,7 +47,7 @@ def records(tmp_path):
     """One labelled pair of each task, with drawn pictures and clips."""
     rows = []
     for task, kind in TASKS.items():
-        moving, two = kind.media_kind == "video", task.endswith("generation")
+        moving, two = kind.media_kind == "video", TASKS[task].compares_media
         names = [f"{task}-{k}" for k in range(1 + two)]
         rows.append(
             PreferenceRecord(

@@ -26,8 +26,8 @@ from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import Clip, FrameSampling, open_image
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.records import PreferenceRecord
-from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import render
 
 REPO = Path(__file__).parents[1]

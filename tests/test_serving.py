@@ -23,12 +23,12 @@ from PIL import Image
 from unifiedreward_think.backends import BackendError, Completion, Failure
 from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.serving.__main__ import _parser, make_app
 from unifiedreward_think.serving.app import create_app
 from unifiedreward_think.serving.hosts import own_hosts
 from unifiedreward_think.serving.limits import Limits
 from unifiedreward_think.serving.questions import Settings
-from unifiedreward_think.tasks import load_prompts
 
 REPO = Path(__file__).parents[1]
 

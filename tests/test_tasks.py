@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from unifiedreward_think.records import ORDERS, TASK_NAMES, InputError, PreferenceRecord, RecordError
-from unifiedreward_think.tasks import PROMPTS, TASKS, Media, build_parts, load_prompts, solution
+from unifiedreward_think.prompting import PROMPTS, Media, build_parts, load_prompts, solution
+from unifiedreward_think.records import ORDERS, InputError, PreferenceRecord, RecordError
+from unifiedreward_think.tasks import TASK_NAMES, TASKS
 from unifiedreward_think.verdict import NOUNS, parse
 
 TOY_PROMPTS = Path(__file__).parents[1] / "configs" / "toy" / "prompts"
@@ -54,7 +55,7 @@ def question(**change):
 
 
 def any_record(task, **change):
-    return replace(image_pair() if task.endswith("generation") else question(), task=task, **change)
+    return replace(image_pair() if TASKS[task].compares_media else question(), task=task, **change)
 
 
 def paths(parts):

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from unifiedreward_think.media import decode_frames, open_image, pixel_sha256
+from unifiedreward_think.prompting import build_parts, load_prompts
 from unifiedreward_think.records import ORDERS, PreferenceRecord, Trace, read_json_lines
-from unifiedreward_think.tasks import TASKS, build_parts, load_prompts
+from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.toy import base, dataset
 from unifiedreward_think.toy.dataset import random_pair, write
 from unifiedreward_think.toy.teacher import Reply, observe, score_candidate, score_reply, total
@@ -159,7 +160,7 @@ def test_cold_start_traces_agree_with_their_labels_in_the_order_shown(data):
     for row in rows:
         verdict = parse(row.completion, TASKS[row.record.task].noun)
         assert verdict.strict and verdict.arithmetic_ok
-        assert verdict.winner == row.record.preferred_as_shown(row.order)
+        assert verdict.winner == row.record.shown(row.order).winner
         assert build_parts(row.record, order=row.order, prompts=load_prompts())
     assert {row.order for row in rows} == set(ORDERS)
 

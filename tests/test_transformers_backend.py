@@ -27,8 +27,8 @@ from unifiedreward_think.judging.protocol import open_items
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.models import tiny
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.records import order_shown
-from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.toy import dataset
 from unifiedreward_think.verdict import STOP_STRING
 

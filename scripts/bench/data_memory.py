@@ -65,7 +65,7 @@ from unifiedreward_think.data.shards import read_stored
 from unifiedreward_think.traces.distillation import distill
 from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.tasks import load_prompts
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.verdict import render
 
 class Teacher:

@@ -31,8 +31,8 @@ from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.media import FrameSampling, decode_frames, open_image
 from unifiedreward_think.models.loading import load_model, load_processor
+from unifiedreward_think.prompting import build_parts, load_prompts
 from unifiedreward_think.records import order_shown
-from unifiedreward_think.tasks import build_parts, load_prompts
 from unifiedreward_think.toy import dataset
 from unifiedreward_think.writing import write_whole
 

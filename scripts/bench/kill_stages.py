@@ -75,7 +75,7 @@ def imported(folder):
 def make_inputs(root):
     """Draw a toy world and a random model."""
     from unifiedreward_think.models import tiny
-    from unifiedreward_think.tasks import load_prompts
+    from unifiedreward_think.prompting import load_prompts
     from unifiedreward_think.toy import dataset
 
     dataset.write(root / "toy", cold_start=8, train=12, heldout=4)

@@ -37,8 +37,8 @@ from PIL import Image
 
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.models import tiny
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.serving.client import RewardClient, data_url, request_body
-from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.verdict import render
 from unifiedreward_think.writing import write_whole
 

@@ -4,25 +4,27 @@
 ...                           media=(("a.png",), ("b.png",)), preferred=2)
 >>> PreferenceRecord.from_json(record.to_json()) == record
 True
->>> record.preferred_as_shown("ba")
-1
+>>> record.shown("ba").media, record.shown("ba").preferred
+((('b.png',), ('a.png',)), 1)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from unifiedreward_think.tasks import TASK_NAMES, TASKS
 from unifiedreward_think.verdict import DimensionScore, Verdict
 
 Order = Literal["ab", "ba"]
 Preferred = Literal[1, 2, "tie"]
 ORDERS: tuple[Order, Order] = ("ab", "ba")
-TASK_NAMES = ("image_generation", "video_generation", "image_understanding", "video_understanding")
+STORED_ORDER: Order = "ab"
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -31,6 +33,46 @@ class InputError(ValueError):
 
 class RecordError(InputError):
     """A row that cannot be used; the message names the file and line or the record, and the mend."""
+
+
+def _preferred(candidate: int) -> Preferred:
+    return 1 if candidate == 1 else 2
+
+
+def in_order(stored: Sequence[T], order: str) -> tuple[T, ...]:
+    """Return what is stored for each candidate in the order shown: its letters name the candidates from a on.
+
+    >>> in_order(["x", "y"], "ba"), in_order(["x", "y", "z"], "cab")
+    (('y', 'x'), ('z', 'x', 'y'))
+    """
+    return tuple(stored[ord(letter) - ord("a")] for letter in order)
+
+
+def as_stored(shown: Sequence[T], order: str) -> tuple[T, ...]:
+    """Return what is shown for each candidate in the order stored, the inverse of `in_order`.
+
+    >>> as_stored(in_order(["x", "y", "z"], "cab"), "cab")
+    ('x', 'y', 'z')
+    """
+    return tuple(shown[place_shown(candidate, order) - 1] for candidate in range(1, len(order) + 1))
+
+
+def candidate_at(place: int, order: str) -> int:
+    """Return which candidate stands at a place of the order shown; both count from 1.
+
+    >>> candidate_at(1, "ba"), candidate_at(1, "cab")
+    (2, 3)
+    """
+    return ord(order[place - 1]) - ord("a") + 1
+
+
+def place_shown(candidate: int, order: str) -> int:
+    """Return at which place a candidate is shown, the inverse of `candidate_at`.
+
+    >>> place_shown(2, "ba"), place_shown(3, "cab")
+    (1, 1)
+    """
+    return order.index(chr(ord("a") + candidate - 1)) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +111,7 @@ class PreferenceRecord:
         # 1.0 and True equal 1, but would be written into answers as they are.
         if self.preferred not in (1, 2, "tie", None) or isinstance(self.preferred, bool | float):
             raise RecordError(f'record {self.id!r}: preferred is {self.preferred!r}; write 1, 2 or "tie"')
-        generation = self.task.endswith("generation")
+        generation = TASKS[self.task].compares_media
         needs = f"record {self.id!r}: {self.task} needs"
         if generation and len(self.media) != 2:
             raise RecordError(f"{needs} media of 2 candidates, found {len(self.media)}")
@@ -82,14 +124,33 @@ class PreferenceRecord:
 
     @property
     def swappable(self) -> bool:
-        """Whether the candidates can be shown in the other order."""
-        return self.task.endswith("generation") or not self.instruction
+        """Whether the candidates can be shown in another order."""
+        return TASKS[self.task].compares_media or not self.instruction
 
-    def preferred_as_shown(self, order: Order) -> int | None:
-        """Return which shown position holds the preferred candidate; None for ties and unlabelled rows."""
-        if self.preferred not in (1, 2):
-            return None
-        return self.preferred if order == "ab" else 3 - self.preferred
+    @property
+    def winner(self) -> int | None:
+        """The preferred candidate, 1 or 2; None for ties and unlabelled rows."""
+        return self.preferred if self.preferred in (1, 2) else None
+
+    def shown(self, order: Order) -> PreferenceRecord:
+        """Return the record with its candidates in the order shown; the label follows.
+
+        The one place where candidates change places: media (generation) or answers (understanding).
+
+        Raises:
+            RecordError: the instruction holds the answers, so they cannot change places.
+        """
+        if order == STORED_ORDER:
+            return self
+        if not self.swappable:
+            raise RecordError(f"record {self.id!r}: its instruction holds the answers; only order 'ab' works")
+        winner = self.winner
+        return replace(
+            self,
+            media=in_order(self.media, order) if TASKS[self.task].compares_media else self.media,
+            answers=in_order(self.answers, order) if self.answers else (),
+            preferred=self.preferred if winner is None else _preferred(place_shown(winner, order)),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form: empty optional fields are left out, one-file media entries plain strings."""
@@ -197,7 +258,7 @@ class Judgment:
     def candidate(self) -> int | None:
         """The winning candidate in the record's own order; None when unparsed."""
         winner = self.verdict.winner
-        return winner if winner is None or self.order == "ab" else 3 - winner
+        return None if winner is None else candidate_at(winner, self.order)
 
     @property
     def correct(self) -> bool | None:

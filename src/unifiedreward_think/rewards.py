@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from unifiedreward_think.metrics import VERDICT_MEASURES
+from unifiedreward_think.records import candidate_at
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style, Verdict, answer_text, parse, read_answer
 
@@ -113,7 +114,7 @@ def swap_agreement_reward(
         raise ValueError("swap_agreement_reward needs the columns `id` and `order`; train with `orders: both`")
     verdicts = _verdicts(completions, task, solution, None)
     named = [
-        verdict.winner if verdict.winner is None or shown == "ab" else 3 - verdict.winner
+        None if verdict.winner is None else candidate_at(verdict.winner, shown)
         for verdict, shown in zip(verdicts, order, strict=True)
     ]
     rewards: list[float | None] = []

@@ -39,9 +39,9 @@ from unifiedreward_think.data.shards import (
 )
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.media import FrameSampling, MediaError
+from unifiedreward_think.prompting import build_parts, load_prompts, solution
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import RecordError, Trace, digest
-from unifiedreward_think.tasks import build_parts, load_prompts, solution
 from unifiedreward_think.verdict import Style
 from unifiedreward_think.writing import open_whole, write_whole
 

@@ -27,8 +27,9 @@ from unifiedreward_think.intervals import Rate
 from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image
 from unifiedreward_think.pages import write_page
 from unifiedreward_think.progress import track
+from unifiedreward_think.prompting import build_parts, load_prompts
 from unifiedreward_think.records import digest
-from unifiedreward_think.tasks import TASKS, build_parts, load_prompts
+from unifiedreward_think.tasks import TASKS
 
 CONTEXTS = (2048, 4096, 8192, 16384, 32768)
 SIDES = (256, 512, 768, 1024, 1536, 2048)

@@ -85,7 +85,7 @@ def make_record(task: str, prompt: str, media: Sequence[str | None], answers: Se
         InputError: a field is empty; the message says which.
     """
     noun, kind = TASKS[task].noun, TASKS[task].media_kind
-    generation = task.endswith("generation")
+    generation = TASKS[task].compares_media
     fields = {("caption" if generation else "question"): prompt.strip()}
     names = [f"{noun.lower()} A", f"{noun.lower()} B"] if generation else [kind]
     fields |= dict(zip(names, (path or "" for path in media), strict=True))

@@ -89,7 +89,7 @@ def stop_handlers(stops: Stops, tab: str, waiting: str) -> tuple[Callable[..., A
 def _fields(task: str, example: PreferenceRecord | None) -> list[Any]:
     """Lay out the caption or question, the media and the answers, filled with an example."""
     kind, noun = TASKS[task].media_kind, TASKS[task].noun
-    generation = task.endswith("generation")
+    generation = TASKS[task].compares_media
     values = _values(example) if example else [None] * 4
     asked = gr.Textbox(
         values[0], label="Caption" if generation else "Question", lines=1, max_lines=4, elem_classes="ur-asked"
@@ -175,7 +175,7 @@ def _ask(
     """Judge what the fields hold, in the order A, B, or with `swap` in the other one than before."""
     *said, votes, temperature = values
     ended = view.alert("Stopped."), EMPTY, gr.skip(), "", gr.skip()
-    count = 2 if task.endswith("generation") else 1
+    count = 2 if TASKS[task].compares_media else 1
     try:
         record = make_record(task, said[0] or "", said[1 : 1 + count], [text or "" for text in said[1 + count :]])
         record = setup.known.get(record.id, record)

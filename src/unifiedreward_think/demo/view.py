@@ -15,8 +15,9 @@ from unifiedreward_think.evaluation.examples import shown_verdict
 from unifiedreward_think.evaluation.tables import HEADLINE, counts, table_rows, title
 from unifiedreward_think.metrics import both_orders, pair_orders
 from unifiedreward_think.pages import load_template
+from unifiedreward_think.prompting import Media, build_parts
 from unifiedreward_think.records import Judgment, Order, PreferenceRecord
-from unifiedreward_think.tasks import TASKS, Media, build_parts
+from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style, parse
 from unifiedreward_think.votes import combine
 

@@ -21,8 +21,8 @@ from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.judging.store import write_evaluation
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import summarize
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.provenance import config_yaml
-from unifiedreward_think.tasks import load_prompts
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -29,9 +29,9 @@ from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.judging.store import load_judgments, write_evaluation
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import group_accuracy, summarize
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.provenance import config_yaml
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, json_lines, read_json_lines
-from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.writing import write_whole
 
 Media = Callable[[Any], str]

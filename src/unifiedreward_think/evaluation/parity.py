@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.records import Judgment, Preferred, digest
+from unifiedreward_think.records import Judgment, Preferred, candidate_at, digest, place_shown
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import answer_text
 
@@ -64,7 +64,7 @@ def gold_anywhere(row: Judgment) -> bool | None:
     """
     if row.preferred not in (1, 2):
         return None
-    shown = row.preferred if row.order == "ab" else 3 - row.preferred
+    shown = place_shown(row.preferred, row.order)
     return answer_text(shown, TASKS[row.task].noun) in (row.completion or "")
 
 
@@ -74,7 +74,7 @@ def first_named(row: Judgment) -> Preferred:
     An output that names both counts for the one shown first; one that was cut or cannot be read counts as a tie.
     """
     noun = TASKS[row.task].noun
-    for shown, candidate in ((1, 1 if row.order == "ab" else 2), (2, 2 if row.order == "ab" else 1)):
+    for shown, candidate in ((place, candidate_at(place, row.order)) for place in (1, 2)):
         if answer_text(shown, noun) in (row.completion or ""):
             return 1 if candidate == 1 else 2
     return "tie"

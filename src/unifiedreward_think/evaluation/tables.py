@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from unifiedreward_think.intervals import Estimate
-from unifiedreward_think.records import TASK_NAMES
+from unifiedreward_think.tasks import TASK_NAMES
 
 Results = Mapping[str, Mapping[str, Any]]  # stage -> `metrics.summarize`, with `group_accuracy` in a benchmark
 Cell = tuple[str, Estimate]

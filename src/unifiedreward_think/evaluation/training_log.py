@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unifiedreward_think.intervals import Estimate, interval
-from unifiedreward_think.records import TASK_NAMES, RecordError, read_json_lines
+from unifiedreward_think.records import RecordError, read_json_lines
+from unifiedreward_think.tasks import TASK_NAMES
 
 History = Sequence[Mapping[str, Any]]
 MARKER = "truncated"  # a reward of weight 0 that marks completions cut by the token limit (training/grpo.py)

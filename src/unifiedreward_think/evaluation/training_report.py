@@ -36,7 +36,8 @@ from unifiedreward_think.evaluation.training_log import (
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import paired_test, summarize
 from unifiedreward_think.pages import write_page
-from unifiedreward_think.records import TASK_NAMES, Judgment, PreferenceRecord, RecordError, digest
+from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, digest
+from unifiedreward_think.tasks import TASK_NAMES
 
 # Plot -> what it says, and its curves: name -> key of the log. Curves that a run did not log are left out.
 WATCHED: dict[str, tuple[str, dict[str, str]]] = {

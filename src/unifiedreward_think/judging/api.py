@@ -22,8 +22,8 @@ from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.media import Decoder, FrameSampling
+from unifiedreward_think.prompting import FORMAT_FILES, PROMPTS, load_prompts
 from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, digest
-from unifiedreward_think.tasks import FORMAT_FILES, PROMPTS, load_prompts
 from unifiedreward_think.verdict import Layout, Style
 from unifiedreward_think.votes import Result, combine
 
@@ -37,7 +37,7 @@ class Judge:
         model: folder or Hub name for transformers, a backend, or a function that returns one, called last.
         style: "cot" or "direct".
         layout: how the prompt asks for a dimension.
-        prompts: task -> template in place of ours (`tasks.load_prompts`, `read_prompt_file`).
+        prompts: task -> template in place of ours (`prompting.load_prompts`, `read_prompt_file`).
         votes: samples of each pair and order.
         orders: "one", drawn from `order_seed` and the pair, or "both".
         tie_margin: call a tie up to this difference of the score sums, the mean over votes; None never does.
@@ -118,7 +118,7 @@ class Judge:
 
 
 def read_prompt_file(file: Path, task: str, *, style: Style = "cot", layout: Layout = "one_line") -> dict[str, str]:
-    """Return the prompts of one task from one template file; see `tasks.load_prompts` for what it may hold.
+    """Return the prompts of one task from one template file; see `prompting.load_prompts` for what it may hold.
 
     {format} takes the text of the format file beside the template, or ours where there is none.
 

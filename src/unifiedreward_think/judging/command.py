@@ -79,7 +79,7 @@ def describe(result: Result, names: Sequence[str]) -> str:
 def _parser(task: str, about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     pair = parser.add_argument_group("one pair")
-    if task.endswith("generation"):
+    if TASKS[task].compares_media:
         pair.add_argument("--prompt", help="the caption both candidates follow")
         pair.add_argument("--media", nargs=2, metavar=("FIRST", "SECOND"), help="the two candidates")
     else:
@@ -118,7 +118,7 @@ def _parser(task: str, about: str | None) -> argparse.ArgumentParser:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, task: str) -> None:
     """Ask for one complete pair, or for both files."""
     parts = {"prompt": args.prompt, "media": args.media}
-    if not task.endswith("generation"):
+    if not TASKS[task].compares_media:
         parts = {"question": args.prompt, "media": args.media, "answers": args.answers}
     given = [name for name, value in parts.items() if value is not None]
     if args.input and given:
@@ -134,7 +134,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, task: str)
 
 
 def _pair(args: argparse.Namespace, task: str, judge: Judge) -> int:
-    answers = () if task.endswith("generation") else args.answers
+    answers = () if TASKS[task].compares_media else args.answers
     result = judge(task, args.prompt, args.media, answers)
     print(describe(result, answers or args.media))
     return 1 if result.error else 0

@@ -19,6 +19,7 @@ from unifiedreward_think.judging.protocol import Item, Prompt, Protocol, cut_bat
 from unifiedreward_think.judging.ranks import ALONE, Ranks
 from unifiedreward_think.judging.store import Key, key_of, load_judgments, merge_parts, part_of, resume
 from unifiedreward_think.progress import progress
+from unifiedreward_think.prompting import build_parts
 from unifiedreward_think.records import (
     ORDERS,
     Judgment,
@@ -28,7 +29,7 @@ from unifiedreward_think.records import (
     json_lines,
     order_shown,
 )
-from unifiedreward_think.tasks import TASKS, build_parts
+from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style, Verdict, parse
 from unifiedreward_think.writing import append, open_to_append, write_whole
 

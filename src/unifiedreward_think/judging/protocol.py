@@ -11,8 +11,9 @@ from unifiedreward_think.backends import Failure, Video
 from unifiedreward_think.data.rows import prompt_row
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.media import Clip, FrameSampling, MediaError, native_clip, open_image
+from unifiedreward_think.prompting import build_parts
 from unifiedreward_think.records import Order, PreferenceRecord
-from unifiedreward_think.tasks import TASKS, build_parts
+from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Protocol:
     """How records are judged.
 
     Attributes:
-        prompts: task -> template (`tasks.load_prompts`).
+        prompts: task -> template (`prompting.load_prompts`).
         style: "cot" or "direct"; what the strict parser expects.
         sampling: how completions are drawn.
         samples: completions for each record and order.

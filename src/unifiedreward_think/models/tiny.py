@@ -266,7 +266,7 @@ FAMILIES: dict[str, Callable[[Any, Size], tuple[Any, Any]]] = {
 
 def main() -> None:
     """Write tiny models from the command line."""
-    from unifiedreward_think.tasks import load_prompts
+    from unifiedreward_think.prompting import load_prompts
 
     parser = argparse.ArgumentParser(description="Write tiny random models of the supported families.")
     parser.add_argument("--output", type=Path, required=True, help="folder; each family gets a sub-folder")

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import httpx
 
 from unifiedreward_think.records import InputError
+from unifiedreward_think.tasks import TASKS
 
 T = TypeVar("T")
 
@@ -135,7 +136,7 @@ def request_body(
     task: str, prompt: str, candidates: Sequence[Any], *, media: Sequence[Any] = (), **more: Any
 ) -> dict[str, Any]:
     """Return the JSON body of a request."""
-    answers = task.endswith("understanding")
+    answers = not TASKS[task].compares_media
     items = [{"text": candidate} if answers else _medium(candidate) for candidate in candidates]
     about = {"media": [_medium(entry) for entry in media]} if media else {}
     return {"task": task, "prompt": prompt, "candidates": items, **about, **more}

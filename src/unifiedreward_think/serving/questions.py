@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.prompting import build_parts
 from unifiedreward_think.records import ORDERS, Judgment, Order, PreferenceRecord, digest, order_shown
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.batching import Question
 from unifiedreward_think.serving.intake import Picture
 from unifiedreward_think.serving.limits import Limits
 from unifiedreward_think.serving.schemas import Status
-from unifiedreward_think.tasks import build_parts
+from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style
 
 
@@ -22,7 +23,7 @@ class Settings:
     """How a server judges and what it allows.
 
     Attributes:
-        prompts: task -> template (`tasks.load_prompts`).
+        prompts: task -> template (`prompting.load_prompts`).
         style: what the parser expects.
         sampling: of every judgment; of a chat what it does not say itself.
         frames: of each video that the model is shown.
@@ -73,7 +74,7 @@ class Shown(NamedTuple):
 
 def pair_record(task: str, prompt: str, media: Sequence[Entry], pair: Sequence[Entry]) -> PreferenceRecord:
     """Return the record of a pair; hashes stand for files, so equal content has an equal id and equal seeds."""
-    generation = task.endswith("generation")
+    generation = TASKS[task].compares_media
     entries = tuple(entry.hashes for entry in (pair if generation else media))
     answers = () if generation else tuple(entry.text for entry in pair)
     return PreferenceRecord(

@@ -159,7 +159,7 @@ class Service:
         self, asked: CompareRequest | RankRequest, media: RequestMedia, until: float
     ) -> tuple[list[Entry], list[Entry]]:
         """Return the media and the candidates, opened."""
-        generation, kind = asked.task.endswith("generation"), TASKS[asked.task].media_kind
+        generation, kind = TASKS[asked.task].compares_media, TASKS[asked.task].media_kind
         if asked.task not in self.settings.prompts:
             raise Refused(f"task: this server has no prompt for {asked.task}")
         if generation == bool(asked.media):

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from unifiedreward_think.data.rows import Content, to_dataset
 from unifiedreward_think.media import frame_indices
 from unifiedreward_think.models import tiny
+from unifiedreward_think.prompting import Media, build_parts, load_prompts
 from unifiedreward_think.records import PreferenceRecord, digest
-from unifiedreward_think.tasks import TASKS, Media, build_parts, load_prompts
+from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.toy.dataset import Pair, random_pair
 from unifiedreward_think.toy.world import Scene, draw_frames
 from unifiedreward_think.verdict import NOUNS, answer_text

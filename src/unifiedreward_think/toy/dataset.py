@@ -87,7 +87,7 @@ class Pair:
 
 def random_pair(rng: random.Random, task: str) -> Pair:
     """Draw a pair whose totals differ."""
-    draw = _random_generation if task.endswith("generation") else _random_understanding
+    draw = _random_generation if TASKS[task].compares_media else _random_understanding
     while True:
         pair = draw(rng, task)
         if total(pair.scores[0]) != total(pair.scores[1]):

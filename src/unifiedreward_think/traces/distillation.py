@@ -35,9 +35,9 @@ from unifiedreward_think.intervals import Rate
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.judging.store import load_judgments
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, order_shown
-from unifiedreward_think.tasks import load_prompts
 from unifiedreward_think.traces.filters import counted_as, rejections
 from unifiedreward_think.writing import open_whole, write_whole
 

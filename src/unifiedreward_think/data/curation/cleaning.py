@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from unifiedreward_think.data.curation.fingerprints import Fingerprint, NearIndex
 from unifiedreward_think.records import PreferenceRecord, digest
+from unifiedreward_think.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class Benchmarks:
             if self.reach >= 0 and (near := self.near.find(found.phash)) is not None:
                 return f"a picture is nearly in the benchmark {self.hashes[near]!r}"
         prompt = plain(record.prompt)
-        telling = record.task.endswith("generation") or len(prompt.split()) >= limits.prompt_words
+        telling = TASKS[record.task].compares_media or len(prompt.split()) >= limits.prompt_words
         if telling and (origin := self.prompts.get(prompt)):
             return f"the prompt is in the benchmark {origin!r}"
         return ""
@@ -85,7 +86,7 @@ def own_problem(record: PreferenceRecord, prints: Sequence[Fingerprint], limits:
     """Return why a record cannot be used whatever the others are, "" if it can."""
     if errors := [found.error for found in prints if found.error]:
         return f"media cannot be opened: {errors[0]}"
-    if record.task.endswith("generation") and prints[0].sha256 == prints[1].sha256:
+    if TASKS[record.task].compares_media and prints[0].sha256 == prints[1].sha256:
         return "the two candidates have the same pixels"
     if len(record.answers) == 2 and plain(record.answers[0]) == plain(record.answers[1]):
         return "the two answers are the same"
@@ -135,7 +136,7 @@ class Duplicates:
     def _key(self, record: PreferenceRecord, prints: Sequence[Fingerprint]) -> tuple[int, int]:
         """Return the key of a pair, and that of the candidate it prefers."""
         names = [str(self._index.add(found.phash)) for found in prints] if self._index else [f.sha256 for f in prints]
-        generation = record.task.endswith("generation")
+        generation = TASKS[record.task].compares_media
         if generation and names[0] == names[1]:
             names = [found.sha256 for found in prints]  # candidates near each other: only pixels tell them apart
         candidates = names if generation else [plain(answer) for answer in record.answers] or [record.instruction]

@@ -32,6 +32,7 @@ from unifiedreward_think.data.shards import (
 from unifiedreward_think.data.sources.mixture import read_mixture, select, shares
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.records import digest
+from unifiedreward_think.tasks import TASKS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +72,7 @@ def group_keys(row: Stored) -> list[int]:
     """Return what ties a row to others: its prompt (a caption), its media, and the group its source gives."""
     record = row.record
     keys = [digest("media", path) for entry in record.media for path in entry]
-    if record.task.endswith("generation"):
+    if TASKS[record.task].compares_media:
         keys.append(digest("prompt", plain(record.prompt)))
     if record.group:
         keys.append(digest("group", record.source, record.group))

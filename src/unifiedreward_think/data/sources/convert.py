@@ -24,7 +24,8 @@ from unifiedreward_think.data.shards import Stored, with_record
 from unifiedreward_think.data.sources.declaration import Source
 from unifiedreward_think.data.sources.labels import Label
 from unifiedreward_think.data.sources.pairing import PairRow
-from unifiedreward_think.records import PreferenceRecord, Preferred, RecordError, digest
+from unifiedreward_think.records import PreferenceRecord, RecordError, digest
+from unifiedreward_think.tasks import TASKS
 
 
 class Media(Protocol):
@@ -61,7 +62,7 @@ class Converter:
     ) -> None:
         self._source, self._stem, self._media, self._seed = source, stem, media, seed
         self._mapping = source.mapping(found, renamed) if source.shape == "columns" else None
-        self._generation = source.task.endswith("generation")
+        self._generation = TASKS[source.task].compares_media
 
     def name(self, row: PairRow) -> str:
         """Return the id of a pair: source, input and number, so that ids never repeat."""
@@ -82,11 +83,8 @@ class Converter:
         first = None if record.preferred == "tie" else record.preferred == 1
         # A trace names the candidates by their place, so it stays as it is.
         if not stored.completion and record.swappable and digest("position", self._seed, name) % 2:
-            swapped: Preferred = "tie" if record.preferred == "tie" else 2 if record.preferred == 1 else 1
-            changes: dict[str, Any] = {"preferred": swapped, "answers": record.answers[::-1]}
-            if record.task.endswith("generation"):
-                changes["media"] = record.media[::-1]
-            stored = with_record(stored, **changes)
+            swapped = record.shown("ba")
+            stored = with_record(stored, media=swapped.media, answers=swapped.answers, preferred=swapped.preferred)
         return stored, first
 
     def _mapped(self, row: Mapping[str, Any], name: str) -> Stored:

@@ -22,7 +22,7 @@ from unifiedreward_think.data.sources.columns import SPEC_KEYS, Column, Finder
 from unifiedreward_think.data.sources.labels import RULE_KEYS, Rule, label_rule
 from unifiedreward_think.data.sources.media_store import LOCATIONS
 from unifiedreward_think.data.sources.pairing import PAIRINGS
-from unifiedreward_think.records import TASK_NAMES
+from unifiedreward_think.tasks import TASK_NAMES, TASKS
 
 CONFIGS = Path(__file__).parents[4] / "configs" / "data"
 FIELDS = {"prompt", "media", "answers", "group"}
@@ -158,7 +158,7 @@ def _problem(source: Source) -> str:
         return f"pairs of kind {kind!r} take {', '.join(sorted(needed | optional)) or 'no keys'}, found {sorted(given)}"
     if source.label.get("rule") not in RULE_KEYS:
         return f"label.rule is {source.label.get('rule')!r}; choose one of {', '.join(RULE_KEYS)}"
-    generation = source.task.endswith("generation")
+    generation = TASKS[source.task].compares_media
     counts = {key: len(source.fields.get(key, [])) for key in ("media", "answers")}
     if "prompt" not in source.fields or not counts["media"] or (generation and counts["media"] != 2):
         return "fields need a prompt, and media: 2 columns for generation, at least 1 for understanding"

@@ -8,10 +8,11 @@ Paper: the gold sentence anywhere; "diff" is accuracy_without_ties; its scripts 
 BaiqiL/GenAI-Bench is another benchmark.
 """
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import exact_match, genai_bench, genai_verdict, gold_anywhere, samples
 from unifiedreward_think.evaluation.ties import said, ties
-from unifiedreward_think.records import PreferenceRecord, RecordError
+from unifiedreward_think.records import PreferenceRecord
 
 PREFERRED = {"leftvote": 1, "rightvote": 2, "tievote": "tie", "bothbad_vote": "tie"}
 

@@ -9,10 +9,11 @@ BaiqiL/GenAI-Bench is another benchmark.
 Videos are links: with --media-root they are looked up there by name, without it they are fetched.
 """
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import exact_match, first_named, genai_bench, genai_verdict, samples
 from unifiedreward_think.evaluation.ties import said, ties
-from unifiedreward_think.records import PreferenceRecord, RecordError
+from unifiedreward_think.records import PreferenceRecord
 
 PREFERRED = {"leftvote": 1, "rightvote": 2, "tievote": "tie", "bothbad_vote": "tie"}
 

@@ -11,9 +11,10 @@ as answers. Answers that mix text and pictures fit no task here: they are counte
 
 import re
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import mmrb2, share
-from unifiedreward_think.records import PreferenceRecord, RecordError
+from unifiedreward_think.records import PreferenceRecord
 
 PREFERRED = {"A": 1, "B": 2}
 PLACEHOLDER = re.compile(r"<image_\d+>")

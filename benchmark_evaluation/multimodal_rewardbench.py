@@ -7,11 +7,12 @@ reasoning are split. all_data.json comes from 0_download_data.py of facebookrese
 name is an unofficial mirror.
 """
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import multimodal_rewardbench, samples
 from unifiedreward_think.evaluation.sources import unique_id
 from unifiedreward_think.evaluation.ties import said
-from unifiedreward_think.records import PreferenceRecord, RecordError
+from unifiedreward_think.records import PreferenceRecord
 
 PREFERRED = {"Output1": 1, "Output2": 2}
 

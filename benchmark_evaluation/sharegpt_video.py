@@ -6,10 +6,11 @@ Rows as in sft_dpo_17k.jsonl: video (a folder of frames), prompt, chosen, reject
 not published, nor a script: hold out whole videos that training never saw. "paper" is the rule of its other scripts.
 """
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import gold_anywhere, samples, share
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.records import PreferenceRecord, RecordError
+from unifiedreward_think.records import PreferenceRecord
 
 
 def to_record(row, media):

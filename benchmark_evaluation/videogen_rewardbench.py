@@ -8,11 +8,12 @@ accuracy_without_ties is its "diff". Its later script looks for the gold sentenc
 show A first.
 """
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import exact_match, first_named, gold_anywhere, samples, share
 from unifiedreward_think.evaluation.ties import ties
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.records import PreferenceRecord, RecordError
+from unifiedreward_think.records import PreferenceRecord
 
 PREFERRED = {"A": 1, "B": 2, "same": "tie", "": None}
 

@@ -7,6 +7,7 @@ Official: majority of K samples, each in a random order (so judge both orders); 
 sample, the gold sentence anywhere in the output; groups of 631/301/318.
 """
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import (
     VL_VOTES,
@@ -17,7 +18,7 @@ from unifiedreward_think.evaluation.parity import (
     vl_rewardbench_paper,
 )
 from unifiedreward_think.evaluation.sources import unique_id
-from unifiedreward_think.records import PreferenceRecord, RecordError
+from unifiedreward_think.records import PreferenceRecord
 
 
 def to_record(row, media):

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = ["verdict", "records", "tasks", "rewards", "intervals", "metrics", "writing"]
+CORE = [
+    *("verdict", "order", "forms", "tasks", "errors", "labels", "lines", "records", "prompting", "rewards"),
+    *("intervals", "metrics", "writing", "votes", "ranking"),
+]
 HEAVY = ["torch", "transformers", "trl", "datasets", "PIL", "numpy", "pandas", "av", "decord"]
 
 

@@ -18,10 +18,10 @@ from unifiedreward_think.backends.choose import BACKENDS, add_arguments, make_ba
 from unifiedreward_think.backends.replay import ReplayBackend
 from unifiedreward_think.backends.vllm import VllmBackend
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import RecordError
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from test_server_backend import reply, serving
 
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.backends.server import ServerBackend
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.records import RecordError
 from unifiedreward_think.verdict import render
 
 SCRIPTS = Path(__file__).parents[1] / "benchmark_evaluation"

@@ -20,7 +20,8 @@ from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.formats.loading import load_traces
 from unifiedreward_think.data.shards import Stored
 from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.records import Judgment, PreferenceRecord
 from unifiedreward_think.traces import distillation
 from unifiedreward_think.traces.distillation import main
 from unifiedreward_think.traces.filters import rejections

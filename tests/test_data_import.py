@@ -26,7 +26,7 @@ from unifiedreward_think.data.shards import read_stored, reason_kind
 from unifiedreward_think.data.sources import readers
 from unifiedreward_think.data.sources.declaration import load_source, read_source
 from unifiedreward_think.data.sources.media_store import inside
-from unifiedreward_think.records import RecordError
+from unifiedreward_think.errors import RecordError
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench" / "data_import.py"
 spec = importlib.util.spec_from_file_location("bench_data_import", BENCH)

@@ -17,7 +17,7 @@ from unifiedreward_think.data.shards import OWN_COLUMNS, RECORD_COLUMNS, read_st
 from unifiedreward_think.data.sources.columns import Finder, closest
 from unifiedreward_think.data.sources.declaration import CONFIGS, load_source, read_source
 from unifiedreward_think.data.sources.labels import label_rule
-from unifiedreward_think.records import RecordError
+from unifiedreward_think.errors import RecordError
 
 NO_MAP = Settings(renamed={})
 

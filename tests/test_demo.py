@@ -35,11 +35,12 @@ from unifiedreward_think.demo.asking import (
 )
 from unifiedreward_think.demo.batch_tab import load_pairs
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.judge import judge_item
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, read_json_lines
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import answer_text, parse, render
 

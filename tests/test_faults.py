@@ -17,7 +17,8 @@ from test_training import STAGES, call, interrupt  # noqa: F401 - a fixture
 
 from unifiedreward_think.data.curation.split import split
 from unifiedreward_think.data.shards import Part, ShardFolder, Stored
-from unifiedreward_think.records import InputError, PreferenceRecord
+from unifiedreward_think.errors import InputError
+from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.training import grpo, sft
 from unifiedreward_think.training.survival import faults
 from unifiedreward_think.training.survival.faults import SaveWhenAsked, TrainingFault, rollout_steps

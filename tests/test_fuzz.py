@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from unifiedreward_think.data.formats.files import DataError, parse_yaml
-from unifiedreward_think.records import RecordError, read_json_lines
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.records import read_json_lines
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench" / "fuzz.py"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.training.monitor.health import Watch
 from unifiedreward_think.training.monitor.thresholds import BANDS, HELD_OUT, table, with_limits
 

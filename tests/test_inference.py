@@ -19,14 +19,15 @@ from test_server_backend import FakeServer, caption, reply, serving
 import unifiedreward_think
 from unifiedreward_think import Judge
 from unifiedreward_think.backends import Completion
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging import protocol
 from unifiedreward_think.judging.api import read_prompt_file
 from unifiedreward_think.judging.command import describe, main
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord
+from unifiedreward_think.records import Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import DimensionScore, parse, render
+from unifiedreward_think.verdict import Dimension, parse, render
 from unifiedreward_think.votes import combine
 
 REPO = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def test_three_lines_of_python_give_the_verdict_of_the_script(pair, capsys):
     judge = unifiedreward_think.Judge(LooksForRed())
     result = judge("image_generation", "a red kite", pair)
     assert (result.winner, result.votes, result.error) == (1, {"1": 1, "2": 0, "abstained": 0}, "")
-    ((name, first, second),) = result.scores
+    ((name, (first, second)),) = result.dimensions
     assert name == "Aesthetics" and (first, first - second) == (9, result.margin)
     assert run("--prompt", "a red kite", "--media", *pair) == 0
     said = capsys.readouterr().out
@@ -85,7 +86,7 @@ def test_the_winner_is_the_candidate_as_given_whatever_was_shown_first(pair):
     for i in range(8):
         for k, media in enumerate((pair, pair[::-1]), start=1):
             result = Judge(LooksForRed(), order_seed=i)("image_generation", "a red kite", media)
-            assert result.winner == k and result.scores[0][k] == 9
+            assert result.winner == k and result.dimensions[0].scores[k - 1] == 9
             orders.add(result.chosen.order)
     assert orders == {"ab", "ba"}
 
@@ -106,7 +107,7 @@ def test_understanding_tasks_take_one_picture_and_two_answers(pair):
             )
 
     result = Judge(First())("image_understanding", "What colour?", pair[:1], ["Red it is", "Blue."])
-    assert result.winner == 1 and result.margin is None and result.scores == ()
+    assert result.winner == 1 and result.margin is None and result.dimensions == ()
 
 
 def test_importing_the_package_loads_nothing_and_still_offers_the_judge():
@@ -190,7 +191,7 @@ def test_the_reasoning_shown_is_one_for_the_winner_and_scores_are_means():
     rows = [vote(2, 3, 8), vote(1, 9, 4), vote(2, 8, 5, order="ba"), vote(1, 7, 2, sample=1)]
     result = combine(rows)
     assert result.winner == 1 and result.chosen is rows[1] and result.votes == {"1": 3, "2": 1, "abstained": 0}
-    assert result.scores == (DimensionScore("Aesthetics", (3 + 9 + 5 + 7) / 4, (8 + 4 + 8 + 2) / 4),)
+    assert result.dimensions == (Dimension("Aesthetics", ((3 + 9 + 5 + 7) / 4, (8 + 4 + 8 + 2) / 4)),)
 
 
 # --- prompt files ---

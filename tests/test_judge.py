@@ -18,12 +18,13 @@ from PIL import Image
 from unifiedreward_think.backends import BackendError, Completion
 from unifiedreward_think.data.formats.loading import load_records
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.protocol import WINDOW, Protocol, cut_batches
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import PreferenceRecord, RecordError, digest, order_shown
+from unifiedreward_think.records import PreferenceRecord, digest, order_shown
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import render
 from unifiedreward_think.writing import OutputError

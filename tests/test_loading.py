@@ -21,8 +21,9 @@ from unifiedreward_think.data.formats.loading import (
     load_traces,
     main,
 )
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.records import PreferenceRecord, RecordError, Trace
+from unifiedreward_think.records import PreferenceRecord, Trace
 from unifiedreward_think.toy.world import Scene, write_scene
 from unifiedreward_think.verdict import render
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unifiedreward_think import media
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.media import (
     DecoderError,
     FrameSampling,
@@ -31,7 +32,6 @@ from unifiedreward_think.media import (
     pixel_sha256,
     video_frames,
 )
-from unifiedreward_think.records import InputError
 
 DECODERS = ["decord", "pyav"]  # torchcodec is not among the locked packages
 GREYS = [10 + 8 * i for i in range(30)]  # the brightness of each frame of the test clip

@@ -18,8 +18,8 @@ from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.judging.protocol import open_items
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.models import tiny
+from unifiedreward_think.order import ORDERS
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import ORDERS
 from unifiedreward_think.serving.client import data_url, request_body
 from unifiedreward_think.serving.questions import Settings
 from unifiedreward_think.toy import dataset

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
-from unifiedreward_think.records import InputError
 from unifiedreward_think.training import plan as command
 from unifiedreward_think.training.memory import estimate as memory_plan
 from unifiedreward_think.training.memory.architecture import load_architecture, read_architecture

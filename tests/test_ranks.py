@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_judge import LooksForRed, make_records, protocol
 
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging import judge as module
 from unifiedreward_think.judging import store as judgment_file
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.ranks import Ranks, joined
-from unifiedreward_think.records import InputError
 
 
 class Killed(BaseException):

@@ -1,24 +1,27 @@
 """Records, traces and judgments: round trips, errors that name the record, the order shown."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.order import ORDERS, as_stored
 from unifiedreward_think.records import (
-    ORDERS,
     Judgment,
     PreferenceRecord,
-    RecordError,
     Trace,
     digest,
+    json_lines,
     order_shown,
     read_json_lines,
 )
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
-from unifiedreward_think.verdict import DimensionScore, Verdict
+from unifiedreward_think.verdict import Dimension, Verdict
 
 KITE = PreferenceRecord(
     id="kite-1", task="image_generation", prompt="a red kite", media=(("a.png",), ("b.png",)), preferred=2
@@ -61,7 +64,7 @@ VERDICTS = st.builds(
     Verdict,
     winner=st.sampled_from([1, 2, None]),
     strict=st.booleans(),
-    scores=st.lists(st.builds(DimensionScore, TEXT, POINTS, POINTS), max_size=3).map(tuple),
+    dimensions=st.lists(st.builds(Dimension, TEXT, st.tuples(POINTS, POINTS)), max_size=3).map(tuple),
     totals=st.none() | st.tuples(POINTS, POINTS),
     problems=st.lists(TEXT, max_size=3).map(tuple),
 )
@@ -277,3 +280,73 @@ def test_a_broken_line_is_named_by_file_and_number(tmp_path, line, words):
     with pytest.raises(RecordError) as caught:
         next(rows)
     assert f"{file}:2: " in str(caught.value) and words in str(caught.value)
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize(("name", "row"), [("records", PreferenceRecord), ("traces", Trace), ("judgments", Judgment)])
+def test_files_of_version_0_1_are_read_and_written_as_they_are(name, row):
+    text = (GOLDEN / f"{name}.jsonl").read_text(encoding="utf-8")
+    assert json_lines(row.from_json(json.loads(line)) for line in text.splitlines()) == text
+
+
+THREE = PreferenceRecord(
+    id="k1",
+    task="image_generation",
+    prompt="a kite",
+    media=(("a.png",), ("b.png",), ("c/1.png", "c/2.png")),
+    ranks=(2, 1, 2),
+    scores=(3.5, 4.7, None),
+    scale=(1, 5),
+)
+
+
+def test_candidates_of_any_number_are_written_as_such_and_read_again():
+    row = THREE.to_json()
+    assert row["candidates"] == [{"media": "a.png"}, {"media": "b.png"}, {"media": ["c/1.png", "c/2.png"]}]
+    assert "media" not in row and row["preferred"] == 2
+    assert PreferenceRecord.from_json(json.loads(json.dumps(row))) == THREE
+    question = {"id": "q", "task": "image_understanding", "prompt": "What?", "context": ["a.png"]}
+    texts = [{"text": "A cat."}, {"text": "A dog."}, {"text": "A fox."}]
+    for count in (1, 2, 3):
+        record = PreferenceRecord.from_json({**question, "candidates": texts[:count]})
+        assert record.count == count and record.media == (("a.png",),)
+        assert PreferenceRecord.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preferred": 1}, "preferred is 1, but the ranks say 2"),
+        ({"ranks": (1, 2, 3)}, "the ranks say 1, the scores 2"),
+        ({"ranks": (2, 1)}, "2 ranks for 3 candidates"),
+        ({"scores": (3.5, 9, 2)}, "score 9 lies outside its scale 1 to 5"),
+        ({"preferred": 4}, 'write 1, 2, 3 or "tie"'),
+        ({"ranks": (0, 1, 2)}, "whole numbers from 1"),
+    ],
+)
+def test_labels_that_contradict_each_other_name_the_record(change, message):
+    whole = {"scores": (3.5, 4.7, 2.0)} if "ranks" in change else {}
+    with pytest.raises(RecordError, match=re.escape(message)) as error:
+        replace(THREE, **{"preferred": None, **whole, **change})
+    assert "record 'k1'" in str(error.value)
+
+
+@given(st.permutations([1, 2, 3, 4]), st.permutations("abcd").map("".join))
+def test_the_label_follows_the_candidates_wherever_they_are_shown(ranks, order):
+    record = PreferenceRecord(
+        id="k",
+        task="image_generation",
+        prompt="",
+        media=tuple((f"{k}.png",) for k in ranks),
+        ranks=tuple(ranks),
+        scores=tuple(10.0 - rank for rank in ranks),
+    )
+    shown = record.shown(order)
+    assert [entry[0] for entry in shown.media] == [f"{rank}.png" for rank in shown.ranks]
+    assert shown.media[shown.winner - 1] == ("1.png",) and as_stored(shown.media, order) == record.media
+    back = "".join("abcd"[order.index(letter)] for letter in "abcd")
+    assert shown.shown(back) == record
+    alone = record.shown(order[0])
+    assert (alone.count, alone.preferred, alone.ranks) == (1, None, ()) and len(alone.scores) == 1

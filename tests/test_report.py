@@ -8,13 +8,14 @@ import pytest
 import yaml
 
 from unifiedreward_think.backends import Completion
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation import __main__ as evaluation
 from unifiedreward_think.evaluation import compare, report, rescore
 from unifiedreward_think.evaluation.examples import shown_verdict
 from unifiedreward_think.evaluation.tables import headline, numbers, stage_table
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import group_accuracy, paired_test, summarize
-from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError
+from unifiedreward_think.records import Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.toy.world import Scene, write_scene
 from unifiedreward_think.verdict import parse, render

@@ -272,7 +272,7 @@ def test_every_argument_of_the_script_is_one_of_the_server(arguments):
 
 
 def test_other_machines_need_a_key(monkeypatch):
-    from unifiedreward_think.records import InputError
+    from unifiedreward_think.errors import InputError
     from unifiedreward_think.serving.__main__ import KEY, main
 
     monkeypatch.delenv(KEY, raising=False)
@@ -282,7 +282,7 @@ def test_other_machines_need_a_key(monkeypatch):
 
 
 def test_a_port_in_use_is_told_before_a_model_is_loaded(monkeypatch):
-    from unifiedreward_think.records import InputError
+    from unifiedreward_think.errors import InputError
     from unifiedreward_think.serving import __main__ as command
 
     monkeypatch.setattr(command, "make_backend", lambda args: pytest.fail("a model was loaded"))

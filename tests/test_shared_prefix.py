@@ -19,8 +19,8 @@ from transformers import GenerationConfig
 from unifiedreward_think.engine import prefix_cache as shared_decoding
 from unifiedreward_think.engine import streams as shared_prefix
 from unifiedreward_think.engine.stream_plan import plan_streams
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.models import loading
-from unifiedreward_think.records import InputError
 from unifiedreward_think.training import grpo
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}

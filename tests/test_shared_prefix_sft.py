@@ -12,8 +12,8 @@ from stages import data_arguments, train_sft
 
 from unifiedreward_think.data.rows import to_dataset
 from unifiedreward_think.engine import streams as shared_prefix
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.models.loading import load_model, load_processor
-from unifiedreward_think.records import InputError
 from unifiedreward_think.training import sft
 from unifiedreward_think.training.trainers.sft import SFTTrainer
 from unifiedreward_think.training.trainers.shared_prefix_sft import SiblingSampler, StreamCollator

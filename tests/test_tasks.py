@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from unifiedreward_think.errors import InputError, RecordError
+from unifiedreward_think.order import ORDERS
 from unifiedreward_think.prompting import PROMPTS, Media, build_parts, load_prompts, solution
-from unifiedreward_think.records import ORDERS, InputError, PreferenceRecord, RecordError
+from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
 from unifiedreward_think.verdict import NOUNS, parse
 
@@ -150,7 +152,7 @@ def test_the_form_a_prompt_asks_for_is_the_form_the_parser_takes(task, style, la
     verdict = parse(example, TASKS[task].noun, style=style)
     assert verdict.strict and verdict.winner == 1 and verdict.problems == ()
     if style == "cot":
-        assert verdict.scores == tuple((name, 7, 4) for name in TASKS[task].dimensions)
+        assert verdict.dimensions == tuple((name, (7, 4)) for name in TASKS[task].dimensions)
         assert verdict.totals == (21, 12) and verdict.arithmetic_ok
 
 

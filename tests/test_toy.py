@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from unifiedreward_think.media import decode_frames, open_image, pixel_sha256
+from unifiedreward_think.order import ORDERS
 from unifiedreward_think.prompting import build_parts, load_prompts
-from unifiedreward_think.records import ORDERS, PreferenceRecord, Trace, read_json_lines
+from unifiedreward_think.records import PreferenceRecord, Trace, read_json_lines
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.toy import base, dataset
 from unifiedreward_think.toy.dataset import random_pair, write
@@ -149,10 +150,8 @@ def test_the_teacher_writes_strict_true_chains_of_thought(task, order):
         assert verdict.strict and verdict.arithmetic_ok and verdict.problems == ()
         assert verdict.winner == (pair.preferred if order == "ab" else 3 - pair.preferred)
         assert verdict.totals == (total(first), total(second))
-        assert [(s.first, s.second) for s in verdict.scores] == [
-            (a[0], b[0]) for a, b in zip(first, second, strict=True)
-        ]
-        assert tuple(score.name for score in verdict.scores) == TASKS[task].dimensions
+        assert [s.scores for s in verdict.dimensions] == [(a[0], b[0]) for a, b in zip(first, second, strict=True)]
+        assert tuple(score.name for score in verdict.dimensions) == TASKS[task].dimensions
 
 
 def test_cold_start_traces_agree_with_their_labels_in_the_order_shown(data):

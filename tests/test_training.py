@@ -260,7 +260,7 @@ def test_the_stages_follow_each_other(call, toy_data, tmp_path):
 # A module that cannot be taken apart stands for Gloo's threads, which abort a process that ends slowly once in a while.
 ENDING = """
 import atexit, os, sys
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.training.run import run_stage
 
 class Odd:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from test_report import EVIL, elements, judged, records, run_of  # noqa: F401  # records is a fixture
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation import training_report
 from unifiedreward_think.evaluation.training_log import TrainingRun, curve, ends, read_run, reward_names, windows
 from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.records import RecordError
 
 BASE = Path(training_report.__file__).parents[1] / "toy" / "base"
 ABOUT = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from unifiedreward_think.verdict import NOUNS, DimensionScore, Verdict, answer_text, parse, read_answer, render
+from unifiedreward_think.verdict import NOUNS, Dimension, Verdict, answer_text, parse, read_answer, render
 
 GOOD = """<think>
 1. Semantic consistency: Image 1 (9/10) - follows the caption; Image 2 (6/10) - misses the kite
@@ -17,7 +17,7 @@ Image 1: 9+8=17
 Image 2: 6+7=13
 </think>
 <answer>Image 1 is better</answer>"""
-GOOD_SCORES = (DimensionScore("Semantic consistency", 9, 6), DimensionScore("Aesthetics", 8, 7))
+GOOD_SCORES = (Dimension("Semantic consistency", (9, 6)), Dimension("Aesthetics", (8, 7)))
 
 
 def think(*lines, answer="Image 1 is better"):
@@ -25,7 +25,7 @@ def think(*lines, answer="Image 1 is better"):
 
 
 def scores_of(*lines):
-    return parse(think(*lines), "Image").scores
+    return parse(think(*lines), "Image").dimensions
 
 
 def totals_of(*lines):
@@ -110,10 +110,10 @@ def test_a_completion_cut_anywhere_has_no_winner():
 @pytest.mark.parametrize("noun", NOUNS)
 def test_each_task_has_its_own_noun(noun):
     text = GOOD.replace("Image", noun)
-    assert parse(text, noun) == Verdict(winner=1, strict=True, scores=GOOD_SCORES, totals=(17, 13))
+    assert parse(text, noun) == Verdict(winner=1, strict=True, dimensions=GOOD_SCORES, totals=(17, 13))
     for other in set(NOUNS) - {noun}:
         verdict = parse(text, other)
-        assert verdict.winner is None and not verdict.strict and verdict.scores == () and verdict.totals is None
+        assert verdict.winner is None and not verdict.strict and verdict.dimensions == () and verdict.totals is None
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_answer_strings_forgive_case_space_and_a_final_period_only(text, noun, w
     ],
 )
 def test_scores_are_read_from_the_layouts_seen_in_the_wild(lines):
-    assert scores_of(*lines) == (DimensionScore("Light", 9, 6),)
+    assert scores_of(*lines) == (Dimension("Light", (9, 6)),)
 
 
 @pytest.mark.parametrize(
@@ -221,27 +221,27 @@ def test_what_is_no_score_out_of_ten_for_both_is_not_read(lines):
 
 
 def test_scores_may_have_decimals():
-    assert scores_of("1. Light: Image 1 (8.5/10); Image 2 (0.25/10)") == (DimensionScore("Light", 8.5, 0.25),)
+    assert scores_of("1. Light: Image 1 (8.5/10); Image 2 (0.25/10)") == (Dimension("Light", (8.5, 0.25)),)
 
 
 def test_the_first_score_of_a_candidate_on_a_dimension_counts():
-    assert scores_of("1. Light: Image 1 (9/10)", "Image 2 (6/10)", "Image 1 (2/10)") == (DimensionScore("Light", 9, 6),)
+    assert scores_of("1. Light: Image 1 (9/10)", "Image 2 (6/10)", "Image 1 (2/10)") == (Dimension("Light", (9, 6)),)
 
 
 def test_a_dimension_named_twice_counts_twice():
     line = "Light: Image 1 (9/10); Image 2 (6/10)"
-    assert scores_of(line, line) == (DimensionScore("Light", 9, 6),) * 2
+    assert scores_of(line, line) == (Dimension("Light", (9, 6)),) * 2
 
 
 def test_a_dimension_whose_name_begins_with_total_is_no_total():
     text = render(1, [("Total harmony", 9, 3), ("Totality", 5, 4)], noun="Image", layout="three_line")
     verdict = parse(text, "Image")
-    assert verdict.arithmetic_ok and [s.name for s in verdict.scores] == ["Total harmony", "Totality"]
+    assert verdict.arithmetic_ok and [s.name for s in verdict.dimensions] == ["Total harmony", "Totality"]
 
 
 def test_a_score_for_one_candidate_only_is_reported():
     verdict = parse(think("1. Light: Image 1 (9/10)", "2. Form: Image 1 (5/10); Image 2 (4/10)"), "Image")
-    assert verdict.scores == (DimensionScore("Form", 5, 4),)
+    assert verdict.dimensions == (Dimension("Form", (5, 4)),)
     assert "'Light' scores one candidate only" in verdict.problems
 
 
@@ -252,12 +252,12 @@ def test_a_score_over_ten_is_reported():
 
 def test_scores_outside_the_think_block_do_not_count():
     text = "1. Light: Image 1 (9/10); Image 2 (6/10)\n" + think("nothing") + "\n2. Form: Image 1 (9/10); Image 2 (6/10)"
-    assert parse(text, "Image").scores == ()
+    assert parse(text, "Image").dimensions == ()
 
 
 def test_scores_of_an_unfinished_think_block_are_kept():
     verdict = parse("<think>\n1. Light: Image 1 (9/10); Image 2 (6/10)\n2. For", "Image")
-    assert verdict.scores == (DimensionScore("Light", 9, 6),) and verdict.margin == 3 and verdict.winner is None
+    assert verdict.dimensions == (Dimension("Light", (9, 6)),) and verdict.margin == 3 and verdict.winner is None
 
 
 def test_there_is_no_margin_without_scores():
@@ -404,7 +404,7 @@ def test_a_rendered_verdict_parses_back_equal(rows, noun, layout, preamble):
     winner = 1 if sums[0] > sums[1] else 2
     text = render(winner, scores, noun=noun, layout=layout, notes=[row[3:] for row in rows], preamble=preamble)
     verdict = parse(text, noun)
-    assert verdict.scores == tuple(DimensionScore(*row) for row in scores)
+    assert verdict.dimensions == tuple(Dimension(name, tuple(values)) for name, *values in scores)
     assert verdict.totals == pytest.approx(sums)
     assert (verdict.winner, verdict.strict, verdict.arithmetic_ok, verdict.problems) == (winner, True, True, ())
 

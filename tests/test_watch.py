@@ -10,10 +10,10 @@ import yaml
 from stages import TOY_PROMPTS, changed_keys, common, data_arguments, mean_token, read_log, weights
 from test_zero3 import checked, free_port
 
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.evaluation.report import read_runs
 from unifiedreward_think.evaluation.training_log import read_run
 from unifiedreward_think.judging.judge import judge
-from unifiedreward_think.records import InputError
 from unifiedreward_think.tasks import TASK_NAMES
 from unifiedreward_think.training import grpo, sft
 from unifiedreward_think.training.arguments import TrainingExtras

@@ -31,8 +31,9 @@ from pathlib import Path
 from unifiedreward_think.data.formats.files import read_values
 from unifiedreward_think.data.formats.shapes import Origin, read_record, read_trace
 from unifiedreward_think.data.sources.declaration import read_source
+from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.provenance import provenance
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, Trace, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, read_json_lines
 from unifiedreward_think.verdict import NOUNS, parse, render
 from unifiedreward_think.writing import write_whole
 

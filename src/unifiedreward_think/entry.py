@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 
 
 def run_main(main: Callable[[], object]) -> None:

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, get_args
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

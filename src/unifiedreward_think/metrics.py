@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unifiedreward_think.intervals import Flag, Rate, as_rate, block, macro_average, sign_flip_p
+from unifiedreward_think.order import STORED_ORDER, as_stored
 from unifiedreward_think.records import Judgment, Preferred
 from unifiedreward_think.verdict import Verdict
 
@@ -94,7 +95,7 @@ def rate(judgments: Iterable[Judgment], measure: str) -> Rate:
 def pair_orders(judgments: Iterable[Judgment]) -> list[tuple[Judgment, Judgment]]:
     """Return the ("ab", "ba") judgments of each record and sample that was judged in both orders."""
     keyed = _by_key(judgments)
-    firsts = [row for row in keyed.values() if row.order == "ab"]
+    firsts = [row for row in keyed.values() if row.order == STORED_ORDER]
     return [(x, y) for x in firsts if (y := keyed.get((x.record_id, "ba", x.sample))) is not None]
 
 
@@ -121,8 +122,11 @@ def majority(judgments: Iterable[Judgment]) -> dict[str, int | None]:
 
 def candidate_margin(judgment: Judgment) -> float | None:
     """Return the score sum of candidate 1 minus that of candidate 2, as stored; None without scores."""
-    margin = judgment.verdict.margin
-    return margin if margin is None or judgment.order == "ab" else -margin
+    sums = judgment.verdict.sums
+    if len(sums) != 2:
+        return None
+    first, second = as_stored(sums, judgment.order)
+    return first - second
 
 
 def tie_calibration(margins: Sequence[float | None], labels: Sequence[Preferred]) -> TieCalibration:

@@ -15,9 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unifiedreward_think.records import InputError, Order, PreferenceRecord, RecordError
+from unifiedreward_think.errors import InputError, RecordError
+from unifiedreward_think.forms import PAIRWISE
+from unifiedreward_think.order import Order
+from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Layout, Style, answer_text
+from unifiedreward_think.verdict import Layout, Style
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -117,8 +120,8 @@ def build_parts(record: PreferenceRecord, *, order: Order, prompts: Mapping[str,
 
 def solution(record: PreferenceRecord, order: Order) -> str | None:
     """Return the gold answer string in the order shown, the `solution` column of GRPO rows; None without a winner."""
-    winner = record.shown(order).winner
-    return None if winner is None else answer_text(winner, TASKS[record.task].noun)
+    gold = PAIRWISE.gold(record.preferred, order)
+    return None if gold is None else PAIRWISE.solution(gold, TASKS[record.task].noun)
 
 
 def _without_empty(parts: list[Part]) -> list[Part]:

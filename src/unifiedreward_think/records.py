@@ -12,83 +12,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple
 
+from unifiedreward_think import labels, lines
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.forms import FORMS, PAIRWISE
+from unifiedreward_think.order import ORDERS, STORED_ORDER, Order, candidate_at, in_order, letters
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
-from unifiedreward_think.verdict import DimensionScore, Verdict
+from unifiedreward_think.verdict import Verdict
 
-Order = Literal["ab", "ba"]
-Preferred = Literal[1, 2, "tie"]
-ORDERS: tuple[Order, Order] = ("ab", "ba")
-STORED_ORDER: Order = "ab"
-T = TypeVar("T")
+Preferred = int | Literal["tie"]
 
 
-class InputError(ValueError):
-    """Something the user can mend; entry points print it without a traceback (`entry.run_main`)."""
+class Candidate(NamedTuple):
+    """What is judged: media (one image or video file, or the frames of a video) or a text."""
 
-
-class RecordError(InputError):
-    """A row that cannot be used; the message names the file and line or the record, and the mend."""
-
-
-def _preferred(candidate: int) -> Preferred:
-    return 1 if candidate == 1 else 2
-
-
-def in_order(stored: Sequence[T], order: str) -> tuple[T, ...]:
-    """Return what is stored for each candidate in the order shown: its letters name the candidates from a on.
-
-    >>> in_order(["x", "y"], "ba"), in_order(["x", "y", "z"], "cab")
-    (('y', 'x'), ('z', 'x', 'y'))
-    """
-    return tuple(stored[ord(letter) - ord("a")] for letter in order)
-
-
-def as_stored(shown: Sequence[T], order: str) -> tuple[T, ...]:
-    """Return what is shown for each candidate in the order stored, the inverse of `in_order`.
-
-    >>> as_stored(in_order(["x", "y", "z"], "cab"), "cab")
-    ('x', 'y', 'z')
-    """
-    return tuple(shown[place_shown(candidate, order) - 1] for candidate in range(1, len(order) + 1))
-
-
-def candidate_at(place: int, order: str) -> int:
-    """Return which candidate stands at a place of the order shown; both count from 1.
-
-    >>> candidate_at(1, "ba"), candidate_at(1, "cab")
-    (2, 3)
-    """
-    return ord(order[place - 1]) - ord("a") + 1
-
-
-def place_shown(candidate: int, order: str) -> int:
-    """Return at which place a candidate is shown, the inverse of `candidate_at`.
-
-    >>> place_shown(2, "ba"), place_shown(3, "cab")
-    (1, 1)
-    """
-    return order.index(chr(ord("a") + candidate - 1)) + 1
+    media: tuple[str, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceRecord:
-    """Two candidates, what they were asked for, and who is preferred.
+    """Candidates, from one to N, what they were asked for, and what people said of them.
 
     Attributes:
         id: unique in its data set; names the row in every later file and error.
         task: one of TASK_NAMES.
         prompt: the caption (generation) or the question (understanding).
-        media: generation: one entry for each candidate; understanding: the picture(s) or the video the question
+        media: generation: one entry for each candidate; understanding: the images or the video the question
             is about. An entry is a tuple of paths: one image or video file, or the frames of a video in order.
-        answers: the two answers of the understanding tasks, empty otherwise.
-        preferred: 1, 2 or "tie" in the order stored here; None when unlabelled.
-        source: data set the pair comes from.
-        group: rows that must stay together in splits and clustered intervals (same prompt, same pictures).
+        answers: the candidates of the understanding tasks, empty otherwise.
+        preferred: the best candidate from 1, or "tie", in the order stored here; None when unlabelled. It follows
+            from ranks or scores where it is absent.
+        ranks: the rank of each candidate from 1; equal ranks are ties; empty when unranked.
+        scores: the score of each candidate on `scale`, None for one without; empty when unscored.
+        scale: lowest and highest possible score.
+        margin: by how much the preferred one is better, in the units of the source.
+        votes: how many people stand behind the label.
+        source: data set the record comes from.
+        group: rows that must stay together in splits and clustered intervals (same prompt, same images).
         instruction: a complete instruction to use word for word in place of the task's prompt, as in the
             released SFT and GRPO files; such a row of an understanding task has its answers inside and cannot be
             swapped.
@@ -100,27 +65,42 @@ class PreferenceRecord:
     media: tuple[tuple[str, ...], ...]
     answers: tuple[str, ...] = ()
     preferred: Preferred | None = None
+    ranks: tuple[int, ...] = ()
+    scores: tuple[float | None, ...] = ()
+    scale: tuple[float, float] | None = None
+    margin: float | None = None
+    votes: int | None = None
     source: str = ""
     group: str = ""
     instruction: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a row no stage could use."""
+        """Refuse a row no stage could use; derive `preferred`."""
         if self.task not in TASK_NAMES:
             raise RecordError(f"record {self.id!r}: task {self.task!r} is not one of {', '.join(TASK_NAMES)}")
-        # 1.0 and True equal 1, but would be written into answers as they are.
-        if self.preferred not in (1, 2, "tie", None) or isinstance(self.preferred, bool | float):
-            raise RecordError(f'record {self.id!r}: preferred is {self.preferred!r}; write 1, 2 or "tie"')
-        generation = TASKS[self.task].compares_media
         needs = f"record {self.id!r}: {self.task} needs"
-        if generation and len(self.media) != 2:
-            raise RecordError(f"{needs} media of 2 candidates, found {len(self.media)}")
-        if not generation and not self.media:
+        compares_media = TASKS[self.task].compares_media
+        if compares_media and not self.media:
+            raise RecordError(f"{needs} media of 2 candidates, found 0")
+        if not compares_media and not self.media:
             raise RecordError(f"{needs} the media the question is about, found none")
-        if not generation and not self.instruction and len(self.answers) != 2:
-            raise RecordError(f"{needs} 2 answers, found {len(self.answers)}")
+        if not compares_media and not self.instruction and not self.answers:
+            raise RecordError(f"{needs} 2 answers, found 0")
         if any(not entry or not all(entry) for entry in self.media):
             raise RecordError(f"record {self.id!r}: an empty media path; name a file for every candidate")
+        object.__setattr__(self, "preferred", labels.preferred_of(self))
+
+    @property
+    def count(self) -> int:
+        """How many candidates there are; 2 where the instruction holds them."""
+        return len(self.candidates) or PAIRWISE.candidates
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """What is judged, in the order stored; empty where the instruction holds the answers."""
+        if TASKS[self.task].compares_media:
+            return tuple(Candidate(media=entry) for entry in self.media)
+        return tuple(Candidate(text=answer) for answer in self.answers)
 
     @property
     def swappable(self) -> bool:
@@ -129,63 +109,48 @@ class PreferenceRecord:
 
     @property
     def winner(self) -> int | None:
-        """The preferred candidate, 1 or 2; None for ties and unlabelled rows."""
-        return self.preferred if self.preferred in (1, 2) else None
+        """The preferred candidate, from 1; None for ties and unlabelled rows."""
+        return None if self.preferred == "tie" else self.preferred
 
-    def shown(self, order: Order) -> PreferenceRecord:
-        """Return the record with its candidates in the order shown; the label follows.
+    def shown(self, order: str) -> PreferenceRecord:
+        """Return the record with the candidates that `order` names, in that order; the label follows.
 
-        The one place where candidates change places: media (generation) or answers (understanding).
+        The one place where candidates change places: media (generation) or answers (understanding). The order may
+        leave candidates out: "a" is the first one alone, whose rank among the others says nothing and goes.
 
         Raises:
-            RecordError: the instruction holds the answers, so they cannot change places.
+            RecordError: the instruction holds the answers, so they cannot change places; or the order names a
+                candidate twice, or one that is not there.
         """
-        if order == STORED_ORDER:
+        if order == STORED_ORDER and self.count == len(order):
             return self
         if not self.swappable:
             raise RecordError(f"record {self.id!r}: its instruction holds the answers; only order 'ab' works")
-        winner = self.winner
+        if len(set(order)) != len(order) or not set(order) <= set(letters(self.count)) or not order:
+            raise RecordError(f"record {self.id!r}: order {order!r} does not name some of its {self.count} candidates")
+        compares_media = TASKS[self.task].compares_media
         return replace(
             self,
-            media=in_order(self.media, order) if TASKS[self.task].compares_media else self.media,
-            answers=in_order(self.answers, order) if self.answers else (),
-            preferred=self.preferred if winner is None else _preferred(place_shown(winner, order)),
+            media=in_order(self.media, order) if compares_media else self.media,
+            answers=() if compares_media else in_order(self.answers, order),
+            **labels.in_order_of(self, order),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form: empty optional fields are left out, one-file media entries plain strings."""
-        row = {key: value for key, value in asdict(self).items() if value not in ("", (), None)}
-        row["media"] = [entry[0] if len(entry) == 1 else list(entry) for entry in self.media]
-        row["prompt"] = self.prompt
-        return row
+        """Return the JSON form: empty optional fields are left out, one-file media entries plain strings.
+
+        Two candidates are written as `media`, `answers`; other numbers as `candidates`, `context` (`lines`).
+        """
+        return lines.record_to_json(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> PreferenceRecord:
-        """Build a record from its JSON form.
+        """Build a record from its JSON form, with `media` and `answers` or with `candidates` and `context`.
 
         Raises:
             RecordError: a key is unknown or missing, or a value has the wrong type.
         """
-        name = row.get("id")
-        if not isinstance(name, str) or not name:
-            raise RecordError(f"id is {name!r}; every record needs a non-empty string id")
-        if unknown := set(row) - set(cls.__slots__):
-            known = ", ".join(cls.__slots__)
-            raise RecordError(f"record {name!r}: unknown key {min(unknown)!r}; known: {known}")
-        if missing := {"task", "prompt", "media"} - set(row):
-            raise RecordError(f"record {name!r}: {min(missing)!r} is missing; add it")
-        for key in ("task", "prompt", "source", "group", "instruction"):
-            if not isinstance(row.get(key, ""), str):
-                raise RecordError(f"record {name!r}: {key} must be a string, found {row[key]!r}")
-        media, answers = row["media"], row.get("answers", ())
-        if not isinstance(media, (list, tuple)) or not isinstance(answers, (list, tuple)):
-            raise RecordError(f"record {name!r}: media and answers must be lists")
-        if not all(isinstance(answer, str) for answer in answers):
-            raise RecordError(f"record {name!r}: answers must be strings")
-        entries = tuple((e,) if isinstance(e, str) else tuple(e) if isinstance(e, (list, tuple)) else () for e in media)
-        if not all(isinstance(path, str) for entry in entries for path in entry):
-            raise RecordError(f"record {name!r}: media paths must be strings")
-        return cls(**{**row, "media": entries, "answers": tuple(answers)})
+        return cls(**lines.record_fields(row, cls.__slots__))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +193,7 @@ class Judgment:
     Attributes:
         record_id: the judged record.
         order: "ab" shows the candidates as stored, "ba" swapped.
+        form: what was asked for, a key of `forms.FORMS`.
         sample: which of the K samples this is.
         completion: what the model wrote, None when the item failed before the model answered (see `error`).
         finish_reason: "stop" or "length" (the token limit cut it).
@@ -240,6 +206,7 @@ class Judgment:
 
     record_id: str
     order: Order
+    form: str = PAIRWISE.name
     sample: int = 0
     completion: str | None
     finish_reason: str = "stop"
@@ -263,11 +230,16 @@ class Judgment:
     @property
     def correct(self) -> bool | None:
         """Whether the preferred candidate won (unparsed: False); None for ties and unlabelled rows."""
-        return None if self.preferred not in (1, 2) else self.candidate == self.preferred
+        form = FORMS[self.form]
+        agreement = form.agreement(self.verdict, form.gold(self.preferred, self.order))
+        return None if agreement is None else agreement == 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)
+        """Return the JSON form; a pairwise form is left out, as in files from before there were others."""
+        row = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.form == PAIRWISE.name:
+            del row["form"]
+        return {**row, "verdict": self.verdict.to_json()}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Judgment:
@@ -277,14 +249,7 @@ class Judgment:
             RecordError: the row was not written by `to_json`.
         """
         try:
-            said = row["verdict"]
-            verdict = Verdict(
-                winner=said["winner"],
-                strict=said["strict"],
-                scores=tuple(DimensionScore(*score) for score in said["scores"]),
-                totals=None if said["totals"] is None else (said["totals"][0], said["totals"][1]),
-                problems=tuple(said["problems"]),
-            )
+            verdict = Verdict.from_json(row["verdict"])
             return cls(**{**row, "verdict": verdict})
         except (KeyError, TypeError, IndexError) as error:
             name = row.get("record_id")

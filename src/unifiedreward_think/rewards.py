@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
+from unifiedreward_think.forms import FORMS, PAIRWISE, Form
 from unifiedreward_think.metrics import VERDICT_MEASURES
-from unifiedreward_think.records import candidate_at
+from unifiedreward_think.order import candidate_at
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Style, Verdict, answer_text, parse, read_answer
+from unifiedreward_think.verdict import Style, Verdict, answer_text
 
 Completion = str | Sequence[dict[str, Any]]
 LogMetric = Callable[[str, float], None]
@@ -64,20 +65,29 @@ def format_reward(
 
 
 def accuracy_reward(
-    completions: Sequence[Completion], solution: Sequence[str | None], task: Sequence[str] | None = None, **_: Any
+    completions: Sequence[Completion],
+    solution: Sequence[str | None],
+    task: Sequence[str] | None = None,
+    form: Sequence[str] | None = None,
+    **_: Any,
 ) -> list[float | None]:
-    """Return 1 where the answer block names the preferred candidate, 0 where it does not or cannot be read.
+    """Return how far each completion agrees with its gold answer, by its form (`forms.Form.agreement`).
+
+    Pairwise, the form of rows without the column: 1 where the answer block names the preferred candidate, 0 where it
+    does not or cannot be read.
 
     A row without a gold answer gets None, which TRL leaves out of the sum.
 
     Raises:
         ValueError: a gold answer cannot be read.
     """
-    gold = [_gold(text) for text in solution]
-    rewards: list[float | None] = [None] * len(gold)
-    for i in (i for i, winner in enumerate(gold) if winner is not None):
-        verdict = _verdict(completions[i], task[i] if task is not None else None, solution[i])
-        rewards[i] = float(verdict.winner == gold[i])
+    rewards: list[float | None] = []
+    for i, text in enumerate(solution):
+        asked = FORMS[form[i]] if form is not None else PAIRWISE
+        gold = _gold(text, asked)
+        noun = _noun(task[i] if task is not None else None, text) if text else ""
+        verdict = asked.parse(_text(completions[i]), noun) if text else Verdict(winner=None, strict=False)
+        rewards.append(asked.agreement(verdict, gold))
     return rewards
 
 
@@ -141,7 +151,8 @@ def length_reward(
 def verdict_rates(verdicts: Sequence[Verdict], styles: Sequence[str]) -> dict[str, float]:
     """Return the rates that evaluation reports, of the completions of a step; one that no row counts in is left out.
 
-    >>> sorted(verdict_rates([parse("<answer>Image 1 is better</answer>", "Image", style="direct")], ["direct"]))
+    >>> verdict = PAIRWISE.parse("<answer>Image 1 is better</answer>", "Image", style="direct")
+    >>> sorted(verdict_rates([verdict], ["direct"]))
     ['first_position_rate', 'parse_rate', 'readable_rate']
     """
     rates = {}
@@ -170,18 +181,24 @@ def _verdicts(
 
 
 def _verdict(completion: Completion, task: str | None, gold: str | None, style: str = "cot") -> Verdict:
-    text = completion if isinstance(completion, str) else "".join(turn["content"] for turn in completion)
+    return PAIRWISE.parse(_text(completion), _noun(task, gold), style=cast(Style, style))
+
+
+def _text(completion: Completion) -> str:
+    return completion if isinstance(completion, str) else "".join(turn["content"] for turn in completion)
+
+
+def _noun(task: str | None, gold: str | None) -> str:
     if task is None and not gold:
         raise ValueError("a row has neither `task` nor `solution`: the noun of its candidates is unknown; add `task`")
-    noun = TASKS[task].noun if task is not None else str(gold).split()[0].capitalize()
-    return parse(text, noun, style=cast(Style, style))
+    return TASKS[task].noun if task is not None else str(gold).split()[0].capitalize()
 
 
-def _gold(solution: str | None) -> int | None:
-    winner = read_answer(solution) if solution else None
-    if solution and winner is None:
+def _gold(solution: str | None, form: Form) -> Any:
+    gold = form.read_solution(solution) if solution else None
+    if solution and gold is None:
         raise ValueError(f"solution {solution!r} cannot be read; write it like {answer_text(1, 'Image')!r}, or null")
-    return winner
+    return gold
 
 
 def _share(flags: Iterable[bool]) -> float:

@@ -19,9 +19,9 @@ Image 2: 9=9
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Style = Literal["cot", "direct"]
 Layout = Literal["one_line", "three_line"]
@@ -46,12 +46,11 @@ _TOTALS = re.compile(r"totals?(?: (?:raw )?(?:score|point)s?\b.*)?", re.IGNORECA
 _BULLET = re.compile(r"^[\s*#-]{0,8}(?:\d{1,2}[.)])?[\s*]{0,4}")
 
 
-class DimensionScore(NamedTuple):
-    """The scores (out of 10) of the first and the second candidate on one named dimension."""
+class Dimension(NamedTuple):
+    """A named dimension and the score (out of 10) of each candidate, in the order shown."""
 
     name: str
-    first: float
-    second: float
+    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +58,61 @@ class Verdict:
     """What a completion says.
 
     Attributes:
-        winner: 1 or 2 in the order shown to the model; None when no answer can be read (`problems` says why).
+        winner: the place of the winner in the order shown, from 1; None when no answer can be read (`problems` says
+            why).
         strict: the whole completion is one think block and one answer block ('direct': one answer block),
             and the answer is letter for letter one of the two allowed strings.
-        scores: the dimensions that score both candidates, in the order written.
-        totals: the two sums as stated by the model, None unless both are stated.
+        dimensions: those that score all candidates, in the order written.
+        totals: the sum of each candidate as stated by the model, None unless all are stated.
         problems: why `strict` or `arithmetic_ok` is False, or `winner` is None; empty for a perfect chain of thought.
     """
 
     winner: int | None
     strict: bool
-    scores: tuple[DimensionScore, ...] = ()
-    totals: tuple[float, float] | None = None
+    dimensions: tuple[Dimension, ...] = ()
+    totals: tuple[float, ...] | None = None
     problems: tuple[str, ...] = ()
 
     @property
     def arithmetic_ok(self) -> bool:
         """Whether each stated total is the sum of its scores and the larger total belongs to the winner."""
-        return self.winner is not None and not _arithmetic_problems(self.winner, self.scores, self.totals)
+        return self.winner is not None and not _arithmetic_problems(self.winner, self.dimensions, self.totals)
+
+    @property
+    def sums(self) -> tuple[float, ...]:
+        """The sum of each candidate's scores, in the order shown; empty without scores."""
+        return _sums(self.dimensions)
 
     @property
     def margin(self) -> float | None:
-        """Sum of the first candidate's scores minus the second's; None without scores."""
-        return sum(s.first - s.second for s in self.scores) if self.scores else None
+        """Sum of the first candidate's scores minus the second's; None where there are no scores of two candidates."""
+        return self.sums[0] - self.sums[1] if len(self.sums) == 2 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form: a dimension is a list of its name and the scores."""
+        return {
+            "winner": self.winner,
+            "strict": self.strict,
+            "scores": [[dimension.name, *dimension.scores] for dimension in self.dimensions],
+            "totals": self.totals,
+            "problems": self.problems,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Verdict:
+        """Build a verdict from its JSON form; a KeyError, TypeError or ValueError where it is none.
+
+        >>> verdict = parse(render(1, [("Light", 9, 4)], noun="Image"), "Image")
+        >>> Verdict.from_json(verdict.to_json()) == verdict
+        True
+        """
+        return cls(
+            winner=row["winner"],
+            strict=row["strict"],
+            dimensions=tuple(Dimension(name, tuple(scores)) for name, *scores in row["scores"]),
+            totals=None if row["totals"] is None else tuple(row["totals"]),
+            problems=tuple(row["problems"]),
+        )
 
 
 def answer_text(winner: int, noun: str) -> str:
@@ -134,7 +165,7 @@ def parse(text: str, noun: str, *, style: Style = "cot", lenient: bool = False) 
     return Verdict(
         winner=winner,
         strict=not strict_problems,
-        scores=scores,
+        dimensions=scores,
         totals=totals,
         problems=tuple(dict.fromkeys([*strict_problems, *problems, *score_problems])),
     )
@@ -142,18 +173,18 @@ def parse(text: str, noun: str, *, style: Style = "cot", lenient: bool = False) 
 
 def render(
     winner: int,
-    scores: Sequence[tuple[str, float, float]],
+    scores: Sequence[tuple[Any, ...]],
     *,
     noun: str,
     layout: Layout = "one_line",
-    notes: Sequence[tuple[str, str]] = (),
+    notes: Sequence[Sequence[str]] = (),
     preamble: str = "",
 ) -> str:
     """Write a perfect completion, the inverse of `parse`.
 
     Args:
-        winner: 1 or 2.
-        scores: (dimension, score of candidate 1, score of candidate 2), out of 10.
+        winner: the better one, from 1.
+        scores: (dimension, score of each candidate), out of 10.
         noun: what the candidates are called.
         layout: "one_line" writes a dimension on one line, "three_line" gives each candidate its own line; both are
             found in released data.
@@ -161,11 +192,11 @@ def render(
         preamble: observations written before the first dimension.
     """
     lines = [preamble] if preamble else []
-    for i, (name, first, second) in enumerate(scores):
-        reasons = notes[i] if notes else ("", "")
+    for i, (name, *values) in enumerate(scores):
+        reasons = notes[i] if notes else [""] * len(values)
         said = [
             f"{noun} {k} ({value:g}/10)" + (f" - {why}" if why else "")
-            for k, (value, why) in enumerate(zip((first, second), reasons, strict=True), start=1)
+            for k, (value, why) in enumerate(zip(values, reasons, strict=True), start=1)
         ]
         if layout == "one_line":
             lines.append(f"{i + 1}. {name}: " + "; ".join(said))
@@ -213,7 +244,7 @@ def _strict_problems(text: str, noun: str, style: Style) -> list[str]:
     return problems
 
 
-def _read_scores(think: str, noun: str) -> tuple[tuple[DimensionScore, ...], tuple[float, float] | None, list[str]]:
+def _read_scores(think: str, noun: str) -> tuple[tuple[Dimension, ...], tuple[float, ...] | None, list[str]]:
     found: list[tuple[str, dict[int, float]]] = []
     totals: dict[int, float] = {}
     in_totals = False
@@ -229,9 +260,9 @@ def _read_scores(think: str, noun: str) -> tuple[tuple[DimensionScore, ...], tup
         elif found:
             for mention in mentions:
                 found[-1][1].setdefault(int(mention.group(2)), float(mention.group(3)))
-    whole = tuple(DimensionScore(name, s[1], s[2]) for name, s in found if len(s) == 2)
+    whole = tuple(Dimension(name, (s[1], s[2])) for name, s in found if len(s) == 2)
     problems = [f"{name!r} scores one candidate only" for name, s in found if len(s) == 1]
-    problems += [f"score over 10 in {s.name!r}" for s in whole if max(s.first, s.second) > 10]
+    problems += [f"score over 10 in {s.name!r}" for s in whole if max(s.scores) > 10]
     return whole, (totals[1], totals[2]) if len(totals) == 2 else None, problems
 
 
@@ -244,20 +275,21 @@ def _heading(text: str) -> str:
     return "" if re.fullmatch(_CANDIDATE, name) else name
 
 
-def _arithmetic_problems(
-    winner: int, scores: tuple[DimensionScore, ...], totals: tuple[float, float] | None
-) -> list[str]:
-    if not scores:
+def _sums(dimensions: Sequence[Dimension]) -> tuple[float, ...]:
+    return tuple(map(sum, zip(*(dimension.scores for dimension in dimensions), strict=True)))
+
+
+def _arithmetic_problems(winner: int, dimensions: Sequence[Dimension], totals: tuple[float, ...] | None) -> list[str]:
+    if not dimensions:
         return ["no dimension scores both candidates"]
     if totals is None:
         return ["totals are not stated"]
     problems = []
-    sums = (sum(s.first for s in scores), sum(s.second for s in scores))
-    for k, (stated, actual) in enumerate(zip(totals, sums, strict=True), start=1):
+    for k, (stated, actual) in enumerate(zip(totals, _sums(dimensions), strict=True), start=1):
         if abs(stated - actual) > 1e-6:
             problems.append(f"total of candidate {k} is stated as {stated:g}, its scores add up to {actual:g}")
-    if totals[0] == totals[1]:
+    if totals.count(max(totals)) > 1:
         problems.append("totals are equal, so the answer does not follow from them")
-    elif (totals[0] > totals[1]) != (winner == 1):
+    elif totals[winner - 1] != max(totals):
         problems.append("the winner has the smaller total")
     return problems

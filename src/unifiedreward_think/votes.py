@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from unifiedreward_think.metrics import candidate_margin, majority
+from unifiedreward_think.order import as_stored
 from unifiedreward_think.records import Judgment, Preferred
-from unifiedreward_think.verdict import DimensionScore
+from unifiedreward_think.verdict import Dimension
 
 TIE_MARGIN_HELP = "call a tie where the score sums differ by this at most, in the mean over votes (default: never)"
 
@@ -38,7 +39,7 @@ class Result:
         record_id: the pair.
         winner: 1, 2, "tie", or None where no vote can be read or the votes are split.
         margin: score sum of candidate 1 minus that of candidate 2, the mean over readable votes; None without scores.
-        scores: mean scores on each dimension.
+        dimensions: mean scores on each dimension.
         votes: how many for "1" and for "2", and how many "abstained": unreadable or failed.
         chosen: the judgment whose reasoning stands for the result: the first for the winner, else the first.
         error: why the first failed vote failed; empty if none did.
@@ -47,7 +48,7 @@ class Result:
     record_id: str
     winner: Preferred | None
     margin: float | None
-    scores: tuple[DimensionScore, ...]
+    dimensions: tuple[Dimension, ...]
     votes: dict[str, int]
     chosen: Judgment
     error: str
@@ -76,7 +77,7 @@ class Result:
             "id": self.record_id,
             "winner": self.winner,
             "margin": self.margin,
-            "scores": [list(score) for score in self.scores],
+            "scores": [[dimension.name, *dimension.scores] for dimension in self.dimensions],
             "votes": self.votes,
             "error": self.error,
             "reason": self.reason,
@@ -95,7 +96,7 @@ def combine(judgments: Sequence[Judgment], *, tie_margin: float | None = None) -
         record_id=name,
         winner=winner,
         margin=margin,
-        scores=_mean_scores(readable),
+        dimensions=_mean_scores(readable),
         votes={**votes, "abstained": len(judgments) - len(readable)},
         chosen=next((row for row in readable if row.candidate == winner), (readable or judgments)[0]),
         error=next((row.error for row in judgments if row.error), ""),
@@ -120,13 +121,12 @@ def call_tie(winner: Preferred | None, margin: float | None, tie_margin: float |
     return "tie" if near else winner
 
 
-def _mean_scores(rows: Sequence[Judgment]) -> tuple[DimensionScore, ...]:
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+def _mean_scores(rows: Sequence[Judgment]) -> tuple[Dimension, ...]:
+    by_name: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     for row in rows:
-        for score in row.verdict.scores:
-            pair = (score.first, score.second) if row.order == "ab" else (score.second, score.first)
-            found[score.name].append(pair)
+        for dimension in row.verdict.dimensions:
+            by_name[dimension.name].append(as_stored(dimension.scores, row.order))
     return tuple(
-        DimensionScore(name, sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs))
-        for name, pairs in found.items()
+        Dimension(name, tuple(sum(column) / len(column) for column in zip(*scores, strict=True)))
+        for name, scores in by_name.items()
     )

@@ -23,7 +23,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TextIO
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 
 MENDS = {
     errno.ENOSPC: "the disk is full: free some space",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.media import Clip
-from unifiedreward_think.records import InputError
 from unifiedreward_think.verdict import STOP_STRING
 
 

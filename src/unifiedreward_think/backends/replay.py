@@ -16,7 +16,8 @@ from typing import Any
 
 from unifiedreward_think.backends import BackendError, Completion, Failure
 from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.records import Judgment, RecordError, read_json_lines
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.records import Judgment, read_json_lines
 
 LONGEST_TALE = 10.0
 

@@ -21,7 +21,8 @@ from typing import Any
 from unifiedreward_think.backends import BackendError, Completion, Failure
 from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.records import RecordError, read_json_lines
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.records import read_json_lines
 from unifiedreward_think.writing import append, open_to_append, write_whole
 
 IMAGE_TOKENS = 2500  # the most a picture is taken to cost before the server says it

@@ -38,10 +38,11 @@ from unifiedreward_think.data.shards import (
     reason_kind,
 )
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.media import FrameSampling, MediaError
 from unifiedreward_think.prompting import build_parts, load_prompts, solution
 from unifiedreward_think.provenance import provenance
-from unifiedreward_think.records import RecordError, Trace, digest
+from unifiedreward_think.records import Trace, digest
 from unifiedreward_think.verdict import Style
 from unifiedreward_think.writing import open_whole, write_whole
 

@@ -29,8 +29,8 @@ from unifiedreward_think.data.sources.mixture import read_entries, select
 from unifiedreward_think.data.sources.pairing import PAIRINGS, PairRow
 from unifiedreward_think.data.sources.readers import column_names, hub_commit, hub_rows, is_hub_name, read_rows
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.progress import progress
-from unifiedreward_think.records import RecordError
 
 HEAD = 20  # rows that tell the columns
 REASON_LIMIT = 500  # a value quoted in a reason can be of any length

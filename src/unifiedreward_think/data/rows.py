@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from unifiedreward_think.data.arguments import add_frames, add_prompts, frame_sampling
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.media import FrameSampling, image_paths
+from unifiedreward_think.order import ORDERS, Order
 from unifiedreward_think.prompting import Part, build_parts, load_prompts, solution
-from unifiedreward_think.records import ORDERS, Order, PreferenceRecord, Trace, order_shown
+from unifiedreward_think.records import PreferenceRecord, Trace, order_shown
 from unifiedreward_think.verdict import Style
 from unifiedreward_think.writing import whole
 

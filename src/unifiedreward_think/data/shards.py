@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.data.formats.files import BadRow, DataError
+from unifiedreward_think.order import Order
 from unifiedreward_think.progress import progress
 from unifiedreward_think.provenance import provenance
-from unifiedreward_think.records import Order, PreferenceRecord
+from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.writing import whole, write_whole
 
 Counts = dict[str, Any]

@@ -20,10 +20,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from unifiedreward_think.backends import Backend, Completion, Failure
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.judge import judge_item
 from unifiedreward_think.judging.protocol import Protocol as JudgeProtocol
 from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.records import InputError, Judgment, Order, PreferenceRecord, digest
+from unifiedreward_think.order import Order
+from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style
 

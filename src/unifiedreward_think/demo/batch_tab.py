@@ -18,11 +18,12 @@ from unifiedreward_think.data.formats.loading import Loaded, load_records
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import Setup, Stopped, Stops, Watched
 from unifiedreward_think.demo.pair_tab import stop_handlers
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.evaluation.report import write_html
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.metrics import summarize
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines
 from unifiedreward_think.writing import write_whole
 
 EVERY = 0.3  # seconds between two looks at the progress

@@ -13,8 +13,10 @@ import gradio as gr
 
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import Asking, Setup, Stopped, Stops, make_record
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.media import MediaError, open_image
-from unifiedreward_think.records import InputError, Judgment, Order, PreferenceRecord
+from unifiedreward_think.order import Order
+from unifiedreward_think.records import Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS
 
 MEDIA_HEIGHT = 230

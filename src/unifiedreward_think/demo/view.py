@@ -14,9 +14,10 @@ from typing import Any
 from unifiedreward_think.evaluation.examples import shown_verdict
 from unifiedreward_think.evaluation.tables import HEADLINE, counts, table_rows, title
 from unifiedreward_think.metrics import both_orders, pair_orders
+from unifiedreward_think.order import Order
 from unifiedreward_think.pages import load_template
 from unifiedreward_think.prompting import Media, build_parts
-from unifiedreward_think.records import Judgment, Order, PreferenceRecord
+from unifiedreward_think.records import Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style, parse
 from unifiedreward_think.votes import combine
@@ -46,10 +47,11 @@ def card(record: PreferenceRecord, rows: Sequence[Judgment], other: Sequence[Jud
     """
     result = combine(rows)
     verdict = shown_verdict(result.chosen)
-    totals = [sum(column) for column in list(zip(*result.scores, strict=True))[1:]] if result.scores else None
+    flat = [(name, *scores) for name, scores in result.dimensions]
+    totals = [sum(column) for column in list(zip(*flat, strict=True))[1:]] if flat else None
     return _render(
         "card",
-        v={**verdict, "scores": result.scores, "totals": totals},
+        v={**verdict, "scores": flat, "totals": totals},
         record=record,
         **_names(record, rows[0].order),
         writing=False,

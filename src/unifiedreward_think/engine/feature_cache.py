@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unifiedreward_think.engine import streams as shared_prefix
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 
 
 def encoder(folder: str | None, network: Any, accelerator: Any, *, frozen: bool) -> Callable[..., shared_prefix.Prompt]:

@@ -21,6 +21,7 @@ from typing import Any
 from unifiedreward_think.backends import Backend
 from unifiedreward_think.backends.choose import add_arguments, make_backend
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.evaluation.rescore import rescore
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
 from unifiedreward_think.evaluation.tables import headline, numbers
@@ -31,7 +32,7 @@ from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import group_accuracy, summarize
 from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.provenance import config_yaml
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, json_lines, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines, read_json_lines
 from unifiedreward_think.writing import write_whole
 
 Media = Callable[[Any], str]

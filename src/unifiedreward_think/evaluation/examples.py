@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.plots import COLOURS, Runs
 from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image
-from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, digest
+from unifiedreward_think.order import as_stored
+from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
 
 THUMBNAIL = 320  # pixels on the longer side
@@ -83,7 +85,6 @@ def _card(record: PreferenceRecord, media: list[dict[str, Any]], rows: Sequence[
 
 def shown_verdict(row: Judgment) -> dict[str, Any]:
     """Turn a verdict back to the record's own order: A is candidate 1 as stored, wherever it was shown."""
-    step = 1 if row.order == "ab" else -1
     text = row.completion or ""
     think, closed, answer = text.rpartition("</think>")
     return {
@@ -92,8 +93,8 @@ def shown_verdict(row: Judgment) -> dict[str, Any]:
         "right": row.correct,
         "think": think + closed,
         "answer": answer.strip() if closed else text,
-        "scores": [(score.name, *(score.first, score.second)[::step]) for score in row.verdict.scores],
-        "totals": row.verdict.totals and row.verdict.totals[::step],
+        "scores": [(each.name, *as_stored(each.scores, row.order)) for each in row.verdict.dimensions],
+        "totals": row.verdict.totals and as_stored(row.verdict.totals, row.order),
         "problems": row.verdict.problems,
         "error": row.error,
         "cut": row.finish_reason == "length",

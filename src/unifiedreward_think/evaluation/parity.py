@@ -20,7 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.records import Judgment, Preferred, candidate_at, digest, place_shown
+from unifiedreward_think.order import candidate_at, place_shown
+from unifiedreward_think.records import Judgment, Preferred, digest
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import answer_text
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.examples import STATUSES, examples
 from unifiedreward_think.evaluation.plots import COLOURS, Runs, curve_plots, plots
 from unifiedreward_think.evaluation.rescore import read_judgments
@@ -36,7 +37,7 @@ from unifiedreward_think.evaluation.tables import (
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.pages import write_page
-from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, read_json_lines
 
 # Parts of a benchmark's results, and what is said of their numbers.
 PROTOCOLS = {

@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.tables import stage_table
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.metrics import PairedTest, paired_test, summarize
-from unifiedreward_think.records import Judgment, RecordError
+from unifiedreward_think.records import Judgment
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style, parse
 from unifiedreward_think.writing import write_whole

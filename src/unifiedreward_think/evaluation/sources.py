@@ -3,7 +3,7 @@
 >>> Row({"id": "kite", "label": 1}, part="test", number=1).pick("id", "image")
 Traceback (most recent call last):
     ...
-unifiedreward_think.records.RecordError: no column 'image'; found 'id', 'label'; expected 'id', 'image'
+unifiedreward_think.errors.RecordError: no column 'image'; found 'id', 'label'; expected 'id', 'image'
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-from unifiedreward_think.records import RecordError, digest, read_json_lines
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.records import digest, read_json_lines
 from unifiedreward_think.writing import write_whole
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.intervals import Estimate, interval
-from unifiedreward_think.records import RecordError, read_json_lines
+from unifiedreward_think.records import read_json_lines
 from unifiedreward_think.tasks import TASK_NAMES
 
 History = Sequence[Mapping[str, Any]]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.examples import pair_card
 from unifiedreward_think.evaluation.plots import COLOURS, SERIES, draw_curves, draw_dots, draw_svg, percent_axis, shift
 from unifiedreward_think.evaluation.report import read_runs
@@ -36,7 +37,7 @@ from unifiedreward_think.evaluation.training_log import (
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.metrics import paired_test, summarize
 from unifiedreward_think.pages import write_page
-from unifiedreward_think.records import Judgment, PreferenceRecord, RecordError, digest
+from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.tasks import TASK_NAMES
 
 # Plot -> what it says, and its curves: name -> key of the log. Curves that a run did not log are left out.

@@ -19,11 +19,12 @@ from typing import Literal
 
 from unifiedreward_think.backends import Backend
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.media import Decoder, FrameSampling
 from unifiedreward_think.prompting import FORMAT_FILES, PROMPTS, load_prompts
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, digest
+from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.verdict import Layout, Style
 from unifiedreward_think.votes import Result, combine
 

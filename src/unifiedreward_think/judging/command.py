@@ -19,11 +19,13 @@ from unifiedreward_think.backends import Backend
 from unifiedreward_think.backends.choose import add_arguments, make_backend
 from unifiedreward_think.data.formats.files import report_left_out
 from unifiedreward_think.data.formats.loading import Loaded, load_records
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.api import FRAME_CACHE, Judge, read_prompt_file
 from unifiedreward_think.media import DECODERS
-from unifiedreward_think.records import InputError, PreferenceRecord
+from unifiedreward_think.order import candidate_at
+from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import DimensionScore
+from unifiedreward_think.verdict import Dimension
 from unifiedreward_think.votes import Result
 from unifiedreward_think.writing import write_whole
 
@@ -65,14 +67,14 @@ def describe(result: Result, names: Sequence[str]) -> str:
     if result.winner in (1, 2):
         winner = f"{result.winner} ({names[int(result.winner) - 1]})"
     lines = [f"Winner: {winner}"]
-    if result.scores:
-        total = DimensionScore("Total", sum(s.first for s in result.scores), sum(s.second for s in result.scores))
+    if result.dimensions:
+        total = Dimension("Total", tuple(map(sum, zip(*(row.scores for row in result.dimensions), strict=True))))
         lines.append(f"{'':<24}{1:>6}{2:>6}")
-        lines += [f"{row.name:<24}{row.first:>6.3g}{row.second:>6.3g}" for row in (*result.scores, total)]
+        lines += [f"{name:<24}{a:>6.3g}{b:>6.3g}" for name, (a, b) in (*result.dimensions, total)]
     if sum(result.votes.values()) > 1:
         cast = result.votes
         lines.append(f"Votes: {cast['1']} for 1, {cast['2']} for 2, {cast['abstained']} abstained")
-    called = "1 and 2" if result.chosen.order == "ab" else "2 and 1"
+    called = " and ".join(str(candidate_at(place, result.chosen.order)) for place in (1, 2))
     return "\n".join([*lines, f"Reasoning (the candidates as {called}):", result.reasoning])
 
 

@@ -18,17 +18,10 @@ from unifiedreward_think.backends import Backend, BackendError, Completion, Fail
 from unifiedreward_think.judging.protocol import Item, Prompt, Protocol, cut_batches, look_ahead, open_items
 from unifiedreward_think.judging.ranks import ALONE, Ranks
 from unifiedreward_think.judging.store import Key, key_of, load_judgments, merge_parts, part_of, resume
+from unifiedreward_think.order import ORDERS, Order
 from unifiedreward_think.progress import progress
 from unifiedreward_think.prompting import build_parts
-from unifiedreward_think.records import (
-    ORDERS,
-    Judgment,
-    Order,
-    PreferenceRecord,
-    digest,
-    json_lines,
-    order_shown,
-)
+from unifiedreward_think.records import Judgment, PreferenceRecord, digest, json_lines, order_shown
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style, Verdict, parse
 from unifiedreward_think.writing import append, open_to_append, write_whole

@@ -11,8 +11,9 @@ from unifiedreward_think.backends import Failure, Video
 from unifiedreward_think.data.rows import prompt_row
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.media import Clip, FrameSampling, MediaError, native_clip, open_image
+from unifiedreward_think.order import Order
 from unifiedreward_think.prompting import build_parts
-from unifiedreward_think.records import Order, PreferenceRecord
+from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Style
 

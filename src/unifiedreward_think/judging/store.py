@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.judging.ranks import Ranks
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, RecordError, json_lines, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines, read_json_lines
 from unifiedreward_think.writing import write_whole
 
 Key = tuple[str, str, int]  # record id, order, sample

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 
 if TYPE_CHECKING:
     from torch.nn import Module

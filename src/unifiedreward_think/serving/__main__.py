@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from unifiedreward_think.backends.choose import add_arguments, make_backend
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import InputError
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.hosts import loopback, own_hosts
 from unifiedreward_think.serving.limits import Limits

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from unifiedreward_think import __version__
 from unifiedreward_think.backends import Backend
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.serving.batching import Batcher
 from unifiedreward_think.serving.chat import events
 from unifiedreward_think.serving.fetch import Fetcher

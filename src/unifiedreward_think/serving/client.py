@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.tasks import TASKS
 
 T = TypeVar("T")

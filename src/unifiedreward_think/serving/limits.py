@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 
 # A whole string, or one that never ends: then to the end of the text. Possessive, so it takes linear time.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.order import ORDERS, Order, in_order
 from unifiedreward_think.prompting import build_parts
-from unifiedreward_think.records import ORDERS, Judgment, Order, PreferenceRecord, digest, order_shown
+from unifiedreward_think.records import Judgment, PreferenceRecord, digest, order_shown
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.batching import Question
 from unifiedreward_think.serving.intake import Picture
@@ -69,7 +70,7 @@ class Shown(NamedTuple):
     @property
     def first(self) -> int:
         """The candidate that is shown first."""
-        return self.a if self.order == "ab" else self.b
+        return in_order((self.a, self.b), self.order)[0]
 
 
 def pair_record(task: str, prompt: str, media: Sequence[Entry], pair: Sequence[Entry]) -> PreferenceRecord:

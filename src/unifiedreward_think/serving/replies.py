@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from unifiedreward_think import ranking
 from unifiedreward_think.intervals import Estimate
+from unifiedreward_think.order import as_stored
 from unifiedreward_think.records import Judgment
 from unifiedreward_think.serving.questions import Shown, status_of
 from unifiedreward_think.serving.schemas import (
@@ -35,7 +36,7 @@ def compare_reply(rows: Sequence[Judged], *, reasoning: bool, model: str) -> Com
         winner=None if result.winner is None else int(result.winner) - 1,
         agreement=len({row.candidate for row in readable}) == 1 if len(readable) == 2 else None,
         margin=result.margin,
-        scores=[Dimension(name=s.name, a=s.first, b=s.second) for s in result.scores],
+        scores=[Dimension(name=name, a=a, b=b) for name, (a, b) in result.dimensions],
         judgments=[_judged_pair(*row, reasoning) for row in rows],
         model=model,
     )
@@ -62,9 +63,8 @@ def game(pair: Shown, row: Judgment) -> ranking.Game:
 
 def _dimensions(row: Judgment) -> list[Dimension]:
     """Return the scores by candidate, whichever was shown first."""
-    if row.order == "ab":
-        return [Dimension(name=s.name, a=s.first, b=s.second) for s in row.verdict.scores]
-    return [Dimension(name=s.name, a=s.second, b=s.first) for s in row.verdict.scores]
+    stored = [(dimension.name, as_stored(dimension.scores, row.order)) for dimension in row.verdict.dimensions]
+    return [Dimension(name=name, a=a, b=b) for name, (a, b) in stored]
 
 
 def _judged_pair(pair: Shown, row: Judgment, reasoning: bool) -> JudgedPair:

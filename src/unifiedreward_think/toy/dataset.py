@@ -16,7 +16,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from unifiedreward_think.records import Order, PreferenceRecord, Trace, digest
+from unifiedreward_think.order import Order, in_order, place_shown
+from unifiedreward_think.records import PreferenceRecord, Trace, digest
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.toy.teacher import (
     Reply,
@@ -74,15 +75,13 @@ class Pair:
 
     def trace(self, order: Order) -> str:
         """Write the teacher's chain of thought for the candidates in the order shown."""
-        step = 1 if order == "ab" else -1
-        return write_trace(self.task, self.observations(order), *self.scores[::step])
+        return write_trace(self.task, self.observations(order), *in_order(self.scores, order))
 
     def observations(self, order: Order) -> str:
         """Write what the teacher sees and checks before scoring."""
-        step = 1 if order == "ab" else -1
         if isinstance(self.asked, str):
-            return observe_replies(self.asked, self.replies[::step])
-        return observe_pair(TASKS[self.task].noun, self.asked, self.scenes[::step])
+            return observe_replies(self.asked, in_order(self.replies, order))
+        return observe_pair(TASKS[self.task].noun, self.asked, in_order(self.scenes, order))
 
 
 def random_pair(rng: random.Random, task: str) -> Pair:
@@ -99,7 +98,7 @@ def make_record(pair: Pair, name: str, media: Path, rng: random.Random, *, label
     files = [
         write_scene(scene, rng.getrandbits(32), media / f"{name}-{i}") for i, scene in enumerate(pair.scenes, start=1)
     ]
-    preferred = pair.preferred if rng.random() >= label_noise else 3 - pair.preferred
+    preferred = pair.preferred if rng.random() >= label_noise else place_shown(pair.preferred, "ba")
     return PreferenceRecord(
         id=name,
         task=pair.task,

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.media import DECODERS, FrameSampling
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import InputError
 from unifiedreward_think.training.monitor.health import WINDOW
 
 

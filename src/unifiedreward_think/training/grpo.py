@@ -16,7 +16,7 @@ from typing import Any
 
 from unifiedreward_think.data.formats.loading import DataError, load_checked_records, report_left_out, undecided
 from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.rewards import length_reward
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras, option

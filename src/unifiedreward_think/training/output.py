@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.provenance import provenance
-from unifiedreward_think.records import InputError
 from unifiedreward_think.writing import write_whole
 
 RUN_FILE = "run.json"

@@ -16,7 +16,7 @@ from typing import Any
 
 from unifiedreward_think.data.formats.files import parse_yaml, read_yaml
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.training.memory.architecture import Architecture, load_architecture
 from unifiedreward_think.training.memory.estimate import Plan, plan, prompt_length, tokens_a_step, trainable
 from unifiedreward_think.training.memory.job import DEFAULTS, GIB, Job, deepspeed, make_job

@@ -16,7 +16,7 @@ from typing import Any
 
 from unifiedreward_think.data.formats.files import read_yaml
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras, check_values
 from unifiedreward_think.training.output import RUN_FILE, describe, must_be_finished, write_run
 from unifiedreward_think.training.survival.checkpoints import misfit, newest, run_shape

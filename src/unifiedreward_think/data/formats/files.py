@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unifiedreward_think.records import InputError, RecordError
+from unifiedreward_think.errors import InputError, RecordError
 
 LISTED = 20
 SUFFIXES = (".json", ".jsonl")

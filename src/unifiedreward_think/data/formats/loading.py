@@ -34,9 +34,11 @@ from unifiedreward_think.data.formats.files import (
     report_left_out,
 )
 from unifiedreward_think.data.formats.shapes import Origin, read_record, read_trace
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.forms import PAIRWISE
 from unifiedreward_think.media import FrameSampling, MediaError, check_media
 from unifiedreward_think.progress import track
-from unifiedreward_think.records import PreferenceRecord, RecordError, Trace
+from unifiedreward_think.records import PreferenceRecord, Trace
 from unifiedreward_think.tasks import TASKS
 
 __all__ = [
@@ -95,6 +97,8 @@ def load_records(
 
     def read(row: Mapping[str, Any], origin: Origin) -> PreferenceRecord:
         record = read_record(row, origin)
+        if record.count != PAIRWISE.candidates:
+            raise RecordError(f"has {record.count} candidates; this command compares {PAIRWISE.candidates}")
         if need_label and record.preferred is None:
             raise RecordError('preferred is missing; write 1, 2 or "tie"')
         return record

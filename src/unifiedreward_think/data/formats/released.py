@@ -18,7 +18,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from unifiedreward_think.records import PreferenceRecord, Preferred, RecordError, Trace
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.records import PreferenceRecord, Preferred, Trace
 from unifiedreward_think.verdict import NOUNS, answer_text, parse, read_answer
 
 MEDIA_KEYS = ("images", "image", "video")

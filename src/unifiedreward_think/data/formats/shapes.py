@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unifiedreward_think.data.formats.released import read_conversation, read_problem
-from unifiedreward_think.records import PreferenceRecord, RecordError, Trace
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.records import PreferenceRecord, Trace
 
 SHAPES = (
     "record (id, task, prompt, media, preferred)",

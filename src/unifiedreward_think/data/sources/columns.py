@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unifiedreward_think.data.formats.files import DataError
-from unifiedreward_think.records import RecordError
+from unifiedreward_think.errors import RecordError
 
 Spec = Any  # a name, a dotted path, or {column | any | match, pattern, once}: what YAML holds
 SPEC_KEYS = {"column", "any", "match", "pattern", "once"}

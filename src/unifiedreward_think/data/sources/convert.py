@@ -24,7 +24,8 @@ from unifiedreward_think.data.shards import Stored, with_record
 from unifiedreward_think.data.sources.declaration import Source
 from unifiedreward_think.data.sources.labels import Label
 from unifiedreward_think.data.sources.pairing import PairRow
-from unifiedreward_think.records import PreferenceRecord, RecordError, digest
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.records import PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
 
 

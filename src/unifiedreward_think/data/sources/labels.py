@@ -9,7 +9,7 @@ Label(preferred=1, margin=0.46153846153846156, votes=26)
 >>> rule({"v1": float("nan"), "v2": 3})
 Traceback (most recent call last):
     ...
-unifiedreward_think.records.RecordError: label.first is nan; expected a finite number
+unifiedreward_think.errors.RecordError: label.first is nan; expected a finite number
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from unifiedreward_think.data.formats.files import DataError, LeftOut
 from unifiedreward_think.data.sources.columns import Column, Finder
-from unifiedreward_think.records import Preferred, RecordError
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.records import Preferred
 
 
 class Label(NamedTuple):

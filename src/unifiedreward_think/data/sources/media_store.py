@@ -5,7 +5,7 @@
 >>> inside("images", "../../etc/passwd")
 Traceback (most recent call last):
     ...
-unifiedreward_think.records.RecordError: media '../../etc/passwd' leaves its folder; paths must stay inside it
+unifiedreward_think.errors.RecordError: media '../../etc/passwd' leaves its folder; paths must stay inside it
 
 Nothing is decoded here, so that importing is fast; `check` opens every picture.
 """
@@ -23,7 +23,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from unifiedreward_think.data.formats.files import DataError, LeftOut
-from unifiedreward_think.records import RecordError
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.writing import write_whole
 
 Location = Literal["bytes", "path", "frames", "any"]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from unifiedreward_think.data.formats.files import DataError, LeftOut
 from unifiedreward_think.data.sources.columns import Finder
-from unifiedreward_think.records import RecordError
+from unifiedreward_think.errors import RecordError
 
 
 class PairRow(NamedTuple):

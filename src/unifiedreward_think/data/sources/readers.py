@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.data.formats.files import DataError
-from unifiedreward_think.records import RecordError
+from unifiedreward_think.errors import RecordError
 
 Advance = Callable[[int], object]  # takes the bytes read since its last call
 Rows = Iterator[tuple[int, Any]]  # row number from 1, and its value

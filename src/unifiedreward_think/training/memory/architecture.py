@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 
 Config = Mapping[str, Any]
 Linears = dict[str, tuple[int, int]]  # name -> inputs, outputs

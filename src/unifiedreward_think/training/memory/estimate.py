@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.training.memory.architecture import Architecture, Linears
 from unifiedreward_think.training.memory.job import GIB, Job
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 
 GIB = 2**30
 LENGTH = {"grpo": "max_completion_length", "sampling": "max_new_tokens"}  # the key that limits a completion

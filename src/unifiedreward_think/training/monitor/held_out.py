@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 
 from unifiedreward_think.data.formats.loading import load_checked_records, report_left_out
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.protocol import Protocol
 from unifiedreward_think.judging.store import write_evaluation
 from unifiedreward_think.metrics import MEASURES, summarize
-from unifiedreward_think.records import InputError, Judgment, PreferenceRecord, json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
 from unifiedreward_think.training.memory.job import GIB
 from unifiedreward_think.training.monitor.health import Watch

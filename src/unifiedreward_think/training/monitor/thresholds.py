@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Literal, NamedTuple
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 
 HELD_OUT = "eval_accuracy"  # in every row of an evaluation on held-out pairs
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.training.survival import checkpoints
 from unifiedreward_think.writing import OutputError
 

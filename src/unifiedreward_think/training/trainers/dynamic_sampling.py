@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from unifiedreward_think.records import InputError, digest
+from unifiedreward_think.errors import InputError
+from unifiedreward_think.records import digest
 from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
 
 Batch = dict[str, Any]

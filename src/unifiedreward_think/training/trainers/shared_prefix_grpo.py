@@ -20,7 +20,7 @@ from unifiedreward_think.engine import streams as shared_prefix
 from unifiedreward_think.engine.feature_cache import encoder
 from unifiedreward_think.engine.prefix_cache import prefill
 from unifiedreward_think.engine.stream_plan import plan_streams
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.training.trainers.grpo import GRPOTrainer
 from unifiedreward_think.training.trainers.prefetch import READING, Reader
 

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
 from unifiedreward_think.engine import streams as shared_prefix
-from unifiedreward_think.records import InputError
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.training.trainers.sft import SFTTrainer
 
 OFF = "set shared_prefix: false to train on TRL's padded rows"

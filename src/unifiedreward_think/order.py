@@ -1,0 +1,62 @@
+"""The order in which candidates are shown: a string of letters, "ab", "ba", "a", "cab"; a is the first one stored.
+
+The one place that knows how stored and shown candidates correspond. Places and candidates count from 1.
+
+>>> candidate_at(1, "ba"), place_shown(1, "ba"), in_order(["first", "second"], "ba")
+(2, 2, ('second', 'first'))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+Order = Literal["ab", "ba"]
+ORDERS: tuple[Order, Order] = ("ab", "ba")
+STORED_ORDER: Order = "ab"
+T = TypeVar("T")
+
+
+def in_order(stored: Sequence[T], order: str) -> tuple[T, ...]:
+    """Return what is stored for each candidate in the order shown: its letters name the candidates from a on.
+
+    >>> in_order(["x", "y"], "ba"), in_order(["x", "y", "z"], "cab")
+    (('y', 'x'), ('z', 'x', 'y'))
+    """
+    return tuple(stored[ord(letter) - ord("a")] for letter in order)
+
+
+def as_stored(shown: Sequence[T], order: str) -> tuple[T, ...]:
+    """Return what is shown for each candidate in the order stored, the inverse of `in_order`.
+
+    >>> as_stored(in_order(["x", "y", "z"], "cab"), "cab")
+    ('x', 'y', 'z')
+    """
+    return tuple(shown[place_shown(candidate, order) - 1] for candidate in range(1, len(order) + 1))
+
+
+def candidate_at(place: int, order: str) -> int:
+    """Return which candidate stands at a place of the order shown; both count from 1.
+
+    >>> candidate_at(1, "ba"), candidate_at(1, "cab")
+    (2, 3)
+    """
+    return ord(order[place - 1]) - ord("a") + 1
+
+
+def place_shown(candidate: int, order: str) -> int:
+    """Return at which place a candidate is shown, the inverse of `candidate_at`.
+
+    >>> place_shown(2, "ba"), place_shown(3, "cab")
+    (1, 1)
+    """
+    return order.index(chr(ord("a") + candidate - 1)) + 1
+
+
+def letters(count: int) -> str:
+    """Return the stored order of `count` candidates.
+
+    >>> letters(3)
+    'abc'
+    """
+    return "".join(chr(ord("a") + candidate) for candidate in range(count))

@@ -313,3 +313,8 @@ def test_the_toy_server_starts_with_one_command_and_ends_when_told():
 def test_the_schema_is_published(url):
     schema = httpx.get(f"{url}/openapi.json").json()
     assert {"/v1/compare", "/v1/rank", "/v1/chat/completions", "/health", "/metrics"} <= schema["paths"].keys()
+
+
+def test_an_unknown_task_is_named_before_anything_is_sent():
+    with pytest.raises(InputError, match="task 'music' is not one of image_generation"):
+        request_body("music", "a kite", ["a.png", "b.png"])

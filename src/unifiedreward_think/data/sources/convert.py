@@ -63,7 +63,7 @@ class Converter:
     ) -> None:
         self._source, self._stem, self._media, self._seed = source, stem, media, seed
         self._mapping = source.mapping(found, renamed) if source.shape == "columns" else None
-        self._generation = TASKS[source.task].compares_media
+        self._generation = source.task in TASKS and TASKS[source.task].compares_media  # released rows name their own
 
     def name(self, row: PairRow) -> str:
         """Return the id of a pair: source, input and number, so that ids never repeat."""

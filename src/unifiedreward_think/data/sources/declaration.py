@@ -158,7 +158,7 @@ def _problem(source: Source) -> str:
         return f"pairs of kind {kind!r} take {', '.join(sorted(needed | optional)) or 'no keys'}, found {sorted(given)}"
     if source.label.get("rule") not in RULE_KEYS:
         return f"label.rule is {source.label.get('rule')!r}; choose one of {', '.join(RULE_KEYS)}"
-    generation = TASKS[source.task].compares_media
+    generation = source.task in TASKS and TASKS[source.task].compares_media
     counts = {key: len(source.fields.get(key, [])) for key in ("media", "answers")}
     if "prompt" not in source.fields or not counts["media"] or (generation and counts["media"] != 2):
         return "fields need a prompt, and media: 2 columns for generation, at least 1 for understanding"

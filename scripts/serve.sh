@@ -34,14 +34,15 @@ toy() {
 }
 
 # Two videos of 8 frames are 16 pictures. Both orders and all pairs of a group share caption and candidates: the prefix
-# cache holds the text and the first candidate, the processor cache the pictures.
+# cache holds the text and the first candidate, the processor cache the pictures. The content format is named, since vLLM
+# moves all pictures in front of the text where it does not recognise a template's loop over the parts of a message.
 vllm_server() {
   local gpus
   gpus=$(visible_gpus)
   start vllm serve "${1:?usage: bash scripts/serve.sh vllm MODEL [arguments of vllm serve]}" \
     --served-model-name "$name" --host 127.0.0.1 --port "$vllm_port" --tensor-parallel-size "$((gpus > 0 ? gpus : 1))" \
     --limit-mm-per-prompt '{"image": 16}' --enable-prefix-caching --mm-processor-cache-gb 16 \
-    --generation-config vllm "${@:2}"
+    --generation-config vllm --chat-template-content-format openai "${@:2}"
 }
 
 case ${1:-} in

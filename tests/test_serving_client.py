@@ -19,8 +19,9 @@ from test_serving import LiveServer, Says, bench, best, pair
 
 from unifiedreward_think.backends import Completion, Failure
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.serving.client import RewardClient, RewardError, data_url
+from unifiedreward_think.serving.client import RewardClient, RewardError, data_url, request_body
 from unifiedreward_think.serving.questions import Settings
 from unifiedreward_think.serving.reward_fns import flow_grpo_reward, to_pictures, trl_reward
 from unifiedreward_think.verdict import render

@@ -12,9 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from requests.adapters import HTTPAdapter
 from stages import mean_token, train_grpo
+from urllib3.util.retry import Retry
 
 from unifiedreward_think.training.survival.faults import TrainingFault
+from unifiedreward_think.training.trainers import grpo
 
 
 class Server(ThreadingHTTPServer):
@@ -139,3 +142,11 @@ def test_a_server_that_goes_away_ends_the_run_even_if_another_one_takes_its_plac
     with pytest.raises(TrainingFault, match=r"a server was lost at step 1: .* the same command goes on from"):
         train(server)
     assert server.stale == 0
+
+
+def test_trl_alone_trains_on_completions_of_the_weights_that_a_new_server_starts_with(train, monkeypatch):
+    as_trl = HTTPAdapter(max_retries=Retry(5, allowed_methods=None))
+    monkeypatch.setattr(grpo, "HTTPAdapter", lambda **_: as_trl)
+    server = Server(dies_at={4}, comes_back="at once")
+    train(server, max_steps=2)
+    assert server.stale > 0  # silently: when this fails, TRL sees it, and the adapter can go

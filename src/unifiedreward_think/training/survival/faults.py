@@ -6,6 +6,7 @@
 | a kill while a checkpoint is written | the next run passes it over and takes the one before |
 | the disk is full while a checkpoint is written | error; the half checkpoint is removed, the ones before stay |
 | a file of the data disappears | error that names it |
+| the vLLM server goes away | error; the same command goes on from the last checkpoint |
 | the loss or the gradient is no number | error before anything is saved |
 | rewards that no longer differ, and other sickness | warning with cause and mend: `bands.py`, docs/health.md |
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from requests import RequestException
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
@@ -59,6 +61,11 @@ class FaultTolerant:
         except FileNotFoundError as error:
             raise TrainingFault(
                 f"a file disappeared while training at step {trainer.state.global_step}: {error}. Put it back; "
+                + self._goes_on()
+            ) from error
+        except RequestException as error:
+            raise TrainingFault(
+                f"a server was lost at step {trainer.state.global_step}: {error}. Start the vLLM server again; "
                 + self._goes_on()
             ) from error
         state = trainer.state

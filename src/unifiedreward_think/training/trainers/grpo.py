@@ -8,12 +8,12 @@ from typing import Any
 import torch
 import trl
 from accelerate.utils import gather_object
+from requests.adapters import HTTPAdapter
 from trl.trainer.utils import RepeatSampler
 
 from unifiedreward_think.models.loading import ReloadOnResume
 from unifiedreward_think.training.monitor.held_out import Watched
 from unifiedreward_think.training.survival.faults import FaultTolerant
-from unifiedreward_think.training.survival.vllm_server import ServerRecovery
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -32,12 +32,22 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
         return super().__iter__()  # type: ignore[no-any-return]
 
 
-class GRPOTrainer(FaultTolerant, Watched, ServerRecovery, ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
+class GRPOTrainer(FaultTolerant, Watched, ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
     """Restores weights and row order on resume, logs rewards by task, passes LLaVA-OneVision its `batch_num_images`.
 
     LLaVA-OneVision's processor emits `batch_num_images`, which TRL 1.16 neither accepts nor slices; the model needs it
     to tell a row's pictures from the next row's.
+
+    A vLLM server that goes away is an error. TRL's client would ask again for up to a minute, and a server that was
+    restarted meanwhile answers with the weights of its start: the run would train on completions of another model.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.use_vllm and self.vllm_mode == "server" and self.accelerator.is_main_process:
+            for scheme in ("http://", "https://"):
+                adapter = HTTPAdapter(max_retries=0, pool_maxsize=64)
+                self.vllm_generation.vllm_client.session.mount(scheme, adapter)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)

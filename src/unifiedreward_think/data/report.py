@@ -149,7 +149,13 @@ def example(row: Stored, sampling: FrameSampling) -> dict[str, Any]:
             media.append([_thumbnail(path) for path in image_paths(entry, kind, sampling)])
         except MediaError as error:
             media.append([{"problem": str(error)}])
-    return {"record": record, "stored": row, "media": media, "noun": TASKS[record.task].noun}
+    return {
+        "record": record,
+        "stored": row,
+        "media": media,
+        "noun": TASKS[record.task].noun,
+        "compares_media": TASKS[record.task].compares_media,
+    }
 
 
 def _thumbnail(path: Path) -> dict[str, str]:

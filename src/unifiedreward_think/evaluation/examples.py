@@ -75,6 +75,7 @@ def _example(
 def _card(record: PreferenceRecord, media: list[dict[str, Any]], rows: Sequence[Judgment]) -> dict[str, Any]:
     return {
         "task": record.task,
+        "compares_media": TASKS[record.task].compares_media,
         "record": record,
         "noun": TASKS[record.task].noun,
         "film": TASKS[record.task].media_kind == "video",

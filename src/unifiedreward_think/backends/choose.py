@@ -1,4 +1,4 @@
-"""From command line arguments to a backend; the one place where a backend is constructed."""
+"""From command line arguments to a backend."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Tiny tensors are ten times slower on several threads; nothing here may ask the Hub. Set before torch is imported.
@@ -12,6 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # What tests share or start as processes; pytest would import it for doctests, and second_choice replaces a function.
 collect_ignore_glob = ["[!t]*.py", "t[!e]*.py"]
+
+# No deadline: the first example may import a library, and a machine may be busy.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 REPO = Path(__file__).parents[1]
 TOY_PROMPTS = REPO / "configs" / "toy" / "prompts"

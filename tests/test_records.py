@@ -350,3 +350,11 @@ def test_the_label_follows_the_candidates_wherever_they_are_shown(ranks, order):
     assert shown.shown(back) == record
     alone = record.shown(order[0])
     assert (alone.count, alone.preferred, alone.ranks) == (1, None, ()) and len(alone.scores) == 1
+
+
+@pytest.mark.parametrize("scores", [[[]], ["Light"], [3], None])
+def test_a_judgment_with_broken_scores_names_its_record(scores):
+    row = json.loads((GOLDEN / "judgments.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    row["verdict"]["scores"] = scores
+    with pytest.raises(RecordError, match="record 'kite-1': not a judgment"):
+        Judgment.from_json(row)

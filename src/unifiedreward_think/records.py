@@ -251,7 +251,7 @@ class Judgment:
         try:
             verdict = Verdict.from_json(row["verdict"])
             return cls(**{**row, "verdict": verdict})
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             name = row.get("record_id")
             raise RecordError(f"record {name!r}: not a judgment ({error}); remove the line and judge again") from error
 

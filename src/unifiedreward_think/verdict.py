@@ -109,7 +109,7 @@ class Verdict:
         return cls(
             winner=row["winner"],
             strict=row["strict"],
-            dimensions=tuple(Dimension(name, tuple(scores)) for name, *scores in row["scores"]),
+            dimensions=tuple(map(_read_dimension, row["scores"])),
             totals=None if row["totals"] is None else tuple(row["totals"]),
             problems=tuple(row["problems"]),
         )
@@ -273,6 +273,15 @@ def _heading(text: str) -> str:
         return ""
     name = _BULLET.sub("", stripped[:-1], count=1).strip(" *")
     return "" if re.fullmatch(_CANDIDATE, name) else name
+
+
+def _read_dimension(row: Any) -> Dimension:
+    if not isinstance(row, list | tuple):
+        raise TypeError(f"a dimension is a list of its name and the scores, found {row!r}")
+    name, *scores = row
+    if not isinstance(name, str) or not all(isinstance(score, int | float) for score in scores):
+        raise TypeError(f"a dimension is a list of its name and the scores, found {row!r}")
+    return Dimension(name, tuple(scores))
 
 
 def _sums(dimensions: Sequence[Dimension]) -> tuple[float, ...]:

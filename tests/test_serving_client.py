@@ -21,7 +21,7 @@ from unifiedreward_think.backends import Completion, Failure
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.serving.client import RewardClient, RewardError, data_url, request_body
+from unifiedreward_think.serving.client import RewardClient, RewardError, data_url
 from unifiedreward_think.serving.questions import Settings
 from unifiedreward_think.serving.reward_fns import flow_grpo_reward, to_pictures, trl_reward
 from unifiedreward_think.verdict import render
@@ -273,7 +273,6 @@ def test_every_argument_of_the_script_is_one_of_the_server(arguments):
 
 
 def test_other_machines_need_a_key(monkeypatch):
-    from unifiedreward_think.errors import InputError
     from unifiedreward_think.serving.__main__ import KEY, main
 
     monkeypatch.delenv(KEY, raising=False)
@@ -283,7 +282,6 @@ def test_other_machines_need_a_key(monkeypatch):
 
 
 def test_a_port_in_use_is_told_before_a_model_is_loaded(monkeypatch):
-    from unifiedreward_think.errors import InputError
     from unifiedreward_think.serving import __main__ as command
 
     monkeypatch.setattr(command, "make_backend", lambda args: pytest.fail("a model was loaded"))
@@ -314,8 +312,3 @@ def test_the_toy_server_starts_with_one_command_and_ends_when_told():
 def test_the_schema_is_published(url):
     schema = httpx.get(f"{url}/openapi.json").json()
     assert {"/v1/compare", "/v1/rank", "/v1/chat/completions", "/health", "/metrics"} <= schema["paths"].keys()
-
-
-def test_an_unknown_task_is_named_before_anything_is_sent():
-    with pytest.raises(InputError, match="task 'music' is not one of image_generation"):
-        request_body("music", "a kite", ["a.png", "b.png"])

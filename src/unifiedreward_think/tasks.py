@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unifiedreward_think.errors import InputError
-
 Kind = Literal["generation", "understanding"]
 
 
@@ -45,14 +43,3 @@ TASKS: dict[str, Task] = {
     "video_understanding": Task("understanding", "Answer", "video", ("Semantic accuracy", "Correctness", "Clarity")),
 }
 TASK_NAMES = tuple(TASKS)
-
-
-def task_named(name: str) -> Task:
-    """Return a task by its name.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    if name not in TASKS:
-        raise InputError(f"task {name!r} is not one of {', '.join(TASK_NAMES)}")
-    return TASKS[name]

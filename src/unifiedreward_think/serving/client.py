@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import httpx
 
 from unifiedreward_think.errors import InputError
-from unifiedreward_think.tasks import task_named
+from unifiedreward_think.tasks import TASKS
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ def request_body(
     task: str, prompt: str, candidates: Sequence[Any], *, media: Sequence[Any] = (), **more: Any
 ) -> dict[str, Any]:
     """Return the JSON body of a request."""
-    answers = not task_named(task).compares_media
+    answers = task in TASKS and not TASKS[task].compares_media  # the server refuses an unknown task
     items = [{"text": candidate} if answers else _medium(candidate) for candidate in candidates]
     about = {"media": [_medium(entry) for entry in media]} if media else {}
     return {"task": task, "prompt": prompt, "candidates": items, **about, **more}

@@ -5,6 +5,7 @@
 #   DATA=/data bash benchmark_evaluation/all.sh outputs/grpo outputs/benchmarks --frames 8
 # One that fails does not stop the others; the exit status says that one did. Safe to run again: judgments are kept.
 set -uo pipefail
+trap 'exit 130' INT # Ctrl-C ends this script, too
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 model=${1:?usage: bash benchmark_evaluation/all.sh MODEL OUTPUT [arguments]}
 output=${2:?usage: bash benchmark_evaluation/all.sh MODEL OUTPUT [arguments]}
@@ -14,7 +15,7 @@ failed=()
 # run SCRIPT NAME [arguments]
 run() {
   local script=$1 name=$2 data=()
-  [[ -n "${DATA:-}" && -e "$DATA/$name" ]] && data=(--data "$DATA/$name")
+  [[ -n "${DATA:-}" && -e "$DATA/$name" ]] && data=(--input "$DATA/$name")
   if [[ $script == sharegpt_video && ${#data[@]} -eq 0 ]]; then
     echo "== $name: skipped, it needs DATA/sharegpt_video"
     return

@@ -8,6 +8,7 @@ Paper: the gold sentence anywhere; "diff" is accuracy_without_ties; its scripts 
 BaiqiL/GenAI-Bench is another benchmark.
 """
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import exact_match, genai_bench, genai_verdict, gold_anywhere, samples
@@ -51,7 +52,7 @@ def main(arguments=None, backend=None):
         to_record=to_record,
         aggregate=aggregate,
         data="TIGER-Lab/GenAI-Bench",
-        config="image_generation",
+        subset="image_generation",
         about=__doc__,
         arguments=arguments,
         backend=backend,
@@ -59,4 +60,4 @@ def main(arguments=None, backend=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -9,6 +9,7 @@ BaiqiL/GenAI-Bench is another benchmark.
 Videos are links: with --media-root they are looked up there by name, without it they are fetched.
 """
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import exact_match, first_named, genai_bench, genai_verdict, samples
@@ -53,7 +54,7 @@ def main(arguments=None, backend=None):
         to_record=to_record,
         aggregate=aggregate,
         data="TIGER-Lab/GenAI-Bench",
-        config="video_generation",
+        subset="video_generation",
         about=__doc__,
         arguments=arguments,
         backend=backend,
@@ -61,4 +62,4 @@ def main(arguments=None, backend=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

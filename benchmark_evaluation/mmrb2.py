@@ -2,7 +2,7 @@
 
     python benchmark_evaluation/mmrb2.py --model MODEL                       # t2i, from the Hub
     python benchmark_evaluation/mmrb2.py --model MODEL --config edit
-    python benchmark_evaluation/mmrb2.py --model MODEL --data benchmark      # a folder with t2i.json, edit.json, ...
+    python benchmark_evaluation/mmrb2.py --model MODEL --input benchmark      # a folder with t2i.json, edit.json, ...
 
 Official: both orders count once each; what is missing or cannot be read leaves the denominator. Pairs of single
 pictures are judged as images, with the pictures of the prompt before each of them; pairs of plain texts about a picture
@@ -11,6 +11,7 @@ as answers. Answers that mix text and pictures fit no task here: they are counte
 
 import re
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import mmrb2, share
@@ -73,7 +74,7 @@ def main(arguments=None, backend=None):
         aggregate=aggregate,
         group=part,
         data="rl-research/multimodal-rewardbench-2",
-        config="t2i",
+        subset="t2i",
         about=__doc__,
         arguments=arguments,
         backend=backend,
@@ -81,4 +82,4 @@ def main(arguments=None, backend=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

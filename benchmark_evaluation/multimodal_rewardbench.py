@@ -1,12 +1,13 @@
 """Multimodal RewardBench: 5,000 questions with two answers in six areas (fewer without Hateful Memes).
 
-    python benchmark_evaluation/multimodal_rewardbench.py --model MODEL --data all_data.json --media-root data
+    python benchmark_evaluation/multimodal_rewardbench.py --model MODEL --input all_data.json --media-root data
 
 Official: the first answer of the file is shown first; what cannot be read is decided by a coin (seed 123); safety and
 reasoning are split. all_data.json comes from 0_download_data.py of facebookresearch/multimodal_rewardbench; the Hub
 name is an unofficial mirror.
 """
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import multimodal_rewardbench, samples
@@ -59,4 +60,4 @@ def main(arguments=None, backend=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

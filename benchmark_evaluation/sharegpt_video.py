@@ -1,11 +1,12 @@
 """ShareGPTVideo: questions about a video with a chosen and a rejected answer, by a text model that read captions.
 
-    python benchmark_evaluation/sharegpt_video.py --model MODEL --data heldout.jsonl --media-root FRAMES
+    python benchmark_evaluation/sharegpt_video.py --model MODEL --input heldout.jsonl --media-root FRAMES
 
 Rows as in sft_dpo_17k.jsonl: video (a folder of frames), prompt, chosen, rejected. Which rows the paper tested on is
 not published, nor a script: hold out whole videos that training never saw. "paper" is the rule of its other scripts.
 """
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import gold_anywhere, samples, share
@@ -48,4 +49,4 @@ def main(arguments=None, backend=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -8,6 +8,7 @@ accuracy_without_ties is its "diff". Its later script looks for the gold sentenc
 show A first.
 """
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import exact_match, first_named, gold_anywhere, samples, share
@@ -67,4 +68,4 @@ def main(arguments=None, backend=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

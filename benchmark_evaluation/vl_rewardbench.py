@@ -1,12 +1,13 @@
 """VL-RewardBench: 1,250 questions about a picture with two answers, in three groups.
 
     python benchmark_evaluation/vl_rewardbench.py --model MODEL
-    python benchmark_evaluation/vl_rewardbench.py --model MODEL --votes 9 --temperature 0.2 --top-p 0.2   # K = 1 ... 9
+    python benchmark_evaluation/vl_rewardbench.py --model MODEL --samples 9 --temperature 0.2 --top-p 0.2  # K = 1 ... 9
 
 Official: majority of K samples, each in a random order (so judge both orders); groups of 183/749/318. Paper: one
 sample, the gold sentence anywhere in the output; groups of 631/301/318.
 """
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.benchmark import run_benchmark
 from unifiedreward_think.evaluation.parity import (
@@ -40,7 +41,7 @@ def to_record(row, media):
 
 def aggregate(judgments, tie_margin):
     drawn = samples(judgments, order="drawn")
-    votes = {name: [None if r.candidate is None else r.correct for r in rows] for name, rows in drawn.items()}
+    votes = {name: [None if r.choice is None else r.correct for r in rows] for name, rows in drawn.items()}
     most = max(map(len, drawn.values()))
     return {
         "official": {f"k{k}": vl_rewardbench(votes, k=k) for k in VL_VOTES if k <= most},
@@ -62,4 +63,4 @@ def main(arguments=None, backend=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -5,44 +5,52 @@
     python gradio/app.py --backend server --server http://127.0.0.1:8000/v1 --model NAME --stop
     python gradio/app.py --backend replay --model RUN/judgments.jsonl --examples RUN/records.jsonl    # a stored run
 
---toy takes the model that scripts/quickstart.sh trained (outputs/toy/seed0/grpo), before that the pretrained toy base.
+--toy takes the trained toy judge of the package, which judges drawings of the toy world.
 """
 
-import argparse
 import os
 import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 from unifiedreward_think.backends import BackendError
-from unifiedreward_think.backends.choose import add_arguments, make_backend
+from unifiedreward_think.backends.choose import BackendArguments
+from unifiedreward_think.data.arguments import FRAMES, PROMPTS
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.prompting import load_prompts
+from unifiedreward_think.flags import Parser, Port, ranged, read
+from unifiedreward_think.interrupts import kept
+from unifiedreward_think.judging.settings import JudgingArguments, set_up
 from unifiedreward_think.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
-TOY_MODELS = (ROOT / "outputs/toy/seed0/grpo", ROOT / "src/unifiedreward_think/toy/base")
-TOY = {"prompt_dir": ROOT / "configs/toy/prompts", "frames": 4, "max_new_tokens": 192, "dtype": "float32"}
+TOY_JUDGE = str(ROOT / "src/unifiedreward_think/toy/judge")
+TOY = {
+    "model": TOY_JUDGE,
+    "prompts": str(ROOT / "configs/toy/prompts"),
+    "frames": 4,
+    "max_new_tokens": 192,
+    "dtype": "float32",
+}
 TOY["decoder"] = "pyav"  # which every machine has
 EXAMPLES = 12  # of a task
 QUEUE, UPLOAD = 64, "256mb"  # questions that may wait, and the largest file: memory and disk are this machine's
-BASE_NOTE = "This is the pretrained toy base: it only answers. It learns to think by: bash scripts/quickstart.sh"
+TOY_LIMITS = (
+    "A toy of 1 M parameters, trained through all stages on drawings and clips of the toy world. It knows nothing "
+    "else: of photographs and other pictures it says nothing sensible."
+)
+TOY_PROMPTS = "It is asked as models of the toy world are, which know its drawings and nothing else."
 
 
 def arguments():
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--toy", action="store_true", help="the toy model, its prompts and frames; other arguments still win")
-    add("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
-    add("--layout", choices=["one_line", "three_line"], default="one_line", help="how the prompt asks for a dimension")
-    add("--prompt-dir", type=Path, help="folder of prompt templates of your own")
-    add("--frames", type=int, help="frames of each video (default: 8)")
-    add("--decoder", choices=["decord", "pyav"], help="reads the videos (default: decord, for the toy model pyav)")
-    add("--max-new-tokens", type=int, help="limit of an answer (default: 2048)")
     add("--examples", type=Path, help=f"record file (.jsonl) of pairs to try: the first {EXAMPLES} of each task")
-    add("--media-root", type=Path, default=Path(), help="media of an uploaded file lie below this folder (default: .)")
+    root = "media of an uploaded file lie below this folder (default: ., with --toy the folder of the drawn examples)"
+    add("--media-root", type=Path, help=root)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 serves the whole network")
     add(
         "--allow-hosts",
@@ -51,22 +59,21 @@ def arguments():
         metavar="NAME",
         help="names by which browsers may call the page besides its own, behind a proxy for example",
     )
-    add("--port", type=int, help="port (default: the first free one from 7860)")
-    add_arguments(parser)
+    add("--port", type=ranged(Port), help="port (default: the first free one from 7860)")
+    parser.add(JudgingArguments, *PROMPTS, *FRAMES, "max_new_tokens")
+    parser.add(BackendArguments)
     return parser
 
 
-def settle(args):
-    """Fill in what the command line left open, and return what is to be said of the model."""
-    defaults = TOY if args.toy else {"frames": 8, "max_new_tokens": 2048, "decoder": "decord"}
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if args.toy and args.model is None:
-        args.model = str(next(folder for folder in TOY_MODELS if (folder / "model.safetensors").is_file()))
+def parse(words=None):
+    """Return the arguments; with --toy, the toy's are the defaults."""
+    parser = arguments()
+    if parser.parse_args(words).toy:
+        parser.set_defaults(**TOY)
+    args = parser.parse_args(words)
     if args.model is None:
         raise BackendError("name a --model, or try the page with --toy")
-    return BASE_NOTE if Path(args.model) == TOY_MODELS[1] else ""
+    return args
 
 
 def drawn_examples(folder):
@@ -101,47 +108,57 @@ def end_by_signals():
             signal.signal(number, end)
 
 
-def serve(args, note, work):
+def limits(args):
+    """Return what is known of the model's limits, '' for nothing in particular."""
+    return TOY_LIMITS if args.model == TOY_JUDGE else TOY_PROMPTS if args.toy else ""
+
+
+def serve(args, work):
     """Serve the page, with its files in the folder `work`."""
+    from unifiedreward_think.demo.about import about
     from unifiedreward_think.demo.asking import Setup, by_content
     from unifiedreward_think.demo.page import build_demo, look, only_named
-    from unifiedreward_think.media import FrameSampling
 
-    examples = first_examples(args.examples) if args.examples else drawn_examples(work)
+    drawn = work / "examples"
+    examples = first_examples(args.examples) if args.examples else drawn_examples(drawn)
+    judging = read(args, JudgingArguments, frame_cache=str(work / "frames"))
+    answering = read(args, BackendArguments)
+    config, backend = set_up(judging, answering)
+    judge, note = about(answering, backend, limits=limits(args))
     setup = Setup(
-        backend=make_backend(args),
-        prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
-        style=args.style,
-        frames=FrameSampling(frames=args.frames, cache=work / "frames", decoder=args.decoder),
-        max_new_tokens=args.max_new_tokens,
-        media_root=args.media_root,
+        backend=backend,
+        config=config,
+        media_root=args.media_root or (drawn if args.toy and not args.examples else Path()),
         work=work,
         examples=examples,
         known=by_content(examples),
+        judge=judge,
         note=note,
     )
     page = build_demo(setup).queue(max_size=QUEUE)
     try:
-        page.launch(
-            server_name=args.host,
-            server_port=args.port,
-            max_file_size=UPLOAD,
-            app_kwargs=only_named(args.host, args.allow_hosts),
-            **look(),
-        )
+        with kept(lambda: "what was uploaded and asked is not kept; the same command shows the page again"):
+            page.launch(
+                server_name=args.host,
+                server_port=args.port,
+                max_file_size=UPLOAD,
+                app_kwargs=only_named(args.host, args.allow_hosts),
+                prevent_thread_lock=True,  # Gradio's own waiting takes Ctrl-C for itself
+                **look(),
+            )
+            Event().wait()
     finally:
-        page.close()
+        page.close(verbose=False)
 
 
 def main():
     """Serve the page until it is interrupted."""
-    args = arguments().parse_args()
-    note = settle(args)
+    args = parse()
     end_by_signals()
     with tempfile.TemporaryDirectory(prefix="unifiedreward-demo-") as folder:
         work = Path(folder).resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(work / "gradio")  # Gradio reads it on import: uploads go with the rest
-        serve(args, note, work)
+        serve(args, work)
 
 
 if __name__ == "__main__":

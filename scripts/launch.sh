@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # What the stage scripts share. Relative paths, in configs and in arguments, start at the repository root; the config
 # itself may also be given from where the script is called.
-#   NPROC        processes on this node; one for each visible GPU by default, 1 without a GPU
+#   NPROC        processes on this node; one for each visible GPU by default (sampling: for each tensor_parallel_size of
+#                them), 1 without a GPU
 # More than one node: the same command on each, with one of
 #   NNODES NODE_RANK MASTER_ADDR [MASTER_PORT]
 #   HOSTFILE     DeepSpeed's hostfile, a line "host slots=8" for each node; NODE_RANK where no line names this machine
@@ -45,6 +46,22 @@ die() {
   exit 2
 }
 
+# said KEY ARGS...: print the value of a key: on the command line, else in its --overlay, else in the config.
+said() {
+  local key=$1 flag="" word overlay="" value=""
+  for word in "${@:2}"; do
+    if [[ $word == --* ]]; then
+      flag=${word%%=*} flag=${flag//-/_}
+      [[ $word == *=* ]] || continue
+      word=${word#*=}
+    fi
+    [[ $flag != "__$key" ]] || value=$word
+    [[ $flag != __overlay ]] || overlay=$word
+  done
+  [[ -n $value ]] || value=$(sed -n "s/^$key: *\([^ #]*\).*/\1/p" ${overlay:+"$overlay"} "$config" | head -n 1)
+  echo "$value"
+}
+
 # find_nodes: set nnodes, node_rank, master_addr and nproc from NNODES, a HOSTFILE or Slurm, whichever is there first.
 find_nodes() {
   nnodes=${NNODES:-} node_rank=${NODE_RANK:-} master_addr=${MASTER_ADDR:-} nproc=${NPROC:-}
@@ -73,7 +90,7 @@ read_hostfile() {
     [[ -n $node_rank ]] || die "$HOSTFILE does not name this machine ($(hostname)); set NODE_RANK, 0 to $((nnodes - 1))"
   fi
   master_addr=${master_addr:-${hosts[0]}}
-  nproc=${nproc:-${slots[node_rank]}}
+  nproc=${nproc:-$((slots[node_rank] / ${gpus_each:-1}))}
 }
 
 read_slurm() {
@@ -84,12 +101,13 @@ read_slurm() {
   [[ -n $master_addr ]] || read -r master_addr < <(scontrol show hostnames "${SLURM_JOB_NODELIST:?}")
 }
 
-# launch MODULE ARGS...: run a stage on this machine, or on this node's share of many.
+# launch MODULE ARGS...: run a stage on this machine, or on this node's share of many; a process has gpus_each GPUs (1).
 launch() {
   local gpus nnodes node_rank master_addr nproc
   find_nodes
   gpus=$(visible_gpus)
-  nproc=${nproc:-$((gpus > 0 ? gpus : 1))}
+  nproc=${nproc:-$((gpus > 0 ? gpus / ${gpus_each:-1} : 1))}
+  ((nproc > 0)) || die "a process takes $gpus_each GPUs, and $gpus are visible here: set another tensor_parallel_size"
   # torchrun hands on SIGTERM, not SIGUSR1, and kills what has not ended 30 s later: a large checkpoint takes longer.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
   export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"

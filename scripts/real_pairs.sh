@@ -12,11 +12,11 @@ base=src/unifiedreward_think/toy/base
 args=(--max_pixels 16384 --frame_cache "$out/frames")
 
 judge() {
-  python -m unifiedreward_think.evaluation --model "$1" --data "$out/data/heldout.json" --output "$out/eval/$2" \
+  python -m unifiedreward_think.evaluation --model "$1" --input "$out/data/heldout.json" --output "$out/eval/$2" \
     --orders both --max-pixels 16384 --frame-cache "$out/frames" --dtype float32 --max-new-tokens 192 --batch-size 64
 }
 
-python tests/nlvr.py --input "$data/nlvr" --output "$out/data"
+python tests/helpers/nlvr.py --input "$data/nlvr" --output "$out/data"
 judge "$base" base
 bash scripts/0.cold_start.sh configs/toy/cold_start.yaml "${args[@]}" \
   --train_files "$out/data/cold_start.json" --output_dir "$out/cold_start" --num_train_epochs 12 --learning_rate 2e-3

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The reward server (docs/reward_server.md), on http://127.0.0.1:8080. Ctrl-C answers what is in flight, then ends.
-#   bash scripts/serve.sh                          the toy model, on the CPU; the trained one if the quickstart has run
+#   bash scripts/serve.sh                          the trained toy judge of the package, on the CPU
 #   bash scripts/serve.sh --model MODEL [...]      a model in this process; --help lists the arguments
 # A large model runs best in vLLM (pip install -e '.[vllm]'), with the reward server in front of it:
 #   bash scripts/serve.sh vllm MODEL [...]         vLLM with the flags that judging needs, on port 8000, on all GPUs
@@ -25,11 +25,8 @@ start() {
 }
 
 toy() {
-  local model=src/unifiedreward_think/toy/base
-  [[ -f outputs/toy/seed0/grpo/model.safetensors ]] && model=outputs/toy/seed0/grpo
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # with a tiny model, threads cost more than they bring
-  echo "toy model $model" >&2
-  start "${serve[@]}" --model "$model" --prompt-dir configs/toy/prompts --frames 4 --dtype float32 \
+  start "${serve[@]}" --model src/unifiedreward_think/toy/judge --prompts configs/toy/prompts --frames 4 --dtype float32 \
     --max-new-tokens 192 --batch-size 64 "$@"
 }
 
@@ -37,9 +34,11 @@ toy() {
 # cache holds the text and the first candidate, the processor cache the pictures. The content format is named, since vLLM
 # moves all pictures in front of the text where it does not recognise a template's loop over the parts of a message.
 vllm_server() {
-  local gpus
+  local gpus model=${1:?usage: bash scripts/serve.sh vllm MODEL [arguments of vllm serve]}
   gpus=$(visible_gpus)
-  start vllm serve "${1:?usage: bash scripts/serve.sh vllm MODEL [arguments of vllm serve]}" \
+  [[ ! -f $model/adapter_config.json ]] || die "$model is an adapter, and vLLM takes whole models: merge it first with" \
+    "python -m unifiedreward_think.models.adapters $model --output FOLDER"
+  start vllm serve "$model" \
     --served-model-name "$name" --host 127.0.0.1 --port "$vllm_port" --tensor-parallel-size "$((gpus > 0 ? gpus : 1))" \
     --limit-mm-per-prompt '{"image": 16}' --enable-prefix-caching --mm-processor-cache-gb 16 \
     --generation-config vllm --chat-template-content-format openai "${@:2}"

@@ -5,17 +5,10 @@
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+# shellcheck source=scripts/system_packages.sh
+source scripts/system_packages.sh
+system_packages
 
-step() {
-  echo "== $*"
-  "$@"
-}
-
-if (($# == 0)); then
-  step ruff check
-  step ruff format --check
-  step mypy
-  step lint-imports --no-logo
-  step find scripts benchmark_evaluation -name '*.sh' -exec shellcheck -x .ci/run {} +
-fi
-step python -m pytest "$@"
+(($# > 0)) || bash scripts/lint.sh
+echo "== pytest $*"
+python -m pytest "$@"

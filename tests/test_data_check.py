@@ -4,13 +4,13 @@ import json
 import random
 import shutil
 
-import data_sources
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from test_data_import import removed, row, run_import, source, tree
 
+from helpers import data_sources
+from helpers.data import removed, row, run_import, source, tree
 from unifiedreward_think.data.curation.check import clean, main
 from unifiedreward_think.data.curation.cleaning import Limits, main_script, plain
 from unifiedreward_think.data.curation.fingerprints import NearIndex, distance, perceptual_hash
@@ -180,6 +180,7 @@ def test_a_benchmark_without_prompts_or_pictures_is_an_error(tmp_path):
         checked(tmp_path, [row(0, a="0.png", b="1.png")], against=[tmp_path / "bench.json"])
     shutil.rmtree(tmp_path / "clean")
     (tmp_path / "void").mkdir()
+    (tmp_path / "void" / "._a.png").write_bytes(b"what macOS leaves beside files on other disks")
     with pytest.raises(DataError, match="no picture in this folder"):
         checked(tmp_path, [row(0, a="0.png", b="1.png")], against=[tmp_path / "void"])
 

@@ -2,29 +2,28 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-import data_sources
 import pytest
-from test_data_split import save
-from test_server_backend import caption, reply, serving, transformers_serve
 
+from helpers import data_sources
+from helpers.data import save, scripted, usage
+from helpers.servers import reply, serving, transformers_serve
 from unifiedreward_think.backends import BackendError
 from unifiedreward_think.backends.teacher import Prices, Teacher, read_ledger
 from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.formats.loading import load_traces
-from unifiedreward_think.data.shards import Stored
 from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.errors import RecordError
-from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.errors import InputError, RecordError
+from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
+from unifiedreward_think.trace_rules import rejections
 from unifiedreward_think.traces import distillation
 from unifiedreward_think.traces.distillation import main
-from unifiedreward_think.traces.filters import rejections
 from unifiedreward_think.verdict import parse, render
 
 COUNT = 12
@@ -36,7 +35,7 @@ def pairs(tmp_path):
     data_sources.save_pictures(tmp_path, ["a.png", "b.png"])
     media = ((str(tmp_path / "a.png"),), (str(tmp_path / "b.png"),))
     rows = [
-        Stored(
+        Trace(
             record=PreferenceRecord(
                 id=f"r{i:02d}",
                 task="image_generation",
@@ -49,34 +48,6 @@ def pairs(tmp_path):
         for i in range(COUNT)
     ]
     return save(tmp_path / "records", rows)
-
-
-def number_of(body):
-    return int(re.search(r"picture (\d+)", caption(body)).group(1))
-
-
-def usage(body, prompt=1000, completion=200):
-    return json.dumps(
-        {**json.loads(body), "usage": {"prompt_tokens": prompt, "completion_tokens": completion}}
-    ).encode()
-
-
-def scripted(body, nth):
-    """Right in the place that is shown for most pairs; wrong, loose, false sums, no answer, or cut for some."""
-    number = number_of(body)
-    shown = order_of(number)
-    right = 1 if shown == "ab" else 2
-    winner = 3 - right if number == 1 else right
-    text = render(winner, [("Aesthetics", 9 if winner == 1 else 4, 4 if winner == 1 else 9)], noun="Image")
-    text = {2: "Sure! " + text, 3: re.sub(r"=\d", "=7", text), 4: "I cannot say."}.get(number, text)
-    return 200, {}, usage(reply(text, finish="length" if number == 4 else "stop"))
-
-
-def order_of(number):
-    from unifiedreward_think.records import order_shown
-
-    record = PreferenceRecord(id=f"r{number:02d}", task="image_generation", prompt="", media=(("a",), ("b",)))
-    return order_shown(record, 0)
 
 
 def run(pairs, output, server, *options):
@@ -204,6 +175,12 @@ def test_a_limit_without_prices_is_refused(pairs, tmp_path):
         run(pairs, tmp_path / "out", server, "--max-usd", "3")
 
 
+def test_a_prompt_that_is_missing_shows_before_a_teacher_is_looked_for(pairs, tmp_path):
+    nobody = SimpleNamespace(url="http://127.0.0.1:9/v1")
+    with pytest.raises(InputError, match="gone: no such file or folder; name a prompt template"):
+        run(pairs, tmp_path / "out", nobody, "--prompts", str(tmp_path / "gone"))
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_traces(pairs, tmp_path, capsys):
     with serving(scripted) as server:
         run(pairs, tmp_path / "whole", server)
@@ -261,7 +238,7 @@ def test_a_real_server_is_asked_and_a_model_that_knows_no_form_gives_no_trace(mo
     (tmp_path / "serve").mkdir()
     with transformers_serve(model, tmp_path / "serve") as url:
         options = ["--input", tmp_path / "records", "--output", tmp_path / "out", "--model", model, "--server", url]
-        options += ["--max-new-tokens", "4", "--prompt-dir", Path(__file__).parents[1] / "configs/toy/prompts"]
+        options += ["--max-new-tokens", "4", "--prompts", Path(__file__).parents[1] / "configs/toy/prompts"]
         main([*map(str, options), "--usd-per-million", "1", "1", "--max-usd", "1", "--limit", "2"])
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
     assert counts["not asked"] == 0
@@ -273,7 +250,7 @@ def test_a_real_server_is_asked_and_a_model_that_knows_no_form_gives_no_trace(mo
 def test_the_teacher_counts_what_it_spends_across_runs(tmp_path):
     with serving(lambda body, nth: (200, {}, usage(reply()))) as server:
         options = {"prices": Prices(1, 1), "ledger": tmp_path / "ledger.jsonl", "server": server.url}
-        from test_server_backend import prompt
+        from helpers.servers import prompt
 
         for _ in range(2):
             teacher = Teacher("teacher", **options)

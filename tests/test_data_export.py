@@ -4,13 +4,13 @@ import json
 from functools import partial
 from pathlib import Path
 
-import data_sources
 import pytest
 from datasets import Image as ImageFeature
 from datasets import load_dataset
-from test_data_sources import NO_MAP, imported
 
-from unifiedreward_think.data import exporting
+from helpers import data_sources
+from helpers.data import NO_MAP, imported
+from unifiedreward_think.data import export_files
 from unifiedreward_think.data.exporting import main
 from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.formats.loading import load_checked_records, load_traces
@@ -166,8 +166,8 @@ def test_another_export_into_the_same_folder_is_refused_and_the_same_one_changes
 
 
 def test_a_killed_export_reads_no_picture_twice_that_is_in_a_file_already(records, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(exporting, "PARQUET_ROWS", 2)
-    write, written = exporting.write_parquet, []
+    monkeypatch.setattr(export_files, "PARQUET_ROWS", 2)
+    write, written = export_files.write_parquet, []
 
     def dies(dataset, file, after):
         if len(written) == after:
@@ -175,10 +175,10 @@ def test_a_killed_export_reads_no_picture_twice_that_is_in_a_file_already(record
         written.append(file.name)
         write(dataset, file)
 
-    monkeypatch.setattr(exporting, "write_parquet", partial(dies, after=2))
+    monkeypatch.setattr(export_files, "write_parquet", partial(dies, after=2))
     with pytest.raises(KeyboardInterrupt):
         exported(records["hpdv2_train"], "trl", tmp_path / "out")
-    monkeypatch.setattr(exporting, "write_parquet", partial(dies, after=None))
+    monkeypatch.setattr(export_files, "write_parquet", partial(dies, after=None))
     counts = exported(records["hpdv2_train"], "trl", tmp_path / "out")
     assert len(written) > 2 and written == [f"train-{number:05d}.parquet" for number in range(len(written))]
     assert counts["written"]["train"] == len(decided(records["hpdv2_train"])) > 4
@@ -206,5 +206,9 @@ def test_a_placeholder_in_a_text_is_not_taken_for_a_picture(tmp_path, capsys):
     file = data_sources.save_parquet(root / "rows.parquet", [row])
     import_source(load_source("llava_critic"), [Input(str(file), root)], tmp_path / "out", NO_MAP)
     counts = exported(tmp_path / "out", "llamafactory", tmp_path / "export", "--style", "direct")
-    assert sum(counts["left out"].values()) == 1
-    assert "holds <image> or <video>" in (tmp_path / "export" / "left_out.jsonl").read_text()
+    assert counts["written"] == {"train_data.json": 1}
+    (exported_row,) = json.loads((tmp_path / "export" / "train_data.json").read_text())
+    problem = exported_row["conversations"][0]["value"]
+    assert "It shows < image>." in problem and problem.count("<image>") == len(exported_row["images"]) == 1
+    back = load_traces([str(tmp_path / "export" / "train_data.json")]).rows[0].record
+    assert "It shows <image>." in back.instruction

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote, urlparse
 
-import data_sources
 import pytest
+
+from helpers import data_sources
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = """---

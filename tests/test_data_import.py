@@ -12,19 +12,20 @@ import time
 import zipfile
 from pathlib import Path
 
-import data_sources
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from helpers import data_sources
+from helpers.data import PLAIN, removed, row, run_import, source, tree
 from unifiedreward_think.data import importing
 from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.importing import Input, Settings, expand, import_source
 from unifiedreward_think.data.shards import read_stored, reason_kind
 from unifiedreward_think.data.sources import readers
-from unifiedreward_think.data.sources.declaration import load_source, read_source
+from unifiedreward_think.data.sources.declaration import load_source
 from unifiedreward_think.data.sources.media_store import inside
 from unifiedreward_think.errors import RecordError
 
@@ -33,24 +34,7 @@ spec = importlib.util.spec_from_file_location("bench_data_import", BENCH)
 data_import = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(data_import)
 
-PLAIN = {
-    "name": "plain",
-    "judged_by": "people",
-    "facts": ["made up"],
-    "unverified": [],
-    "task": "image_generation",
-    "fields": {"prompt": "prompt", "media": ["a", "b"]},
-    "label": {"rule": "larger", "first": "votes_a", "second": "votes_b", "votes": True},
-}
 VIDEO = {**PLAIN, "name": "film", "task": "video_generation"}
-
-
-def source(declared=PLAIN, **changes):
-    return read_source(json.dumps({**declared, **changes}), "plain.yaml")
-
-
-def row(i=0, **changes):
-    return {"prompt": f"kite {i}", "a": "a.png", "b": "b.png", "votes_a": 5, "votes_b": 2, **changes}
 
 
 def write_rows(path, rows):
@@ -58,20 +42,6 @@ def write_rows(path, rows):
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     data_sources.save_pictures(path.parent, ["a.png", "b.png"])
     return path
-
-
-def run_import(file, output, declared=None, **changes):
-    options = {"renamed": {}, **changes}
-    return import_source(declared or source(), expand([str(file)], None), output, Settings(**options))
-
-
-def removed(output):
-    lines = [line for file in sorted((output / "left_out").glob("*.jsonl")) for line in file.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
-
-
-def tree(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 # Speed, memory, bytes
@@ -469,3 +439,32 @@ def test_rows_of_two_files_of_one_name_have_different_ids(tmp_path):
     import_source(source(), inputs, tmp_path / "out", Settings(renamed={}))
     ids = [stored.record.id for _, _, stored in read_stored([tmp_path / "out"])]
     assert ids == ["plain-x/rows-1", "plain-y/rows-1"]
+
+
+def test_labels_of_our_own_lines_are_kept_and_follow_the_candidates(tmp_path):
+    """Margin, votes, ranks and scores used to be dropped, and a third candidate could not be swapped."""
+    data_sources.save_pictures(tmp_path, [f"{letter}.png" for letter in "abc"])
+    three = [{"media": f"{letter}.png"} for letter in "abc"]
+    lines = [
+        {"prompt": f"kite {i}", "candidates": three, "ranks": [2, 1, 3], "scores": [3.5, 4.5, 1.0], "scale": [1, 5]}
+        for i in range(12)
+    ]
+    lines += [
+        {"prompt": f"dog {i}", "media": ["a.png", "b.png"], "preferred": 2, "margin": 1.5, "votes": 7} for i in range(9)
+    ]
+    rows = [{"id": f"r{i}", "task": "image_generation", **line} for i, line in enumerate(lines)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    declared = {key: value for key, value in PLAIN.items() if key not in ("task", "fields", "label")}
+    run_import(tmp_path / "own.jsonl", tmp_path / "out", source({**declared, "shape": "known"}))
+    records = [trace.record for _, _, trace in read_stored([tmp_path / "out"])]
+    stored = [[Path(entry[0]).stem for entry in record.media] for record in records]
+    assert len(records) == 21 and {record.judged_by for record in records} == {"people"}
+    assert len({tuple(names) for names in stored[:12]}) > 3 and len({tuple(names) for names in stored[12:]}) == 2
+    for names, record in zip(stored, records, strict=True):
+        assert names[record.preferred - 1] == "b"
+        if len(names) == 3:
+            assert dict(zip(names, record.ranks, strict=True)) == {"a": 2, "b": 1, "c": 3}
+            assert dict(zip(names, record.scores, strict=True)) == {"a": 3.5, "b": 4.5, "c": 1.0}
+            assert record.scale == (1, 5)
+        else:
+            assert (record.margin, record.votes) == (1.5, 7)

@@ -5,15 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import data_sources
 import pytest
-from test_data_distill import scripted
-from test_data_sources import imported
-from test_data_split import save
-from test_server_backend import serving
 
-from unifiedreward_think.data.shards import Stored, claim
-from unifiedreward_think.records import PreferenceRecord
+from helpers import data_sources
+from helpers.data import imported, save, scripted
+from helpers.servers import serving
+from unifiedreward_think.data.shards import claim
+from unifiedreward_think.in_use import LOCK, release
+from unifiedreward_think.records import PreferenceRecord, Trace
 
 # Runs a command in children of one process, so that its libraries are imported once. A child dies at a chosen one of
 # its calls that change files, or up to two milliseconds later, in the middle of what comes next.
@@ -25,8 +24,9 @@ order = json.loads(sys.argv[1])
 for name in order["preload"]:
     importlib.import_module(name)
 command = importlib.import_module(order["module"])
-for name, value in order["patches"].items():
-    setattr(command, name, value)
+for path, value in order["patches"].items():
+    module, _, name = path.rpartition(".")
+    setattr(importlib.import_module(module) if module else command, name, value)
 importlib.import_module("unifiedreward_think.provenance").commit = lambda root: "the same in all runs"
 root, rng = Path(order["root"]), random.Random(order["seed"])
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "sqlite3.connect", "os.truncate"}
@@ -84,6 +84,9 @@ print(json.dumps({"moments": moments, "kills": sum(kills)}))
 """
 
 
+PART_ROWS = "unifiedreward_think.data.shards.PART_ROWS"
+
+
 def killed(root, module, arguments, preload=(), patches=None, chains=2, seed=0):
     """Kill a command in `chains` folders, twice in each, and let it finish; return how many kills struck."""
     order = {"module": module, "arguments": list(map(str, arguments)), "root": str(root), "chains": chains}
@@ -122,7 +125,7 @@ def test_check(records, tmp_path):
     folder = tmp_path / "pictures"
     data_sources.save_pictures(folder, ["a.png"])
     arguments = ["--input", *records, "--output", "OUTPUT", "--against", folder]
-    preload, patches = ["pyarrow.parquet", "imagehash", "sqlite3"], {"BATCH": 4, "PART_ROWS": 5}
+    preload, patches = ["pyarrow.parquet", "imagehash", "sqlite3"], {"BATCH": 4, PART_ROWS: 5}
     for output in killed(tmp_path, "unifiedreward_think.data.curation.check", arguments, preload, patches):
         assert tree(output) == tree(tmp_path / "whole")
         assert not (output / "scratch.sqlite").exists()
@@ -132,7 +135,7 @@ def test_split(records, tmp_path):
     (tmp_path / "mixture.yaml").write_text("hpdv2_train: 1\nimagegen_cot_reward_5k: 0.5\n")
     arguments = ["--input", *records, "--output", "OUTPUT", "--mixture", tmp_path / "mixture.yaml"]
     preload = ["pyarrow.parquet", "scipy.sparse.csgraph", "yaml"]
-    for output in killed(tmp_path, "unifiedreward_think.data.curation.split", arguments, preload, {"PART_ROWS": 3}):
+    for output in killed(tmp_path, "unifiedreward_think.data.curation.split", arguments, preload, {PART_ROWS: 3}):
         assert tree(output) == tree(tmp_path / "whole")
 
 
@@ -140,7 +143,7 @@ def test_split(records, tmp_path):
 def test_export(form, records, tmp_path):
     arguments = ["--input", *records, "--format", form, "--output", "OUTPUT"]
     preload = ["pyarrow.parquet", "PIL.Image", *(["datasets"] if form == "trl" else [])]
-    patches = {"PARQUET_ROWS": 5}
+    patches = {"unifiedreward_think.data.export_files.PARQUET_ROWS": 5}
     for output in killed(tmp_path, "unifiedreward_think.data.exporting", arguments, preload, patches):
         assert tree(output) == tree(tmp_path / "whole")
 
@@ -157,7 +160,7 @@ def test_distill(tmp_path):
     data_sources.save_pictures(tmp_path, ["a.png", "b.png"])
     media = ((str(tmp_path / "a.png"),), (str(tmp_path / "b.png"),))
     common = {"task": "image_generation", "media": media, "preferred": 1, "source": "hpd"}
-    rows = [Stored(record=PreferenceRecord(id=f"r{i:02d}", prompt=f"picture {i}", **common)) for i in range(8)]
+    rows = [Trace(record=PreferenceRecord(id=f"r{i:02d}", prompt=f"picture {i}", **common)) for i in range(8)]
     arguments = ["--input", save(tmp_path / "records", rows), "--output", "OUTPUT", "--model", "teacher"]
     preload, patches = ["pyarrow.parquet", "openai", "PIL.Image"], {"PAIRS": 3}
     with serving(scripted) as server:
@@ -178,6 +181,7 @@ def test_what_a_kill_left_half_written_is_swept_and_the_rest_stays(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "0000.png").touch()
     claim(tmp_path, {"command": "test"})
+    release(tmp_path / LOCK)
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {"part-00000.parquet", "left_out/1.jsonl", "frames/abc-8-pyav/0000.png", "settings.json"}
     assert not Path(tmp_path, "frames", "abd-8-pyav.17.42").exists()

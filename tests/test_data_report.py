@@ -5,17 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import data_sources
 import pytest
 from PIL import Image
-from test_data_sources import imported
-from test_data_split import save, stored
 
+from helpers import data_sources
+from helpers.data import imported, save, stored
 from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.report import main
-from unifiedreward_think.data.shards import Stored
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
-from unifiedreward_think.records import PreferenceRecord
+from unifiedreward_think.records import PreferenceRecord, Trace
 
 TOY = Path(__file__).parents[1] / "src" / "unifiedreward_think" / "toy" / "base"
 SHAPES = [(240, 320), (333, 100), (28, 28), (31, 200)]  # height, width
@@ -84,8 +82,9 @@ def test_the_page_counts_sources_labels_ties_and_removals_and_opens_offline(tmp_
     assert "hpd image generation 12" in text
     assert "GPT-4o" in text
     assert page.count("<article") == 12
-    assert 'src="data:image/jpeg;base64,' in page
-    assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+    assert 'src="data:image/png;base64,' in page  # drawings keep their pixels
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+    assert f"Made by import From {tmp_path}" in text and "sha256" in text and "Commit" in text
     assert "<script" not in page
 
 
@@ -101,7 +100,7 @@ def test_every_source_and_task_is_among_the_pairs_that_are_shown(tmp_path, capsy
     ask = {"task": "image_understanding", "source": "small"}
     rows = [*(stored(i) for i in range(60)), stored(1, **ask), stored(2, source="small")]
     page = report([save(tmp_path / "in", rows)], tmp_path / "report.html", "--examples", "4")
-    shown = re.findall(r"<header><span>(\w+)-\d+</span><span>([\w ]+)</span>", page)
+    shown = re.findall(r"<summary><span>(\w+)-\d+</span><span>([\w ]+)</span>", page)
     kinds = [("hpd", "image generation"), ("small", "image generation"), ("small", "image understanding")]
     assert shown == [*kinds, ("hpd", "image generation")]
 
@@ -123,7 +122,7 @@ def test_what_a_caption_says_is_shown_as_text_and_missing_media_are_named(tmp_pa
         media=(("/nowhere/a.png",), ("/nowhere/b.png",)),
         preferred=1,
     )
-    page = report([save(tmp_path / "in", [Stored(record=record)])], tmp_path / "report.html")
+    page = report([save(tmp_path / "in", [Trace(record=record)])], tmp_path / "report.html")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "/nowhere/a.png: no such file" in page

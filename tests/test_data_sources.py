@@ -4,31 +4,22 @@ import json
 import re
 from pathlib import Path
 
-import data_sources
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from helpers import data_sources
+from helpers.data import NO_MAP, imported
 from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.importing import Input, Settings, expand, import_source
-from unifiedreward_think.data.shards import OWN_COLUMNS, RECORD_COLUMNS, read_stored
+from unifiedreward_think.data.shards import read_stored
 from unifiedreward_think.data.sources.columns import Finder, closest
 from unifiedreward_think.data.sources.declaration import CONFIGS, load_source, read_source
 from unifiedreward_think.data.sources.labels import label_rule
+from unifiedreward_think.data.table import RECORD_COLUMNS, TRACE_COLUMNS
 from unifiedreward_think.errors import RecordError
-
-NO_MAP = Settings(renamed={})
-
-
-def imported(name, root, settings=NO_MAP, inputs=None):
-    """Import a source's synthetic files; return the manifest and the rows."""
-    (root / "in").mkdir(parents=True, exist_ok=True)
-    file, media_root = data_sources.SOURCES[name][0](root / "in")
-    entry = Input(str(file), media_root or file.parent)
-    manifest = import_source(load_source(name), inputs or [entry], root / "out", settings)
-    return manifest, [row for _, _, row in read_stored([root / "out"])]
 
 
 def test_every_declaration_has_a_synthetic_file_and_names_its_facts():
@@ -72,10 +63,10 @@ def test_the_two_prompts_of_one_base_prompt_are_one_group(tmp_path):
 
 def test_votes_and_margins_are_kept_where_the_source_has_them(tmp_path):
     _, rows = imported("hpd", tmp_path / "hpd")
-    assert {row.votes for row in rows} == {26, 11}
-    assert {round(row.margin, 3) for row in rows} == {round(12 / 26, 3), round(3 / 11, 3)}
+    assert {row.record.votes for row in rows} == {26, 11}
+    assert {round(row.record.margin, 3) for row in rows} == {round(12 / 26, 3), round(3 / 11, 3)}
     _, rows = imported("sharegptvideo_dpo", tmp_path / "sharegpt")
-    assert {(row.votes, row.margin) for row in rows} == {(None, None)}
+    assert {(row.record.votes, row.record.margin) for row in rows} == {(None, None)}
 
 
 def test_ranked_pictures_become_all_pairs_of_different_rank(tmp_path):
@@ -90,7 +81,7 @@ def test_ranked_pictures_become_all_pairs_of_different_rank(tmp_path):
 
 def test_the_best_and_the_worst_picture_of_a_prompt_make_its_pair(tmp_path):
     _, rows = imported("evalmuse", tmp_path)
-    assert {round(row.margin, 6) for row in rows} == {2.0}
+    assert {round(row.record.margin, 6) for row in rows} == {2.0}
     first = rows[0].record
     order = [Path(entry[0]).read_bytes() for entry in first.media]
     assert order[first.preferred - 1] == data_sources.png(3)
@@ -291,4 +282,4 @@ def test_the_folder_of_an_import_is_a_data_set_of_records_by_its_name_alone(tmp_
     table = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert table.num_rows == 12
     assert set(table["preferred"]) == {"1", "2"}
-    assert set(table.column_names) == {*RECORD_COLUMNS, *OWN_COLUMNS}
+    assert set(table.column_names) == {*RECORD_COLUMNS, *TRACE_COLUMNS}

@@ -9,28 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.data import save, stored
 from unifiedreward_think.data.curation.split import PARTS, Seen, assign, groups, main, mixed
 from unifiedreward_think.data.formats.files import DataError
-from unifiedreward_think.data.shards import Part, ShardFolder, Stored, read_stored
+from unifiedreward_think.data.shards import read_stored
 from unifiedreward_think.data.sources.mixture import read_entries, read_mixture, select, shares
-from unifiedreward_think.records import PreferenceRecord
-from unifiedreward_think.tasks import TASKS
-
-
-def stored(i, prompt="", pictures=None, source="hpd", task="image_generation", group=""):
-    understanding = not TASKS[task].compares_media
-    pictures = pictures or [f"/{source}/{i}-a.png", f"/{source}/{i}-b.png"][: 1 if understanding else 2]
-    record = PreferenceRecord(
-        id=f"{source}-{i}",
-        task=task,
-        prompt=prompt or f"kite {source} {i}",
-        media=tuple((path,) for path in pictures),
-        answers=("A cat.", "A dog.") if understanding else (),
-        preferred=1 + i % 2,
-        source=source,
-        group=group,
-    )
-    return Stored(record=record)
 
 
 def grouped(rows):
@@ -38,13 +21,6 @@ def grouped(rows):
     for row in rows:
         seen.add(row, 0)
     return groups(seen.keys, seen.ends).tolist()
-
-
-def save(folder, rows):
-    shards = ShardFolder(folder, {"test": len(rows)})
-    shards.write(Part(rows=list(rows)), len(rows))
-    shards.finish({})
-    return folder
 
 
 def parts_in(output):

@@ -1,3 +1,4 @@
+# ruff: noqa: F811 - fixtures are imported
 """The demo, in headless Chromium where there is one, and its parts without.
 
 Screenshots of what was tested go to the folder that UNIFIEDREWARD_SCREENSHOTS names, by default to build/screenshots.
@@ -6,7 +7,6 @@ Screenshots of what was tested go to the folder that UNIFIEDREWARD_SCREENSHOTS n
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,12 +21,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from helpers.browser import ROOT, browser_test
+from helpers.demo import TITLES, Redder, Visit, drawn, setup, url, visit  # noqa: F401 - fixtures
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.backends.replay import ReplayBackend
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import (
     Asking,
-    Setup,
     Stopped,
     Stops,
     StreamingBackend,
@@ -37,84 +38,11 @@ from unifiedreward_think.demo.batch_tab import load_pairs
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.judge import judge_item
+from unifiedreward_think.judging.settings import JudgingArguments
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.records import Judgment, PreferenceRecord, read_json_lines
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import answer_text, parse, render
-
-ROOT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-SCREENSHOTS = Path(os.environ.get("UNIFIEDREWARD_SCREENSHOTS") or ROOT / "build" / "screenshots")
-TITLES = ["Image generation", "Video generation", "Image understanding", "Video understanding"]
-browser_test = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-
-
-class Redder:
-    """Prefer the candidate with more red; of two answers always the first. Writes a word at a time."""
-
-    model, batch_size, settings = "outputs/redder", 2, {}
-    pause, batch_pause = 0.02, 0.0
-
-    def __init__(self):
-        self.words = self.calls = 0
-
-    def complete(self, prompts, *, sampling, seeds):
-        self.calls += 1
-        time.sleep(self.batch_pause)
-        return [
-            [Completion(self._text(prompt), "stop")] * len(mine) for prompt, mine in zip(prompts, seeds, strict=True)
-        ]
-
-    def stream(self, prompt, *, sampling, seed, on_text):
-        text = self._text(prompt)
-        for word in re.findall(r"\S+\s*", text):
-            time.sleep(self.pause)
-            on_text(word)
-            self.words += 1
-        return Completion(text, "stop")
-
-    def _text(self, prompt):
-        words = " ".join(part["text"] or "" for turn in prompt["prompt"] for part in turn["content"])
-        noun = next(noun for noun in ("Video 1", "Image 1", "Answer 1") if noun in words)[:-2]
-        pictures = prompt["images"]
-        if "unreadable" in words:
-            return "<think>\nThis says nothing.\n</think>\n<answer>both</answer>"
-        red = [sum(map(_redness, half)) for half in (pictures[: len(pictures) // 2], pictures[len(pictures) // 2 :])]
-        first = noun == "Answer" or red[0] >= red[1]
-        scores = [(9, 4) if first else (4, 9), (8, 5) if first else (5, 8)]
-        named = [(name, *pair) for name, pair in zip(("Semantic consistency", "Authenticity"), scores, strict=True)]
-        return render(1 if first else 2, named, noun=noun, preamble="I look at both <b>closely</b>, one by one.")
-
-
-def _redness(image):
-    small = image.convert("RGB").resize((4, 4)).tobytes()
-    return sum(small[0::3]) - sum(small[1::3]) / 2 - sum(small[2::3]) / 2
-
-
-def drawn(folder, name, colour, size=(32, 32)):
-    path = folder / f"{name}.png"
-    Image.new("RGB", size, colour).save(path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def setup(toy_data, tmp_path_factory):
-    rows = [PreferenceRecord.from_json(row) for _, row in read_json_lines(toy_data / "train.jsonl")]
-    placed = [replace(r, media=tuple(tuple(str(toy_data / p) for p in e) for e in r.media)) for r in rows]
-    return Setup(
-        backend=Redder(),
-        prompts=load_prompts("cot"),
-        style="cot",
-        frames=FrameSampling(frames=2, cache=tmp_path_factory.mktemp("frames"), decoder="pyav"),
-        max_new_tokens=64,
-        media_root=toy_data,
-        work=tmp_path_factory.mktemp("work"),
-        examples=placed,
-        note="A note on the model.",
-    )
-
+from unifiedreward_think.verdict import answer_text, parse
 
 # The parts
 
@@ -128,16 +56,16 @@ def test_gradio_is_the_library_for_whoever_stands_in_the_root():
 def test_a_pair_is_asked_as_the_judge_asks_it_and_heard_meanwhile(setup, tmp_path):
     red, blue = drawn(tmp_path, "red", "red"), drawn(tmp_path, "blue", "blue")
     record = make_record("image_generation", " a kite ", [blue, red])
-    asking = Asking(record, "ba", setup.backend, setup.protocol(votes=3))
+    asking = Asking(record, "ba", setup.backend, setup.sampled(3, 1.0))
     texts = list(asking)
     assert isinstance(setup.backend, StreamingBackend) and len(texts) > 1
     assert all(later.startswith(text) for text, later in pairwise(texts))
     assert texts[-1] == asking.judgments[0].completion
     strip = [replace(row, seconds=0.0) for row in asking.judgments]
-    again = judge_item(record, "ba", setup.backend, setup.protocol(votes=3))
+    again = judge_item(record, "ba", setup.backend, setup.sampled(3, 1.0))
     assert strip == [replace(row, seconds=0.0) for row in again]
-    assert [row.candidate for row in strip] == [2, 2, 2] and [row.sample for row in strip] == [0, 1, 2]
-    assert strip[0].sampling["temperature"] == 1.0
+    assert [row.choice for row in strip] == [2, 2, 2] and [row.sample for row in strip] == [0, 1, 2]
+    assert strip[0].settings["temperature"] == 1.0
 
 
 def test_a_pair_is_named_by_its_content(tmp_path):
@@ -164,7 +92,7 @@ def test_stopping_ends_the_writing(setup, tmp_path):
     backend = Redder()
     backend.pause = 0.05
     record = make_record("image_generation", "a kite", [drawn(tmp_path, "a", "red"), drawn(tmp_path, "b", "blue")])
-    asking = iter(Asking(record, "ab", backend, setup.protocol()))
+    asking = iter(Asking(record, "ab", backend, setup.config))
     next(asking)
     asking.close()
     written = backend.words
@@ -202,7 +130,7 @@ def test_a_stop_is_told_before_a_backend_that_does_not_stream_is_done(setup, tmp
             return [[Completion("<think>x</think><answer>Image 1 is better</answer>", "stop")]]
 
     record = make_record("image_generation", "a kite", [drawn(tmp_path, "a", "red"), drawn(tmp_path, "b", "blue")])
-    asking = Asking(record, "ab", Silent(), setup.protocol())
+    asking = Asking(record, "ab", Silent(), setup.config)
     threading.Timer(0.2, asking.stopped.set).start()
     texts = iter(asking)
     assert next(texts) == "" and asking.stopped.is_set()
@@ -227,7 +155,7 @@ def test_a_stop_ends_what_its_session_asked_in_its_tab_and_nothing_else():
 
 def test_a_stored_run_is_replayed_word_by_word_with_all_its_votes(setup, tmp_path):
     example = next(record for record in setup.examples if record.task == "image_generation")
-    protocol = setup.protocol(votes=3)
+    protocol = setup.sampled(3, 1.0)
     rows = judge_item(example, "ba", setup.backend, protocol)
     rows = [replace(row, completion=f"{row.completion}\n{row.sample}", seconds=0.5) for row in rows]
     (tmp_path / "judgments.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
@@ -273,10 +201,11 @@ def test_what_users_and_models_write_is_never_markup(tmp_path):
         view.card(record, [row]),
         view.card(record, [replace(row, error=evil)]),
         view.raw([row]),
-        view.prompt(record, "ab", load_prompts("cot")),
+        view.prompt(record, "ab", JudgingArguments().config()),
         view.history([(record, [row])]),
         view.alert(evil),
-        view.heading(evil),
+        view.heading(evil, evil),
+        view.frames({"images": [], "error": evil}),
     ]
     for page in pages:
         assert "&lt;img" in page and "<img" not in page and "49" not in page
@@ -305,19 +234,6 @@ def test_a_file_of_pairs_cannot_reach_outside_the_media_folder(tmp_path, toy_dat
 
 
 # The page
-
-
-@pytest.fixture(scope="module")
-def url(setup):
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    os.environ["GRADIO_TEMP_DIR"] = str(setup.work / "gradio")  # it would fill /tmp/gradio
-    from unifiedreward_think.demo.page import build_demo, look, only_named
-
-    demo = build_demo(setup)
-    demo.launch(prevent_thread_lock=True, quiet=True, app_kwargs=only_named("127.0.0.1", []), **look())
-    yield demo.local_url
-    demo.close()
 
 
 @pytest.mark.parametrize(("host", "more"), [("127.0.0.1", ["demo.example"]), ("0.0.0.0", [])])
@@ -357,83 +273,6 @@ def test_the_page_answers_to_its_own_names_only_and_streams_through_its_queue(ho
         assert written.result(60) == 2 and written.outputs() == [0, 1, 2]
     finally:
         demo.close()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """A browser window on the page that complains about errors, and about requests that leave the machine."""
-
-    def __init__(self, browser, url, name, **context):
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
-        self.page, self.name = self.context.new_page(), name
-        self.page.set_default_timeout(150_000)  # the machine may be busy
-        self.wrong = []
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
-        self.page.on("request", lambda sent: self._check(sent.url, url))
-        self.page.goto(url)
-        self.page.locator("button.ur-judge:visible").wait_for()
-
-    def _check(self, sent, url):
-        if not sent.startswith((url, "data:", "blob:")):
-            self.wrong.append(f"a request left the machine: {sent}")
-
-    def open(self, title):
-        tab = self.page.get_by_role("tab", name=title)
-        if tab.count() and tab.first.get_attribute("aria-selected") == "true":
-            return self
-        # On a busy machine the tab before stays in view for a while, and its controls have the same names.
-        self.page.evaluate(
-            "document.querySelectorAll('[role=tabpanel]').forEach(e => e.dataset.before = !!e.offsetParent)"
-        )
-        if tab.count() and tab.first.is_visible():
-            tab.first.click()
-        else:
-            self.page.locator(".overflow-menu > button").click()
-            self.page.locator(".overflow-dropdown button", has_text=title).click()
-        self.find("[role=tabpanel]:not([data-before=true])").wait_for()
-        return self
-
-    def find(self, selector, **more):
-        return self.page.locator(f"{selector}:visible", **more)
-
-    def judge(self, button="ur-judge"):
-        self.page.evaluate("document.querySelectorAll('.ur-card').forEach(card => card.dataset.old = true)")
-        self.find(f"button.{button}").click()
-        return self.verdict()
-
-    def verdict(self):
-        self.find(".ur-card:not(.writing):not([data-old])").wait_for()
-        return self.find(".ur-verdict").inner_text().replace("\n", " ")
-
-    def shoot(self, name):
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"demo_{name}.png", full_page=True)
-
-
-@pytest.fixture
-def visit(chromium, url, request):
-    windows = []
-
-    def go(**context):
-        windows.append(Visit(chromium, url, request.node.name, **context))
-        return windows[-1]
-
-    yield go
-    for window in windows:
-        window.context.close()
-        assert not window.wrong, window.wrong
 
 
 @browser_test
@@ -501,7 +340,7 @@ def test_uploaded_pictures_are_judged_swapped_and_exported(visit, tmp_path):
         paths[name] = download.value.path()
     rows = load_judgments(paths["judgments"])
     assert sorted(order for _, order, _ in rows) == ["ab", "ba"]
-    assert {row.candidate for row in rows.values()} == {2}
+    assert {row.choice for row in rows.values()} == {2}
     (record,) = [PreferenceRecord.from_json(row) for _, row in read_json_lines(paths["records"])]
     assert record.prompt == "a kite" and {name for name, _, _ in rows} == {record.id}
     window.shoot("history")
@@ -515,7 +354,7 @@ def test_a_verdict_that_follows_the_order_is_called_out_and_votes_are_counted(vi
     window.find("input[type=number]").first.blur()
     assert window.judge() == "A Answer A is better"
     assert window.find(".ur-votes").inner_text() == "3 for A, 0 for B"
-    assert window.judge("ur-swap") == "B Answer B is better"
+    assert window.judge("ur-swap") == "No clear winner: it depends on the order"
     assert window.find(".ur-badge").inner_text() == "0 of 3 votes name the same candidate in both orders"
     window.shoot("votes")
 
@@ -547,7 +386,7 @@ def test_a_corrupt_video_is_named_where_the_verdict_would_stand(visit, setup, tm
     window.find("button.ur-judge").click()
     window.find(".ur-card .ur-alert").wait_for()
     said = window.find(".ur-card").inner_text()
-    assert "No judgment" in said and "cut_short.mp4: PyAV cannot read this video" in said
+    assert "No judgment" in said and "cut_short.mp4: FFmpeg cannot read this video" in said
     assert str(setup.work) not in said
     window.wrong.clear()  # the browser cannot play it either, and says so
     window.shoot("corrupt_video")
@@ -556,9 +395,8 @@ def test_a_corrupt_video_is_named_where_the_verdict_would_stand(visit, setup, tm
 @browser_test
 def test_stop_in_the_batch_tab_keeps_what_was_judged(visit, setup, toy_data):
     window = visit().open("Batch")
-    window.find(".ur-pairs").locator("input[type=file]").set_input_files(toy_data / "heldout.jsonl")
-    window.find(".ur-pairs", has_text="heldout.jsonl").wait_for()
-    setup.backend.batch_pause, before = 1.5, setup.backend.calls
+    window.attach(toy_data / "heldout.jsonl")
+    setup.backend.batch_pause, before = 5.0, setup.backend.calls  # time for a slow browser to press the button
     try:
         window.find("button.ur-judge").click()
         window.find(".ur-batch progress").wait_for()
@@ -585,8 +423,7 @@ def test_a_file_is_judged_with_progress_and_downloads(visit, setup, toy_data, tm
     window = visit().open("Batch")
     window.find("button.ur-judge").click()
     window.find(".ur-alert", has_text="Choose a file of pairs first.").wait_for()
-    window.find(".ur-pairs").locator("input[type=file]").set_input_files(file)
-    window.find(".ur-pairs", has_text="pairs.jsonl").wait_for()
+    window.attach(file)
     window.find("button.ur-judge").click()
     window.find(".ur-batch progress").wait_for()
     window.find(".ur-figures").wait_for()
@@ -672,9 +509,9 @@ def test_the_keyboard_alone_is_enough(visit):
     for _ in range(40):
         window.page.keyboard.press("Tab")
         reached.add(window.page.evaluate("document.activeElement.className.split(' ').find(c => c.startsWith('ur-'))"))
-        if {"ur-judge", "ur-swap", "ur-stop", "ur-think"} <= reached:
+        if {"ur-judge", "ur-swap", "ur-think"} <= reached:
             break
-    assert {"ur-judge", "ur-swap", "ur-stop", "ur-think"} <= reached
+    assert {"ur-judge", "ur-swap", "ur-think"} <= reached and "ur-stop" not in reached  # nothing is to be stopped
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert window.page.evaluate(outline) == "solid"
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 from PIL import Image
-from stages import changed_keys, data_arguments, train_grpo, train_sft, weights
 
+from helpers.stages import changed_keys, data_arguments, train_grpo, train_sft, weights
 from unifiedreward_think.media import open_image
 from unifiedreward_think.models import tiny
+from unifiedreward_think.models.families import FAMILIES as TABLE
 from unifiedreward_think.models.loading import (
-    VISION_TOWERS,
     UnsupportedModelError,
     freeze_vision,
     load_model,
@@ -26,7 +26,7 @@ def in_vision(key, family):
 
 
 def test_every_supported_family_has_a_tiny_model():
-    assert set(tiny.FAMILIES) == set(VISION_TOWERS)
+    assert set(tiny.FAMILIES) == set(TABLE)
 
 
 @FAMILIES

@@ -15,7 +15,7 @@ from unifiedreward_think.training.monitor.thresholds import BANDS, HELD_OUT, tab
 HEALTHY = {
     "loss": 0.1,
     "parse_rate": 0.95,
-    "rewards/truncated/mean": 0.02,
+    "completions/clipped_ratio": 0.02,
     "frac_reward_zero_std": 0.3,
     "rewards/accuracy_reward/mean": 0.7,
     "first_position_rate": 0.5,
@@ -29,7 +29,7 @@ HEALTHY = {
 # A value outside each band, where the rows before are HEALTHY.
 SICK = {
     "parse_rate>=": 0.5,
-    "rewards/truncated/mean<=": 0.4,
+    "completions/clipped_ratio<=": 0.4,
     "frac_reward_zero_std<=": 0.95,
     "rewards/accuracy_reward/mean>=": 0.4,
     "first_position_rate>=": 0.1,
@@ -44,7 +44,12 @@ SICK = {
     f"{HELD_OUT}>=": 0.6,
 }
 INSIDE = {
-    **{"loss": (-9, 9), "parse_rate": (0.8, 1), "rewards/truncated/mean": (0, 0.1), "frac_reward_zero_std": (0, 0.8)},
+    **{
+        "loss": (-9, 9),
+        "parse_rate": (0.8, 1),
+        "completions/clipped_ratio": (0, 0.1),
+        "frac_reward_zero_std": (0, 0.8),
+    },
     **{"rewards/accuracy_reward/mean": (0.7, 1), "first_position_rate": (0.2, 0.8), "entropy": (0.01, 2)},
     **{"kl": (0, 0.5), "grad_norm": (1, 5), "mean_token_accuracy": (0.8, 1), "tokens_per_second": (33, 99)},
     **{"memory_share": (0, 0.95)},
@@ -120,7 +125,7 @@ def test_any_log_gives_episodes_that_can_be_written(rows, window):
     for episode in watch.episodes:
         row = json.loads(json.dumps(episode.to_json(), allow_nan=False))
         assert row["until"] is None or row["until"] > row["first"]
-        assert all(row[key] for key in ("metric", "band", "cause", "mend")) and episode.headline
+        assert all(row[key] for key in ("metric", "band", "cause", "fix")) and episode.headline
 
 
 def test_limits_of_ones_own_replace_those_of_the_bands():

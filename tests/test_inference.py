@@ -13,21 +13,21 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_judge import LooksForRed
-from test_server_backend import FakeServer, caption, reply, serving
 
 import unifiedreward_think
+from helpers.judging import LooksForRed
+from helpers.servers import FakeServer, caption, reply, serving
 from unifiedreward_think import Judge
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.errors import InputError
-from unifiedreward_think.judging import protocol
-from unifiedreward_think.judging.api import read_prompt_file
+from unifiedreward_think.judging import prepare
 from unifiedreward_think.judging.command import describe, main
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.scores import Dimension
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Dimension, parse, render
+from unifiedreward_think.verdict import parse, render
 from unifiedreward_think.votes import combine
 
 REPO = Path(__file__).parents[1]
@@ -92,7 +92,7 @@ def test_the_winner_is_the_candidate_as_given_whatever_was_shown_first(pair):
 
 
 def test_both_orders_and_many_votes_are_combined(pair):
-    judge = Judge(LooksForRed(), votes=5, temperature=1.0, orders="both")
+    judge = Judge(LooksForRed(), samples=5, temperature=1.0, orders="both")
     result = judge("image_generation", "a red kite", pair)
     assert sum(result.votes.values()) == 10 and result.votes["1"] > result.votes["2"] > 0 and result.winner == 1
 
@@ -123,15 +123,15 @@ def test_importing_the_package_loads_nothing_and_still_offers_the_judge():
 @pytest.mark.parametrize(
     ("ways", "message"),
     [
-        ({"votes": 3}, "greedy answers are all the same"),
-        ({"votes": 0}, "0 votes"),
+        ({"samples": 3}, "greedy completions are all the same"),
+        ({"samples": 0}, "samples is 0"),
         ({"tie_margin": 1, "style": "direct"}, "needs the scores"),
-        ({"tie_margin": -1}, "0 at least"),
+        ({"tie_margin": -1}, "tie_margin is -1; expected a number, 0 or more"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused_before_a_model_is_loaded(ways, message):
     with pytest.raises(InputError, match=message):
-        Judge(lambda: pytest.fail("the model was loaded"), **ways)
+        Judge("no/such/model", **ways)
 
 
 # --- votes and ties ---
@@ -199,19 +199,21 @@ def test_the_reasoning_shown_is_one_for_the_winner_and_scores_are_means():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_prompt_file_gives_the_prompt_of_its_folder_or_our_format(task, tmp_path):
-    assert read_prompt_file(TOY_PROMPTS / f"{task}.txt", task)[task] == load_prompts("cot", folder=TOY_PROMPTS)[task]
+    assert load_prompts(path=TOY_PROMPTS / f"{task}.txt") == {task: load_prompts(path=TOY_PROMPTS)[task]}
     own = tmp_path / "own.txt"
     own.write_text("{prompt} {answer_1} {answer_2}\n{format}")
-    found = read_prompt_file(own, task, style="direct")
+    found = load_prompts("direct", path=own, task=task)
     assert list(found) == [task] and found[task].endswith(load_prompts("direct")[task].splitlines()[-1])
 
 
 def test_a_prompt_file_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.txt: no such file"):
-        read_prompt_file(tmp_path / "gone.txt", "image_generation")
+        load_prompts(path=tmp_path / "gone.txt", task="image_generation")
     (tmp_path / "empty.txt").write_text("Which?")
     with pytest.raises(InputError, match=r"^\S*empty\.txt: the template has no \{prompt\}"):
-        read_prompt_file(tmp_path / "empty.txt", "image_generation")
+        load_prompts(path=tmp_path / "empty.txt", task="image_generation")
+    with pytest.raises(InputError, match=r"empty\.txt: whose prompt is it\? Name it <task>\.txt"):
+        load_prompts(path=tmp_path / "empty.txt")
 
 
 # --- the scripts ---
@@ -237,7 +239,11 @@ def test_help_is_quick_and_loads_no_model_library(task):
         ("video_understanding", ["--question", "x", "--media", "a.mp4"], "--question --media --answers"),
         ("image_generation", ["--input", "pairs.jsonl"], "--input needs an --output"),
         ("image_generation", ["--input", "p.jsonl", "--output", "j", "--prompt", "x"], "choose"),
-        ("image_generation", ["--prompt", "x", "--media", "a.png"], "expected 2 arguments"),
+        (
+            "image_generation",
+            ["--prompt", "x", "--media", "a.png"],
+            "--media takes two candidates, found 1; --form",
+        ),
         ("image_generation", ["--input", "p.jsonl", "--output", "."], "--output . is a folder; name a file in it"),
     ],
 )
@@ -253,7 +259,7 @@ def test_a_pair_that_cannot_be_judged_ends_with_its_reason(pair, capsys):
 
 
 def test_votes_and_ties_are_printed(pair, capsys):
-    words = ["--prompt", "a kite", "--media", *pair, "--votes", 3, "--temperature", 1, "--orders", "both"]
+    words = ["--prompt", "a kite", "--media", *pair, "--samples", 3, "--temperature", 1, "--orders", "both"]
     assert run(*words, "--tie-margin", 100) == 0
     said = capsys.readouterr().out
     assert "Winner: tie" in said and "for 1, " in said and "abstained" in said and "Total" in said
@@ -332,7 +338,7 @@ def test_a_full_disk_stops_the_run_and_nothing_is_lost(pairs, tmp_path):
 
 def test_media_are_opened_once_a_pair_and_ahead_of_the_model(pairs, tmp_path, monkeypatch):
     opened, threads = [], set()
-    real = protocol.open_image
+    real = prepare.open_image
 
     def noting(path):
         opened.append(Path(path).name)
@@ -345,8 +351,8 @@ def test_media_are_opened_once_a_pair_and_ahead_of_the_model(pairs, tmp_path, mo
             (tmp_path / f"{i}-{k}.png").write_bytes((tmp_path / f"{name}.png").read_bytes())
         row["media"] = [f"{i}-0.png", f"{i}-1.png"]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(protocol, "open_image", noting)
-    words = ["--input", pairs, "--output", tmp_path / "j.jsonl", "--orders", "both", "--votes", 3, "--temperature", 1]
+    monkeypatch.setattr(prepare, "open_image", noting)
+    words = ["--input", pairs, "--output", tmp_path / "j.jsonl", "--orders", "both", "--samples", 3, "--temperature", 1]
     assert run(*words, backend=LooksForRed(batch_size=3)) == 0
     assert len(opened) == len(set(opened)) == 40
     assert threading.main_thread() not in threads
@@ -413,7 +419,7 @@ def test_all_four_scripts_run_a_real_model(decoder, models, toy_data, tmp_path, 
     for task in TASKS:
         words = ["--model", models["qwen2_5_vl"], "--input", toy_data / "heldout.jsonl", "--max-new-tokens", 4]
         words += ["--output", tmp_path / f"{task}.jsonl", "--frames", 4, "--decoder", decoder, "--device", "cpu"]
-        words += ["--prompt-file", TOY_PROMPTS / f"{task}.txt", "--frame-cache", tmp_path / "frames"]
+        words += ["--prompts", TOY_PROMPTS / f"{task}.txt", "--frame-cache", tmp_path / "frames"]
         assert main(task, about="", arguments=list(map(str, words))) == 0
         (output[task],) = told(tmp_path / f"{task}.jsonl")
         assert "3 pairs of other tasks left out\n1 pairs: " in capsys.readouterr().out
@@ -428,6 +434,6 @@ def test_all_four_scripts_run_a_real_model(decoder, models, toy_data, tmp_path, 
     )
     words = ["--model", models["qwen2_5_vl"], "--question", record.prompt, "--answers", *record.answers]
     words += ["--media", toy_data / record.media[0][0], "--max-new-tokens", 4, "--device", "cpu", "--frames", 4]
-    words += ["--prompt-file", TOY_PROMPTS / "video_understanding.txt", "--frame-cache", tmp_path / "frames"]
+    words += ["--prompts", TOY_PROMPTS / "video_understanding.txt", "--frame-cache", tmp_path / "frames"]
     assert main("video_understanding", about="", arguments=list(map(str, words))) == 0
     assert "Winner: none" in capsys.readouterr().out

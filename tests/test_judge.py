@@ -15,43 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.judging import LooksForRed, make_records, protocol, told
 from unifiedreward_think.backends import BackendError, Completion
 from unifiedreward_think.data.formats.loading import load_records
+from unifiedreward_think.data.rows import shown_orders
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.judging.judge import judge
-from unifiedreward_think.judging.protocol import WINDOW, Protocol, cut_batches
+from unifiedreward_think.judging.prepare import WINDOW, cut_batches
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import PreferenceRecord, digest, order_shown
+from unifiedreward_think.records import PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import render
 from unifiedreward_think.writing import OutputError
 
 REPO = Path(__file__).parents[1]
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
-
-
-class LooksForRed:
-    """Prefers the red picture; its sums, and with a seed its winner, vary with the seed."""
-
-    def __init__(self, *, batch_size=3, model="red", settings=None, wait=0.0):
-        self.batch_size, self.model, self.settings, self.wait = batch_size, model, settings or {}, wait
-        self.batches = []
-
-    def complete(self, prompts, *, sampling, seeds):
-        self.batches.append([row["id"] for row in prompts])
-        time.sleep(self.wait)
-        return [[self.answer(row, seed, sampling) for seed in mine] for row, mine in zip(prompts, seeds, strict=True)]
-
-    def answer(self, row, seed, sampling):
-        red = [image.getpixel((0, 0))[0] > 100 for image in row["images"]]
-        winner = 2 if red[1] else 1
-        if sampling.temperature and seed % 3 == 0:
-            winner = 3 - winner
-        scores = (9, 1 + seed % 7) if winner == 1 else (1 + seed % 7, 9)
-        return Completion(render(winner, [("Aesthetics", *scores)], noun="Image"), "stop")
 
 
 @pytest.fixture(scope="module")
@@ -67,47 +47,18 @@ def records(pictures):
     return make_records(pictures, 10)
 
 
-def make_records(folder, count):
-    """Pairs of a red and a blue picture; the red one is preferred."""
-    rows = []
-    for i in range(count):
-        names = ("red", "blue") if i % 3 else ("blue", "red")
-        media = tuple((str(folder / f"{name}.png"),) for name in names)
-        preferred = names.index("red") + 1
-        rows.append(
-            PreferenceRecord(id=f"r{i}", task="image_generation", prompt="red", media=media, preferred=preferred)
-        )
-    return rows
-
-
-def protocol(**changes):
-    chosen = {
-        "prompts": load_prompts("cot"),
-        "style": "cot",
-        "sampling": Sampling(temperature=1.0),
-        "frames": FrameSampling(frames=4, cache=Path("unused")),
-        "samples": 2,
-    }
-    return Protocol(**{**chosen, **changes})
-
-
-def told(judgments):
-    """What was judged, without the time it took."""
-    return [replace(row, seconds=0.0) for row in judgments]
-
-
 def test_both_orders_are_judged_and_swapped_winners_mapped_back(records, tmp_path):
     rows = judge(records, LooksForRed(), protocol(orders="both", samples=1, sampling=Sampling()), tmp_path / "j.jsonl")
     assert [(row.record_id, row.order) for row in rows] == [(r.id, order) for r in records for order in ("ab", "ba")]
     assert all(row.correct for row in rows)
-    assert all(row.verdict.winner == (row.candidate if row.order == "ab" else 3 - row.candidate) for row in rows)
+    assert all(row.verdict.winner == (row.choice if row.order == "ab" else 3 - row.choice) for row in rows)
     assert {row.verdict.winner for row in rows} == {1, 2}
 
 
 def test_one_order_is_the_order_of_the_seed(records, tmp_path):
     for seed in (0, 1):
         rows = judge(records, LooksForRed(), protocol(samples=1, order_seed=seed), tmp_path / f"{seed}.jsonl")
-        assert [row.order for row in rows] == [order_shown(record, seed) for record in records]
+        assert [row.order for row in rows] == [shown_orders(record, "one", seed)[0] for record in records]
 
 
 def test_a_row_that_cannot_be_swapped_is_judged_in_its_one_order(pictures, tmp_path):
@@ -128,7 +79,7 @@ def test_the_judgment_says_how_it_came_about(records, tmp_path):
     row = judge(records, backend, protocol(), tmp_path / "j.jsonl")[0]
     assert row.model == "red"
     assert {"temperature", "top_p", "max_new_tokens", "seed", "style", "prompts", "frames", "max_pixels"} == {
-        *row.sampling
+        *row.settings
     }
     assert row.seconds >= 0 and row.decoder == "" and row.error == ""
 
@@ -238,7 +189,7 @@ def test_native_video_gives_the_backend_the_frames_and_timing_of_each_video(take
     records = load_records([str(toy_data / "heldout.jsonl")]).rows
     asked = protocol(frames=FrameSampling(frames=4, cache=tmp_path / "frames"), native_video=True, orders="both")
     rows = judge(records, Films(), asked, tmp_path / "j.jsonl")
-    assert not any(row.error for row in rows) and rows[0].sampling["native_video"] is True
+    assert not any(row.error for row in rows) and rows[0].settings["native_video"] is True
     for record in records:
         kinds = [part["type"] for part in seen[record.id]["prompt"][0]["content"] if part["type"] != "text"]
         film = "video" in record.task
@@ -254,7 +205,7 @@ def test_native_video_gives_the_backend_the_frames_and_timing_of_each_video(take
 
 def test_a_place_that_cannot_be_written_is_named_before_anything_is_judged(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"judgments\.jsonl: cannot be written"):
+    with pytest.raises(OutputError, match=r"judgments\.jsonl\S*: cannot be written"):
         judge([], LooksForRed(), protocol(), tmp_path / "file" / "judgments.jsonl")
 
 
@@ -327,11 +278,11 @@ def test_the_config_is_there_from_the_start_and_a_refused_run_leaves_it(records,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judge(records, Killed(), protocol(), output, config="first")
+        judge(records, Killed(), protocol(), output, config_yaml="first")
     assert config.read_text() == "first"
-    judge(records, LooksForRed(), protocol(), output, config="second")
+    judge(records, LooksForRed(), protocol(), output, config_yaml="second")
     with pytest.raises(RecordError, match="made with model"):
-        judge(records, LooksForRed(model="blue"), protocol(), output, config="third")
+        judge(records, LooksForRed(model="blue"), protocol(), output, config_yaml="third")
     assert config.read_text() == "second"
 
 
@@ -477,8 +428,8 @@ def test_the_evaluation_command_goes_on_and_notices_other_weights(models, toy_da
     rows = [record.to_json() for record in load_records([str(toy_data / "heldout.jsonl")]).rows]
     rows[3]["media"] = ["gone.mp4"]  # beyond the limit: nobody looks for it
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["evaluation", "--model", model, "--data", data, "--output", output, "--limit", "3"]
-    command += ["--frame-cache", toy_data / "frames", "--prompt-dir", REPO / "configs/toy/prompts", "--frames", "8"]
+    command = ["evaluation", "--model", model, "--input", data, "--output", output, "--limit", "3"]
+    command += ["--frame-cache", toy_data / "frames", "--prompts", REPO / "configs/toy/prompts", "--frames", "8"]
     monkeypatch.setattr("sys.argv", [str(word) for word in [*command, "--max-new-tokens", "4", "--batch-size", "2"]])
     main()
     assert "6 judgments of 3 pairs -> " in capsys.readouterr().out

@@ -6,9 +6,20 @@ import sys
 
 import pytest
 import torch
-from stages import changed_keys, check_output, common, data_arguments, mean_token, train_grpo, train_sft, weights
 
+from helpers.judging import inputs_of
+from helpers.stages import (
+    changed_keys,
+    check_output,
+    common,
+    data_arguments,
+    mean_token,
+    train_grpo,
+    train_sft,
+    weights,
+)
 from unifiedreward_think.models import loading, tiny
+from unifiedreward_think.training.trainers import resume as resuming
 
 MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 LEGACY_NAMES = ("qwen2_vl", "qwen2_5_vl", "llava_onevision")  # families whose stock resume restores almost nothing
@@ -47,12 +58,14 @@ def image_token(folder):
 def complete(folder, toy_data):
     from unifiedreward_think.backends.transformers import TransformersBackend
     from unifiedreward_think.engine.sampling import Sampling
+    from unifiedreward_think.media import open_image
     from unifiedreward_think.training import grpo
 
     backend = TransformersBackend(str(folder), dtype="float32", device="cpu", cache_mib=0)
     rows, _ = grpo.load_rows(data_arguments(toy_data, "train"))
+    rows = [{**row, "images": [open_image(path) for path in row["images"]]} for row in rows]
     backend.complete(rows, sampling=Sampling(max_new_tokens=2), seeds=[[0]] * len(rows))
-    return backend._encode(rows)
+    return inputs_of(backend, rows)
 
 
 @pytest.mark.parametrize("family", MROPE)
@@ -113,8 +126,10 @@ def test_videos_are_frames_in_every_row(toy_data):
     assert sorted(len(row["images"]) for row in rows) == [1, 1, 2, 2, 8, 8, 16, 16]
 
 
-def test_native_video_would_be_missing_from_the_training_forward(models, toy_data, tmp_path):
+def test_native_video_would_be_missing_from_the_training_forward(models, toy_data, tmp_path, monkeypatch):
     """Stock TRL: generation sees the video, the forward that is trained does not."""
+    # torchcodec reads no PNG in a process in which another library has loaded its own zlib before.
+    monkeypatch.setattr("transformers.image_utils.is_torchcodec_usable", lambda **_: False)
     import trl
     from datasets import Dataset
     from PIL import Image
@@ -168,7 +183,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train, family, models, toy_da
     assert not different
     assert [(row["loss"], row["grad_norm"]) for row in resumed] == [(row["loss"], row["grad_norm"]) for row in log]
     if family in LEGACY_NAMES:
-        monkeypatch.setattr(loading.ReloadOnResume, "_stock_resume_works", lambda self: True)
+        monkeypatch.setattr(resuming.ReloadOnResume, "_stock_resume_works", lambda self: True)
         different, _ = resume(train, models[family], toy_data, tmp_path / "whole", tmp_path / "stock")
         assert different
 
@@ -178,7 +193,7 @@ def test_a_grpo_run_resumed_with_the_stock_sampler_would_see_other_rows(models, 
 
     from unifiedreward_think.training.trainers.grpo import GRPOTrainer
 
-    monkeypatch.setattr(GRPOTrainer, "_get_train_sampler", trl.GRPOTrainer._get_train_sampler)
+    monkeypatch.setattr(GRPOTrainer, "get_train_dataloader", trl.GRPOTrainer.get_train_dataloader)
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     train_grpo(models["qwen3_vl"], toy_data, tmp_path / "whole", **options)
     different, _ = resume(train_grpo, models["qwen3_vl"], toy_data, tmp_path / "whole", tmp_path / "again")
@@ -258,13 +273,14 @@ def test_an_option_that_would_silently_do_something_else_is_refused(kind, option
     import trl
 
     from unifiedreward_think.training import run
+    from unifiedreward_think.training.arguments import TrainingExtras
 
     config = getattr(trl, kind)
     base = {"max_length": None} if kind == "SFTConfig" else {"num_generations": 2}
-    run.refuse(config(output_dir=str(tmp_path), **{**base, **common()}), trl.ModelConfig())
+    run.refuse(config(output_dir=str(tmp_path), **{**base, **common()}), trl.ModelConfig(), TrainingExtras())
     args = config(output_dir=str(tmp_path), **{**base, **common(**options)})
     with pytest.raises(SystemExit, match=reason):
-        run.refuse(args, trl.ModelConfig(**model_options))
+        run.refuse(args, trl.ModelConfig(**model_options), TrainingExtras())
 
 
 def test_fsdp_on_the_cpu_would_be_plain_data_parallelism(tmp_path):

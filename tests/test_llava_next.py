@@ -7,6 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.models import llava_next, tiny
 from unifiedreward_think.models.loading import UnsupportedModelError, load_model, load_processor
 
@@ -222,7 +223,7 @@ def test_a_missing_weight_is_named_and_nothing_is_written(onevision, name, tmp_p
     weights = llava_next_weights(onevision)
     del weights[name]
     source = write_checkpoint(tmp_path / "source", weights, shards=2)
-    with pytest.raises(ValueError, match=f"1 missing weight.*{re.escape(name)}"):
+    with pytest.raises(InputError, match=f"1 missing weight.*{re.escape(name)}"):
         llava_next.convert(source, tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -239,7 +240,7 @@ def test_a_missing_weight_is_named_and_nothing_is_written(onevision, name, tmp_p
 def test_an_unknown_weight_is_named(onevision, name, tmp_path):
     weights = llava_next_weights(onevision)
     source = write_checkpoint(tmp_path / "source", {**weights, name: weights["model.norm.weight"].clone()})
-    with pytest.raises(ValueError, match=f"1 unknown weight.*{re.escape(name)}"):
+    with pytest.raises(InputError, match=f"1 unknown weight.*{re.escape(name)}"):
         llava_next.convert(source, tmp_path / "hf")
 
 
@@ -247,11 +248,11 @@ def test_a_repeated_weight_and_a_weight_of_another_shape_are_named(onevision, tm
     weights = llava_next_weights(onevision)
     source = write_checkpoint(tmp_path / "source", weights)
     (source / "copy.safetensors").write_bytes((source / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"repeated weight.*lm_head\.weight"):
+    with pytest.raises(InputError, match=r"repeated weight.*lm_head\.weight"):
         llava_next.convert(source, tmp_path / "hf")
     weights["model.mm_projector.0.weight"] = weights["model.mm_projector.0.weight"][:, :16].clone()
     source = write_checkpoint(tmp_path / "other", weights)
-    with pytest.raises(ValueError, match=r"mismatched.*multi_modal_projector\.linear_1\.weight"):
+    with pytest.raises(InputError, match=r"mismatched.*multi_modal_projector\.linear_1\.weight"):
         llava_next.convert(source, tmp_path / "hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "source"]
 
@@ -288,10 +289,10 @@ def test_an_option_that_llava_onevision_does_not_have_is_refused_by_name(key, va
 
 def test_what_is_not_a_checkpoint_or_would_be_overwritten_is_refused(onevision, tmp_path):
     source = write_checkpoint(tmp_path / "source", llava_next_weights(onevision))
-    with pytest.raises(FileExistsError, match="source holds files"):
+    with pytest.raises(InputError, match="source holds files"):
         llava_next.convert(source, source)
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"no \*\.safetensors"):
+    with pytest.raises(InputError, match=r"no \*\.safetensors"):
         llava_next.convert(source, tmp_path / "hf")
     with pytest.raises(UnsupportedModelError, match=r"python -m unifiedreward_think\.models\.llava_next"):
         load_model(source)

@@ -10,11 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unifiedreward_think.data.formats.files import BadRow, report_left_out
+from unifiedreward_think.data.formats.files import BadRow, DataError, format_bad_rows, report_left_out
 from unifiedreward_think.data.formats.loading import (
-    DataError,
-    check_media_of,
-    format_bad_rows,
     load_checked_records,
     load_checked_traces,
     load_records,
@@ -25,6 +22,7 @@ from unifiedreward_think.errors import RecordError
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import PreferenceRecord, Trace
 from unifiedreward_think.toy.world import Scene, write_scene
+from unifiedreward_think.training import sft
 from unifiedreward_think.verdict import render
 
 MISSING = object()
@@ -55,16 +53,23 @@ def record(name: str = "r1", **changes: object) -> dict:
 
 
 def trace(row: dict, order: str = "ab") -> dict:
-    return {"record": row, "order": order, "completion": completion()}
+    return {"record": row, "order": order, "completion": completion(1 if order == "ab" else 2)}
 
 
 def completion(winner: int = 1, noun: str = "Image") -> str:
     return render(winner, [("Aesthetics", 9 if winner == 1 else 4, 4 if winner == 1 else 9)], noun=noun)
 
 
+def marks(changes: dict) -> str:
+    """As many marks as the row has pictures."""
+    media = {"images": ["a.png", "b.png"], **changes}
+    files = next((media[k] for k in ("image", "video", "images") if isinstance(media.get(k), str | list)), [])
+    return "<image>" * (1 if isinstance(files, str) else len(files))
+
+
 def problem(noun: str = "Image", winner: int = 2, **changes: object) -> dict:
     row = {
-        "problem": "<image><image>\nWhich fits? Text Caption: [a [red] kite]\nAnswer.",
+        "problem": f"{marks(changes)}\nWhich fits? Text Caption: [a [red] kite]\nAnswer.",
         "solution": f"{noun} {winner} is better",
         "images": ["a.png", "b.png"],
     }
@@ -72,7 +77,8 @@ def problem(noun: str = "Image", winner: int = 2, **changes: object) -> dict:
 
 
 def conversation(noun: str = "Image", winner: int = 2, **changes: object) -> dict:
-    turns = [{"from": "human", "value": "<image>\nWhich fits?"}, {"from": "gpt", "value": completion(winner, noun)}]
+    human = {"from": "human", "value": f"{marks(changes)}\nWhich fits?"}
+    turns = [human, {"from": "gpt", "value": completion(winner, noun)}]
     row = {"conversations": turns, "images": ["a.png", "b.png"]}
     return {key: value for key, value in {**row, **changes}.items() if value is not MISSING}
 
@@ -133,7 +139,8 @@ def test_released_grpo_rows_become_records(tmp_path, suffix):
         media=((str(tmp_path / "a.png"),), (str(tmp_path / "b.png"),)),
         preferred=2,
         source="grpo",
-        instruction="Which fits? Text Caption: [a [red] kite]\nAnswer.",
+        instruction="\nWhich fits? Text Caption: [a [red] kite]\nAnswer.",
+        places=(0, 0),
     )
     assert (second.id, second.preferred) == ("7", 1)
 
@@ -143,7 +150,7 @@ def test_released_sft_rows_become_traces_and_records(tmp_path):
     first, second = load_traces([file]).rows
     assert (first.record.id, first.record.preferred, first.order) == ("sft-1", 2, "ab")
     assert first.completion == completion(2)
-    assert first.record.instruction == first.record.prompt == "Which fits?"
+    assert (first.record.instruction, first.record.prompt) == ("\nWhich fits?", "Which fits?")
     assert (second.record.id, second.record.preferred) == ("x", 1)
     assert load_records([file]).rows == [first.record, second.record]
 
@@ -274,7 +281,8 @@ def test_an_unusable_record_is_refused_with_its_line_and_reason(tmp_path, row, r
         ({"record": "r1", "completion": "x"}, "record"),
         ({"record": record(), "completion": " "}, "completion must be a non-empty string"),
         ({"record": record()}, "completion must be a non-empty string"),
-        ({**trace(record()), "order": "12"}, "order is '12'; write 'ab' or 'ba'"),
+        ({**trace(record()), "order": "12"}, "order is '12'; write letters of its candidates, as 'ba'"),
+        ({**trace(record()), "order": "a"}, "order is 'a'; write 'ab' or 'ba'"),
         ({**trace(record()), "ordr": "ba"}, "unknown key 'ordr'; known: record, completion, order"),
         ({**trace(record()), "completion": "\udc00"}, r"a text holds '\udc00'"),
         (
@@ -306,6 +314,45 @@ def test_an_unusable_trace_is_refused_with_its_item_and_reason(tmp_path, row, re
     assert reason in str(error.value)
     skipped = load_traces([file], skip_bad=True)
     assert (len(skipped.rows), [(bad.file, bad.line) for bad in skipped.bad]) == (1, [(file, 2)])
+
+
+NO_TRACES = {
+    "contradicts its label": ({"preferred": 2}, completion(1), "wrong winner"),
+    "names a winner of a tie": ({"preferred": "tie"}, completion(1), "wrong winner"),
+    "cut in the thinking": ({}, completion(1)[:40], "no readable answer"),
+    "cut in the answer": ({}, completion(1)[:-3], "no readable answer"),
+    "another noun": ({}, completion(1, "Video"), "no readable answer"),
+    "no form": ({}, "The first picture is clearly sharper.", "no readable answer"),
+    "an answer in the thinking": ({}, "<think><answer>Image 1 is better</answer>", "no readable answer"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_TRACES)
+def test_a_trace_that_would_teach_something_wrong_is_refused(kind, tmp_path):
+    changes, text, reason = NO_TRACES[kind]
+    row = {"record": record(**changes), "order": "ab", "completion": text}
+    file = write(tmp_path / "t.jsonl", trace(record("good")), row)
+    with pytest.raises(DataError, match=rf"t\.jsonl:2: record 'r1': .*{reason}"):
+        load_traces([file])
+    assert [row.record.id for row in load_traces([file], skip_bad=True).rows] == ["good"]
+    assert len(load_records([file]).rows) == 2  # the record alone is sound
+
+
+def test_a_trace_is_held_against_the_label_in_the_order_shown(tmp_path):
+    swapped = {"record": record(preferred=2), "order": "ba", "completion": completion(1)}
+    unlabelled = {"record": record("r2", preferred=None), "completion": completion(1)}
+    assert len(load_traces([write(tmp_path / "t.jsonl", swapped, unlabelled)]).rows) == 2
+    with pytest.raises(DataError, match="wrong winner"):
+        load_traces([write(tmp_path / "t.jsonl", {**swapped, "order": "ab"})])
+
+
+def test_the_check_of_a_stage_refuses_such_traces(tmp_path, monkeypatch):
+    draw(tmp_path, "a.png", "b.png")
+    file = write(tmp_path / "t.jsonl", trace(record("good")), trace(record("bad", preferred=2)))
+    config = Path(__file__).parents[1] / "configs" / "toy" / "cold_start.yaml"
+    monkeypatch.setattr(sys, "argv", ["sft", "--config", str(config), "--train_files", file, "--check_data", "true"])
+    with pytest.raises(DataError, match=r"record 'bad': .*wrong winner"):
+        sft.main()
 
 
 def test_unlabelled_records_pass_where_no_label_is_needed(tmp_path):
@@ -423,8 +470,8 @@ def test_missing_and_unreadable_media_are_named_with_their_row(tmp_path, samplin
         "cut.png": "cut.png: not a readable image",
         "text.png": "text.png: not a readable image",
         "gone.mp4": "gone.mp4: no such file",
-        "cut.mp4": "cut.mp4: decord cannot read this video",
-        "text.mp4": "text.mp4: decord cannot read this video",
+        "cut.mp4": "cut.mp4: FFmpeg cannot read this video",
+        "text.mp4": "text.mp4: FFmpeg cannot read this video",
         "frames": "frames: a folder without image files",
     }
     rows = [record("good")]
@@ -461,19 +508,20 @@ def test_clips_folders_of_frames_and_lists_of_frames_are_checked_as_videos(tmp_p
 
 def test_every_media_entry_is_opened_once_however_many_rows_share_it(tmp_path, sampling, monkeypatch):
     opened = []
-    monkeypatch.setattr("unifiedreward_think.data.formats.loading.check_media", lambda *args: opened.append(args[0]))
-    records = load_records([write(tmp_path / "d.jsonl", *(record(f"r{i}") for i in range(5)))]).rows
-    assert check_media_of(records, sampling) == []
+    monkeypatch.setattr("unifiedreward_think.data.formats.opening.check_media", lambda *args: opened.append(args[0]))
+    file = write(tmp_path / "d.jsonl", *(record(f"r{i}") for i in range(5)))
+    assert len(load_checked_records([file], sampling=sampling).rows) == 5
     assert sorted(Path(entry[0]).name for entry in opened) == ["a.png", "b.png"]
 
 
-def test_a_record_with_two_unusable_files_is_one_bad_row_and_needs_no_place(tmp_path, sampling):
-    made = PreferenceRecord.from_json(record(media=[str(tmp_path / "x.png"), str(tmp_path / "y.png")]))
-    (bad,) = check_media_of([made], sampling, progress=False)
-    assert (bad.file, bad.line, bad.record_id) == ("", 0, "r1")
+def test_a_record_with_two_unusable_files_is_one_bad_row(tmp_path, sampling):
+    draw(tmp_path, "a.png", "b.png")
+    file = write(tmp_path / "d.jsonl", record("r1", media=["x.png", "y.png"]), record("r2"))
+    loaded = load_checked_records([file], sampling=sampling, skip_bad=True)
+    (bad,) = loaded.bad
+    assert (bad.file, bad.line, bad.record_id) == (file, 1, "r1") and [row.id for row in loaded.rows] == ["r2"]
     assert "x.png" in bad.reason
     assert "y.png" in bad.reason
-    assert str(bad).startswith("record 'r1': ")
 
 
 def test_traces_with_a_missing_picture_are_refused_or_left_out(tmp_path, sampling):

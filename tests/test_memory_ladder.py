@@ -9,9 +9,10 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-import stages
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from helpers import stages
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]}
 SFT = {

@@ -105,7 +105,7 @@ def test_every_rate_has_its_own_denominator(measure, expected):
 
 
 def test_a_direct_answer_has_no_sums_to_be_wrong():
-    row = judged(text="<answer>Image 1 is better</answer>", style="direct", sampling={"style": "direct"})
+    row = judged(text="<answer>Image 1 is better</answer>", style="direct", settings={"style": "direct"})
     assert rate([row], "arithmetic_rate") == (0, 0)
     assert rate([row], "parse_rate") == (1, 1)
 

@@ -64,7 +64,8 @@ def test_a_tied_label_has_no_gold_sentence():
 
 
 def test_a_sample_counts_in_one_order_and_the_drawn_one_is_that_of_one_order_judging():
-    from unifiedreward_think.records import PreferenceRecord, order_shown
+    from unifiedreward_think.data.rows import shown_orders
+    from unifiedreward_think.records import PreferenceRecord
 
     names = [f"pair-{i}" for i in range(40)]
     rows = [judged(name, 1, order=order, sample=k) for name in names for order in ("ab", "ba") for k in range(2)]
@@ -74,7 +75,7 @@ def test_a_sample_counts_in_one_order_and_the_drawn_one_is_that_of_one_order_jud
     assert all([row.sample for row in part] == [0, 1] for part in drawn.values())
     for name in names:
         record = PreferenceRecord(id=name, task="video_generation", prompt="", media=(("a",), ("b",)))
-        assert [row.order for row in drawn[name]] == [order_shown(record, 0), order_shown(record, 1)]
+        assert [(row.order,) for row in drawn[name]] == [shown_orders(record, "one", seed) for seed in (0, 1)]
     only = [judged("a", 1, order="ba")]
     assert parity.samples(only, order="stored") == {"a": only}
 

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_judge import protocol
-from test_serving import run
 
+from helpers.judging import inputs_of, protocol
+from helpers.reward_server import run
 from unifiedreward_think.backends import Failure
 from unifiedreward_think.data.formats.loading import load_records
 from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.judging.protocol import open_items
+from unifiedreward_think.judging.prepare import open_items
+from unifiedreward_think.judging.settings import JudgingArguments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.models import tiny
 from unifiedreward_think.order import ORDERS
-from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.serving.client import data_url, request_body
 from unifiedreward_think.serving.questions import Settings
 from unifiedreward_think.toy import dataset
@@ -76,13 +76,13 @@ def shows(*pictures, text="Which?", before=""):
 def first_scores(backend, prompts, monkeypatch):
     """Log-probabilities of the first token of each prompt."""
     seen = []
-    slots = importlib.import_module("unifiedreward_think.engine.decoding")
-    draw = slots.draw
+    engine = importlib.import_module("unifiedreward_think.engine.prefill")
+    prefill = engine.prefill
     with monkeypatch.context() as patch:
-        patch.setattr(slots, "draw", lambda scores, *rest: seen.append(scores) or draw(scores, *rest))
+        patch.setattr(engine, "prefill", lambda *args: seen.append(prefill(*args)) or seen[-1])
         backend.complete(prompts, sampling=Sampling(max_new_tokens=1), seeds=[[0]] * len(prompts))
-    (scores,) = seen
-    return scores.log_softmax(-1)
+    (found,) = seen
+    return found.logits.log_softmax(-1)
 
 
 def watch_tower(backend, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_model_says_the_same_of_pictures_that_are_new_known_or_some_of_each(fa
     assert len(set(map(str, wanted))) > 1
     known = pairs[::3]
     for rows in (known, pairs, pairs):  # new, some of each, known
-        inputs, expected = remembering._encode(rows), plain._encode(rows)
+        inputs, expected = inputs_of(remembering, rows), inputs_of(plain, rows)
         shared = inputs.keys() & {"input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw"}
         assert shared == expected.keys() - {"pixel_values", "image_sizes", "batch_num_images"}
         assert all(inputs[name].equal(expected[name]) for name in shared)
@@ -171,7 +171,7 @@ def test_what_prompts_of_a_ranking_share_is_read_once(family, backend, monkeypat
     read = watch_reading(sharing, monkeypatch)
     scores = first_scores(sharing, prompts, monkeypatch)
     sharing.stop_watching()
-    length = sharing._encode(prompts)["input_ids"].shape[1]
+    length = inputs_of(sharing, prompts)["input_ids"].shape[1]
     if family == "qwen3_5":  # linear attention keeps no single tokens
         assert read == [(12, length)]
     else:
@@ -193,7 +193,7 @@ def test_prompts_that_share_anything_or_nothing_are_read_as_if_alone(family, bac
     plain, sharing = backend(family, cache_mib=0, batch_size=6), backend(family, batch_size=6)
     prompts = [shows(*drawn(*numbers), text=text) for numbers, text in shown]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unifiedreward_think.engine.prefixes.WORTH", 0.0)
+        patch.setattr("unifiedreward_think.engine.prefill.MIN_SHARED_FRACTION", 0.0)
         together = first_scores(sharing, prompts, patch)
         alone = [first_scores(plain, [prompt], patch)[0] for prompt in prompts]
     assert all(a.sub(b).abs().max() < 1e-5 for a, b in zip(together, alone, strict=True))
@@ -224,19 +224,19 @@ def test_native_videos_and_prompts_without_pictures_take_the_plain_path(backend,
 @pytest.mark.parametrize("cache_mib", [0, 8])
 def test_a_text_that_holds_the_sign_of_a_picture_is_no_picture(cache_mib, backend):
     sly = shows(*drawn(1), text="<|image_pad|>")
-    with pytest.raises((ValueError, IndexError)):
-        backend(cache_mib=cache_mib).complete([sly], sampling=GREEDY, seeds=[[0]])
+    ((said,),) = backend(cache_mib=cache_mib).complete([sly], sampling=GREEDY, seeds=[[0]])
+    assert "the chat template writes 2 places (<|image_pad|>) for 1 images" in said.reason
 
 
 @given(st.lists(st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=3), min_size=1, max_size=3), max_size=5))
 @settings(deadline=None, max_examples=25)
 def test_every_picture_keeps_its_own_features_within_the_budget(backend, batches):
     """Whatever is shown in whatever order, with room for five of twelve pictures of equal size."""
-    from unifiedreward_think.engine.features import PictureCache
+    from unifiedreward_think.engine.features import FeatureCache
 
     model = backend()
     one = model.cache.features([drawn(0)])[0][0].bytes
-    small = PictureCache(model._network, model._processor.image_processor, 5 * one)
+    small = FeatureCache(model._network, model._processor.image_processor, 5 * one)
     truth = [picture.layers[0] for (picture,) in model.cache.features([[picture] for picture in drawn(*range(12))])]
     assert all(a.sub(b).abs().max() > 1e-3 for i, a in enumerate(truth) for b in truth[:i])
     for batch in batches:
@@ -251,10 +251,10 @@ def test_every_picture_keeps_its_own_features_within_the_budget(backend, batches
 
 
 def test_a_budget_below_one_picture_keeps_none_and_answers_all_the_same(backend, pairs):
-    from unifiedreward_think.engine.features import PictureCache
+    from unifiedreward_think.engine.features import FeatureCache
 
     tight = backend()
-    tight.cache = PictureCache(tight._network, tight._processor.image_processor, 1)
+    tight.cache = FeatureCache(tight._network, tight._processor.image_processor, 1)
     wanted = backend(cache_mib=0).complete(pairs, sampling=GREEDY, seeds=[[0]] * 16)
     for _ in range(2):
         assert tight.complete(pairs, sampling=GREEDY, seeds=[[0]] * 16) == wanted
@@ -286,7 +286,7 @@ def test_a_network_in_training_is_asked_anew_after_its_weights_have_changed(mode
 
 def test_a_server_ranks_the_same_from_several_clients_at_once_and_counts_what_it_spared(backend):
     """The backend runs in one thread at a time, as `Batcher` runs it, while others read the metrics."""
-    judging = Settings(prompts=load_prompts("cot"), sampling=GREEDY)
+    judging = Settings(JudgingArguments(max_new_tokens=GREEDY.max_new_tokens).config())
     bodies = [
         request_body("image_generation", "squares", list(map(data_url, drawn(*numbers))), orders="both", reasoning=True)
         for numbers in ((0, 1, 2, 3), (2, 3, 4, 5), (5, 1, 6, 0))
@@ -303,7 +303,7 @@ def test_a_server_ranks_the_same_from_several_clients_at_once_and_counts_what_it
     wanted, none = run(rank_all, backend(cache_mib=0, batch_size=5), judging)
     found, counts = run(rank_all, remembering, judging)
     assert found == wanted and len({text for texts in wanted for text in texts}) > 4 and none == {}
-    shown = 2 * (3 * 12 - 2)  # the pair 2-3 is in two groups, and judged once
+    shown = 2 * (3 * 12 - 4)  # the pairs 2-3 and 0-1 are in two groups, whichever comes first, and judged once
     name = 'unifiedreward_vision_cache{what="%s"}'
     assert {key: float(value) for key, value in counts.items()} == {
         name % "hits": shown - 7,
@@ -319,7 +319,12 @@ def test_a_prompt_that_cannot_be_encoded_takes_no_other_with_it(backend):
     rows = [shows(*drawn(1, 2)), shows(*drawn(1), text="<|image_pad|>"), shows(*drawn(3, 4))]
     batcher = Batcher(backend(), telemetry=Telemetry())
     questions = [Question(key=number, row=row, sampling=GREEDY, seed=0) for number, row in enumerate(rows)]
-    first, sly, last = batcher._complete(questions)
-    assert isinstance(sly, Failure) and "a prompt of 1 pictures has 2 places for them" in sly.reason
+
+    async def ask():
+        async with batcher.running():
+            return await batcher.ask(questions, seconds=60)
+
+    first, sly, last = asyncio.run(ask())
+    assert isinstance(sly, Failure) and "writes 2 places (<|image_pad|>) for 1 images" in sly.reason
     alone = backend(cache_mib=0).complete([rows[0], rows[2]], sampling=GREEDY, seeds=[[0]] * 2)
     assert [first, last] == [said for (said,) in alone]

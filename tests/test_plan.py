@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
 from unifiedreward_think.training import plan as command
+from unifiedreward_think.training.arguments import read_config
 from unifiedreward_think.training.memory import estimate as memory_plan
 from unifiedreward_think.training.memory.architecture import load_architecture, read_architecture
 from unifiedreward_think.training.memory.estimate import plan
 from unifiedreward_think.training.memory.job import DEFAULTS, GIB, make_job
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if path.parent.name not in ("data", "toy")]
+YAMLS = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if path.parent.name not in ("data", "toy")]
+CONFIGS = [path for path in YAMLS if path.stem != "lora"]
+FOR_LORA = [path for path in CONFIGS if path.stem in ("cold_start", "rejection_sft", "grpo_8gpu")]
 
 # The published config.json files, without what does not decide the size.
 QWEN25 = {"model_type": "qwen2_5_vl", "num_key_value_heads": 2, "tie_word_embeddings": True, "vocab_size": 151936}
@@ -72,6 +74,10 @@ PUBLISHED = {
         },
     ),
 }
+
+
+MODELS = {"qwen2_5_vl_7b": "Qwen2.5-VL-7B-Instruct", "qwen3_vl_8b": "Qwen3-VL-8B-Instruct"}
+MODELS["llava_onevision_7b"] = "llava-onevision-qwen2-7b-ov-hf"
 
 
 def on_meta(config):
@@ -230,11 +236,11 @@ def test_zero3_splits_the_states_over_the_gpus_and_offloading_takes_them_away():
 
 def test_a_stream_budget_repeats_prompts_and_shortens_the_longest_forward():
     prompt = 1024 + 16 * 188
-    assert memory_plan.stream_lengths(SEVEN, job()) == (prompt + 8 * 1024, prompt + 8 * 1024)
-    assert memory_plan.stream_lengths(SEVEN, job(max_stream_tokens=10**6)) == (prompt + 8 * 1024, prompt + 8 * 1024)
+    assert memory_plan.packed_lengths(SEVEN, job()) == (prompt + 8 * 1024, prompt + 8 * 1024)
+    assert memory_plan.packed_lengths(SEVEN, job(max_stream_tokens=10**6)) == (prompt + 8 * 1024, prompt + 8 * 1024)
     three = job(max_stream_tokens=prompt + 3 * 1024 + 5)  # three rows fit: streams of 3, 3 and 2
-    assert memory_plan.stream_lengths(SEVEN, three) == (3 * prompt + 8 * 1024, prompt + 3 * 1024)
-    assert memory_plan.stream_lengths(SEVEN, job(max_stream_tokens=1)) == (8 * (prompt + 1024), prompt + 1024)
+    assert memory_plan.packed_lengths(SEVEN, three) == (3 * prompt + 8 * 1024, prompt + 3 * 1024)
+    assert memory_plan.packed_lengths(SEVEN, job(max_stream_tokens=1)) == (8 * (prompt + 1024), prompt + 1024)
 
 
 CHANGES = {"gradient_accumulation_steps": 2, "shared_prefix": False}
@@ -297,16 +303,30 @@ def told(monkeypatch, capsys, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_config_fits_on_the_machine_that_it_names(path, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "overlay"),
+    [*((path, None) for path in CONFIGS), *((path, path.with_name("lora.yaml")) for path in FOR_LORA)],
+    ids=lambda path: path and f"{path.parent.name}/{path.stem}",
+)
+def test_every_config_fits_on_the_machine_that_it_names(path, overlay, monkeypatch):
     monkeypatch.chdir(ROOT)
-    names = {"qwen2_5_vl_7b": "Qwen2.5-VL-7B-Instruct", "qwen3_vl_8b": "Qwen3-VL-8B-Instruct"}
-    shape = read_architecture(PUBLISHED[names.get(path.parent.name, "llava-onevision-qwen2-7b-ov-hf")][1])
+    shape = read_architecture(PUBLISHED[MODELS[path.parent.name]][1])
     machine = (64, 96) if "# 64 x H20 96 GB" in path.read_text() else (8, 80)
-    found = make_job(yaml.safe_load(path.read_text()), *machine)
+    found = make_job(read_config(path, overlay), *machine)
     assert 2 * shape.parameters / found.gpus < plan(shape, found).total < found.gpu_memory
     assert "fits" in command.report(shape, found)
     assert memory_plan.tokens_a_step(shape, found)["completion tokens"] > 0
+
+
+def test_the_table_of_the_scaling_page_is_the_plan_of_the_configs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    plans = [("cold_start", 8, 80), ("rejection_sampling", 8, 80), ("grpo_8gpu", 8, 80), ("grpo", 64, 96)]
+    for family, name in MODELS.items():
+        shape = read_architecture(PUBLISHED[name][1])
+        jobs = [make_job(read_config(f"configs/{family}/{stem}.yaml", None), *on) for stem, *on in plans]
+        peaks = " | ".join(f"{plan(shape, job).total / GIB:.1f}" for job in jobs)
+        assert f"| `{family}` | {peaks} |" in page
 
 
 def test_a_job_that_does_not_fit_says_what_to_change(told):
@@ -353,14 +373,16 @@ def test_zero_stages_without_formulas_are_refused(told, tmp_path):
 def test_the_defaults_are_those_of_the_arguments():
     from trl import GRPOConfig, ModelConfig
 
+    from unifiedreward_think.backends.choose import BackendArguments
     from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras
     from unifiedreward_think.training.rejection_sampling import SamplingArguments
 
     theirs = {}
-    for kind in (GRPOConfig, ModelConfig, DataArguments, TrainingExtras, SharedPrefixArguments, SamplingArguments):
+    own = (DataArguments, TrainingExtras, SharedPrefixArguments, SamplingArguments, BackendArguments)
+    for kind in (GRPOConfig, ModelConfig, *own):
         for field in dataclasses.fields(kind):
             if field.name != "dtype" or kind is ModelConfig:
                 theirs[field.name] = field.default
     # None stands for a choice that the arguments make when they are built.
-    chosen = {"bf16": True, "gradient_checkpointing": True}
+    chosen = {"bf16": True, "gradient_checkpointing": True, "batch_size": 8, "tensor_parallel_size": 1}
     assert {name: chosen.get(name, theirs.get(name)) for name in DEFAULTS} == DEFAULTS

@@ -1,7 +1,8 @@
 import shutil
 import subprocess
 
-from unifiedreward_think.provenance import commit, provenance
+from unifiedreward_think.checksums import file_sha256
+from unifiedreward_think.provenance import commit, data_files, provenance
 
 
 def git(folder, *arguments):
@@ -32,3 +33,11 @@ def test_a_package_inside_another_project_has_no_commit_of_that_project(tmp_path
     git(tmp_path, "init", "--quiet")
     (tmp_path / "site-packages").mkdir()
     assert commit(tmp_path / "site-packages") == "unknown"
+
+
+def test_a_data_file_is_known_by_its_digest_and_its_rows(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("{}\n")
+    known = {"file": str(file), "sha256": file_sha256(file)}
+    assert data_files([str(file)], {str(file): 1}) == [{**known, "rows": 1}] and data_files([str(file)]) == [known]
+    assert data_files(["CodeGoat24/HPD"])[0]["sha256"] == ""

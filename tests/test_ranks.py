@@ -3,7 +3,6 @@
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError, Lock, Thread
@@ -12,13 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_judge import LooksForRed, make_records, protocol
 
+from helpers.judging import LooksForRed, Threads, make_records, protocol
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.in_use import LOCK
 from unifiedreward_think.judging import judge as module
 from unifiedreward_think.judging import store as judgment_file
 from unifiedreward_think.judging.judge import judge
-from unifiedreward_think.judging.ranks import Ranks, joined
+from unifiedreward_think.judging.ranks import EndedElsewhere, joined
 
 
 class Killed(BaseException):
@@ -39,19 +39,9 @@ class Fuse:
             raise Killed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Threads(Ranks):
-    """Ranks in threads of one process."""
-
-    barrier: Any = None
-
-    def wait(self):
-        self.barrier.wait(timeout=60)
-
-
 def run(records, output, count, *, fuse=None, backend=LooksForRed, **changes):
-    """Judge with `count` ranks; return what each gives, or None where the fuse killed them."""
-    barrier = Barrier(count)
+    """Judge with `count` ranks; return what each gives, its error, or None where the fuse killed them."""
+    barrier, brought = Barrier(count), [None] * count
     given: list[Any] = [None] * count
 
     def work(rank):
@@ -61,13 +51,12 @@ def run(records, output, count, *, fuse=None, backend=LooksForRed, **changes):
                 backend(batch_size=2),
                 protocol(**changes),
                 output,
-                ranks=Threads(rank=rank, count=count, barrier=barrier),
+                ranks=Threads(rank=rank, count=count, barrier=barrier, brought=brought),
             )
         except (Killed, BrokenBarrierError):
             barrier.abort()
-        except InputError as error:
+        except (InputError, EndedElsewhere) as error:
             given[rank] = error
-            barrier.abort()
 
     threads = [Thread(target=work, args=(rank,)) for rank in range(count)]
     for thread in threads:
@@ -120,7 +109,8 @@ def fused(monkeypatch):
         write(path, text)
 
     def watched_unlink(path, **options):
-        fuses[-1].burn()
+        if not path.name.endswith(LOCK):  # given up when all is done: the other ranks may have returned
+            fuses[-1].burn()
         unlink(path, **options)
 
     def use(writes):
@@ -188,9 +178,10 @@ def test_a_folder_that_ranks_do_not_share_is_named(records, tmp_path, monkeypatc
     monkeypatch.setattr(module, "part_of", lambda output, ranks: part(output, ranks).with_suffix(f".lost{ranks.rank}"))
     given = run(records, tmp_path / "j.jsonl", 2)
     assert "put it into a folder that all nodes share" in str(given[0])
+    assert str(given[1]) == f"error: rank 0: {given[0]}"
 
 
 def test_without_a_launcher_there_is_one_rank():
-    with joined() as ranks:
+    with joined(lambda: "ready") as (ranks, ready):
         ranks.wait()
-        assert (ranks.rank, ranks.count, ranks.share([1, 2, 3])) == (0, 1, [1, 2, 3])
+        assert (ready, ranks.rank, ranks.count, ranks.share([1, 2, 3])) == ("ready", 0, 1, [1, 2, 3])

@@ -1,21 +1,11 @@
 """What the README says can be typed, opened and found: commands, flags, examples, links, paths, messages, versions."""
 
-import contextlib
-import dataclasses
-import importlib
-import importlib.util
 import inspect
-import io
 import json
 import re
-import shlex
-import subprocess
-import sys
 import tomllib
-from functools import cache
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from unifiedreward_think.backends import Completion
@@ -29,7 +19,6 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"^```.*?^```", "", TEXT, flags=re.DOTALL | re.MULTILINE)
 CODE = re.findall(r"`([^`\n]+)`", PROSE)
 LIBRARY_MESSAGES = {  # not ours to keep
-    "Unknown arguments from config file",
     "Image features and image tokens do not match",
     "operator torchvision::nms does not exist",
     "FlashAttention2 has been toggled on, but it cannot be used",
@@ -42,130 +31,6 @@ LIBRARY_MESSAGES = {  # not ours to keep
 
 def fences(language):
     return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
-
-
-def commands():
-    lines = "".join(fences("bash")).replace("\\\n", " ").splitlines()
-    lines += sorted({code for code in CODE if code.startswith(("bash ", "pip "))})
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def flags(words):
-    return {word.partition("=")[0] for word in words if word.startswith("--") and word != "--"}
-
-
-@cache
-def accepted(module):
-    """The flags of an entry point, by its own --help; fields of TRL's configs that the help names count too."""
-    imported = importlib.import_module(module)
-    if hasattr(imported, "__path__"):
-        imported = importlib.import_module(f"{module}.__main__")
-    said = help_of(imported.main, module)
-    usage = said.partition("\n\n")[0]
-    found = {"--help", "--help_all"} | set(re.findall(r"--[\w-]+", usage))
-    for name in re.findall(r"trl\.(\w+Config)", said.rpartition("Every field of")[2]):
-        found |= fields(getattr(importlib.import_module("trl"), name))
-    return found
-
-
-@cache
-def accepted_by_script(script):
-    """The flags of a Python script outside the package, by the --help it prints."""
-    said = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
-    return {"--help"} | set(re.findall(r"--[\w-]+", said.partition("\n\n")[0]))
-
-
-def help_of(main, module):
-    before, printed = sys.argv, io.StringIO()
-    sys.argv = [module, "--help"]
-    try:
-        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stopped:
-            main()
-    finally:
-        sys.argv = before
-    assert not stopped.value.code
-    return printed.getvalue()
-
-
-def fields(cls):
-    return {f"--{field.name}" for field in dataclasses.fields(cls)}
-
-
-def stock_grpo():
-    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
-    from trl.scripts.grpo import GRPOScriptArguments
-
-    return set().union(*map(fields, (GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)))
-
-
-def modules_of(script):
-    """The modules a script runs, in order."""
-    return re.findall(r"^[^#\n]*(unifiedreward_think\.[\w.]+)", (ROOT / script).read_text("utf-8"), flags=re.MULTILINE)
-
-
-def resolve(dotted):
-    module, _, name = dotted.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-def check_script(script, words):
-    assert (ROOT / script).is_file()
-    config = next((word for word in words if word.endswith(".yaml")), None)
-    if config is None:
-        assert not flags(words)
-        return
-    assert (ROOT / config).is_file()
-    split = words.index("--") if "--" in words else len(words)
-    parts = [words[:split], words[split:]]
-    modules = modules_of(script)
-    assert modules
-    for part, module in zip(parts, modules, strict=False):
-        assert flags(part) <= accepted(module)
-    assert not flags(parts[1]) or len(modules) == 2
-
-
-def check_python(words):
-    if words[0] != "-m":
-        assert flags(words) <= accepted_by_script(words[0])
-        return
-    assert importlib.util.find_spec(words[1]) is not None
-    assert flags(words) <= accepted(words[1])
-
-
-def check_trl(words):
-    assert words[0] == "grpo"
-    assert flags(words) <= stock_grpo()
-    for reward in (word for word in words if word.startswith("unifiedreward_think.")):
-        assert callable(resolve(reward))
-
-
-def check_pip(words):
-    assert words[0] == "install"
-    for file in (words[i + 1] for i, word in enumerate(words) if word in ("-c", "-r")):
-        assert (ROOT / file).is_file()
-
-
-@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:70])
-def test_a_command_exists_with_all_of_its_flags(words):
-    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
-        assert words[0].partition("=")[0] in (ROOT / "scripts" / "launch.sh").read_text("utf-8")
-        words = words[1:]
-    checks = {"python": check_python, "trl": check_trl, "pip": check_pip}
-    if words[0] == "bash":
-        check_script(words[1], words[2:])
-    else:
-        checks[words[0]](words[1:])
-
-
-def test_a_flag_in_the_prose_belongs_to_some_entry_point():
-    known = set().union(*(accepted(module) for module in ("unifiedreward_think.evaluation", *stages())))
-    known |= accepted_by_script("inference/image_generation.py")
-    for code in CODE:
-        assert flags(code.split()) <= known, code
-
-
-def stages():
-    return [module for file in sorted((ROOT / "scripts").glob("[01g]*.sh")) for module in modules_of(file)]
 
 
 def test_extras_are_declared():

@@ -58,9 +58,9 @@ def test_real_pairs_are_judged_reported_scored_again_and_compared(
     runs = {}
     for name, tokens in (("short", 4), ("long", 8)):
         runs[name] = tmp_path / name
-        words = ["--model", models["qwen2_5_vl"], "--data", data, "--output", runs[name], "--max-new-tokens", tokens]
+        words = ["--model", models["qwen2_5_vl"], "--input", data, "--output", runs[name], "--max-new-tokens", tokens]
         words += ["--max-pixels", 16384, "--dtype", "float32", "--frame-cache", tmp_path / "frames", "--batch-size", 4]
-        words += ["--prompt-dir", REPO / "configs/toy/prompts", "--limit", 4]
+        words += ["--prompts", REPO / "configs/toy/prompts", "--limit", 4]
         assert "8 judgments of 4 pairs" in call(evaluation, *words)
         judged = load_judgments(runs[name] / "judgments.jsonl")
         assert [key[:2] for key in judged] == [(row.id, order) for row in rows[:4] for order in ("ab", "ba")]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unifiedreward_think.data.rows import shown_orders
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.order import ORDERS, as_stored
 from unifiedreward_think.records import (
@@ -17,11 +18,11 @@ from unifiedreward_think.records import (
     Trace,
     digest,
     json_lines,
-    order_shown,
     read_json_lines,
 )
+from unifiedreward_think.scores import Dimension
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
-from unifiedreward_think.verdict import Dimension, Verdict
+from unifiedreward_think.verdict import Verdict
 
 KITE = PreferenceRecord(
     id="kite-1", task="image_generation", prompt="a red kite", media=(("a.png",), ("b.png",)), preferred=2
@@ -81,7 +82,7 @@ JUDGMENTS = st.builds(
     source=TEXT,
     group=TEXT,
     model=TEXT,
-    sampling=st.dictionaries(TEXT, st.integers() | st.floats(allow_nan=False) | TEXT, max_size=3),
+    settings=st.dictionaries(TEXT, st.integers() | st.floats(allow_nan=False) | TEXT, max_size=3),
     decoder=TEXT,
     seconds=st.floats(0, 1e6),
     error=TEXT,
@@ -179,8 +180,8 @@ def test_a_record_needs_an_id(name):
     [
         ({"completion": None}, "record 'kite-1': completion must be a non-empty string"),
         ({"completion": " \n"}, "record 'kite-1': completion must be a non-empty string"),
-        ({"order": "AB"}, "record 'kite-1': order is 'AB'; write 'ab' or 'ba'"),
-        ({"order": None}, "record 'kite-1': order is None; write 'ab' or 'ba'"),
+        ({"order": "AB"}, "record 'kite-1': order is 'AB'; write letters of its candidates, as 'ba'"),
+        ({"order": None}, "record 'kite-1': order is None; write letters of its candidates, as 'ba'"),
         ({"record": None}, "a trace holds its record as an object under 'record', found None"),
         ({"record": {**KITE.to_json(), "preferred": 5}}, "record 'kite-1': preferred is 5"),
     ],
@@ -230,12 +231,19 @@ def test_a_judgment_is_scored_in_the_order_of_the_record(order, winner, preferre
         preferred=preferred,
         task=KITE.task,
     )
-    assert (judgment.candidate, judgment.correct) == (candidate, correct)
+    assert (judgment.choice, judgment.correct) == (candidate, correct)
+
+
+def order_shown(record, seed):
+    (order,) = shown_orders(record, "one", seed)
+    return order
 
 
 def test_the_order_shown_never_changes():
     # Golden values: another order would make every stored judgment and every published number a different run.
-    shown = ["".join(order_shown(replace(KITE, id=f"row-{i}"), seed)[0] for i in range(24)) for seed in (0, 1)]
+    shown = [
+        "".join(shown_orders(replace(KITE, id=f"row-{i}"), "one", seed)[0][0] for i in range(24)) for seed in (0, 1)
+    ]
     assert shown == ["aabaaabbaaaaaabbaababaab", "aaaaabbbaababababbababaa"]
     assert digest("order", 0, "row-0") == 4372484832554715578
 
@@ -286,9 +294,13 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize(("name", "row"), [("records", PreferenceRecord), ("traces", Trace), ("judgments", Judgment)])
-def test_files_of_version_0_1_are_read_and_written_as_they_are(name, row):
+def test_files_of_version_0_1_are_read_and_written_under_the_names_of_today(name, row):
     text = (GOLDEN / f"{name}.jsonl").read_text(encoding="utf-8")
-    assert json_lines(row.from_json(json.loads(line)) for line in text.splitlines()) == text
+    today = text.replace('"sampling": {', '"settings": {')
+    for source in (text, today):
+        written = json_lines(row.from_json(json.loads(line)) for line in source.splitlines())
+        assert re.sub(r', "sum": "\w{8}"', "", written) == today  # which judgments have had since
+        assert json_lines(row.from_json(json.loads(line)) for line in written.splitlines()) == written
 
 
 THREE = PreferenceRecord(

@@ -1,6 +1,7 @@
 """Rejection sampling: what is kept, what is hard, and outputs that survive a kill."""
 
 import json
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +9,17 @@ from threading import Barrier
 
 import pytest
 from PIL import Image
-from test_ranks import Threads
 
+from helpers.judging import Threads
 from unifiedreward_think.backends import Completion
-from unifiedreward_think.data.formats.loading import DataError, load_checked_records, load_checked_traces
+from unifiedreward_think.data.formats.files import DataError
+from unifiedreward_think.data.formats.loading import load_checked_records, load_checked_traces
+from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.records import Judgment, PreferenceRecord
-from unifiedreward_think.traces.filters import rejections
+from unifiedreward_think.trace_rules import rejections
 from unifiedreward_think.training import rejection_sampling as stage
-from unifiedreward_think.training.arguments import DataArguments
+from unifiedreward_think.training.arguments import RowArguments
 from unifiedreward_think.verdict import parse, render
 
 TASK = "image_generation"
@@ -26,7 +29,7 @@ WRONG = render(2, [("Aesthetics", 4, 9)], noun="Image")
 BAD_SUM = RIGHT.replace("=9", "=10")
 LOOSE = RIGHT + " That is all."
 SILENT = "Image 1"
-FRAMES = FrameSampling(frames=4, cache=Path("unused"))
+FRAMES = FrameSampling(frames=4, cache=Path(tempfile.mkdtemp()))
 
 
 def options(**changes):
@@ -129,9 +132,9 @@ def test_a_pair_that_could_not_be_judged_is_neither_kept_nor_hard():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temperature": 0.0, "samples": 4}, "temperature 0 draws the same answer 4 times"),
-        ({"samples": 0}, "at least 1"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"temperature": 0.0, "samples": 4}, "samples is 4 at temperature 0"),
+        ({"samples": 0}, "1 or more"),
+        ({"style": "direct"}, "require_arithmetic: false"),
         ({"hard_below": 1.5}, "from 0 to 1"),
     ],
 )
@@ -182,14 +185,14 @@ def data(tmp_path):
         preferred = "tie" if i % 10 == 7 else 1 if i % 2 else 2
         rows.append(record(f"r{i}", media=((names[0],), (names[1],)), preferred=preferred).to_json())
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return DataArguments(train_files=[str(folder / "pairs.jsonl")])
+    return RowArguments(train_files=[str(folder / "pairs.jsonl")])
 
 
 def run(data, folder, backend, **changes):
     args = options(**{"output_dir": str(folder), "hard_below": 0.3, **changes})
-    records, counts = stage.load_pairs(data)
-    judgments = stage.sample(records, backend, data, args)
-    return {**counts, **stage.write_outputs(folder, records, judgments, counts, data, args)}
+    records, counts = stage.load_pairs(data, args)
+    judgments = judge(records, backend, args.config(), folder / "judgments.jsonl")
+    return {**counts, **stage.write_outputs(folder, records, judgments, counts, args, data)}
 
 
 def outputs(folder):
@@ -244,7 +247,7 @@ def test_kept_and_hard_load_from_anywhere_and_their_media_resolve(data, tmp_path
 
 
 def test_both_orders_count_towards_the_pass_rate_and_one_trace_a_pair_is_kept(data, tmp_path):
-    counts = run(replace(data, orders="both"), tmp_path / "out", SeesSomeRed())
+    counts = run(data, tmp_path / "out", SeesSomeRed(), orders="both")
     assert counts["samples"] == 27 * 8
     assert all(name.endswith("/8") for name in counts["pairs by correct samples"])
     assert load_checked_traces([str(tmp_path / "out" / "kept.jsonl")], sampling=FRAMES)
@@ -265,14 +268,15 @@ def test_a_run_stopped_in_between_gives_the_same_files_when_run_again(calls, dat
 @pytest.mark.parametrize("count", [2, 5])
 def test_several_ranks_write_the_files_of_one_process(count, data, tmp_path):
     folder, whole = emptied(data, tmp_path / "out")
-    barrier = Barrier(count)
+    barrier, brought = Barrier(count), [None] * count
 
     def rank(number):
         args = options(output_dir=str(folder), hard_below=0.3)
-        records, counts = stage.load_pairs(data)
-        found = stage.sample(records, SeesSomeRed(), data, args, Threads(rank=number, count=count, barrier=barrier))
+        records, counts = stage.load_pairs(data, args)
+        threads = Threads(rank=number, count=count, barrier=barrier, brought=brought)
+        found = judge(records, SeesSomeRed(), args.config(), folder / "judgments.jsonl", ranks=threads)
         if number == 0:
-            stage.write_outputs(folder, records, found, counts, data, args)
+            stage.write_outputs(folder, records, found, counts, args, data)
 
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(rank, range(count)))
@@ -324,11 +328,11 @@ def test_other_filter_rules_need_no_new_samples_and_other_draws_are_refused(data
 def test_bad_rows_stop_the_stage_unless_they_are_skipped_and_counted(data, tmp_path, capsys):
     (tmp_path / "data" / "blue.png").rename(tmp_path / "data" / "green.png")
     with pytest.raises(DataError, match=r"pairs\.jsonl:1: record 'r0'"):
-        stage.load_pairs(data)
+        stage.load_pairs(data, options())
     (tmp_path / "data" / "green.png").rename(tmp_path / "data" / "blue.png")
     with (tmp_path / "data" / "pairs.jsonl").open("a") as file:
         file.write(json.dumps({**record("bad").to_json(), "preferred": 3}) + "\n")
-    records, counts = stage.load_pairs(replace(data, skip_bad=True))
+    records, counts = stage.load_pairs(replace(data, skip_bad=True), options())
     assert (len(records), counts["bad rows left out"], counts["rows"]) == (27, 1, 31)
     assert "record 'bad'" in capsys.readouterr().err
 
@@ -338,15 +342,15 @@ def test_unlabelled_pairs_are_left_out_and_counted(data, tmp_path):
         file.write(
             json.dumps(record("unlabelled", media=(("red.png",), ("blue.png",)), preferred=None).to_json()) + "\n"
         )
-    records, counts = stage.load_pairs(data)
+    records, counts = stage.load_pairs(data, options())
     assert (len(records), counts["unlabelled pairs left out"], counts["rows"]) == (27, 1, 31)
 
 
 def test_a_file_of_ties_has_nothing_to_sample(data, tmp_path):
     file = tmp_path / "data" / "ties.jsonl"
     file.write_text(json.dumps(record(media=(("red.png",), ("blue.png",)), preferred="tie").to_json()) + "\n")
-    with pytest.raises(DataError, match="no pair has a winner"):
-        stage.load_pairs(replace(data, train_files=[str(file)]))
+    with pytest.raises(DataError, match="no record has a winner"):
+        stage.load_pairs(replace(data, train_files=[str(file)]), options())
 
 
 def main(monkeypatch, *arguments):
@@ -354,12 +358,28 @@ def main(monkeypatch, *arguments):
     stage.main()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_stored_completions_give_the_same_files_by_the_command(count, data, tmp_path, monkeypatch, capsys):
+    """A replay stands for any backend: what is kept and hard depends on the completions alone."""
+    run(data, tmp_path / "run", SeesSomeRed(), orders="both")
+    folder = tmp_path / "again"
+    arguments = ["--train_files", *data.train_files, "--output_dir", folder, "--orders", "both", "--hard-below", "0.3"]
+    arguments += ["--backend", "replay", "--model_name_or_path", tmp_path / "run" / "judgments.jsonl"]
+    for _ in range(count):  # a second run goes on from the first
+        main(monkeypatch, *arguments)
+    names = ("kept.jsonl", "hard.jsonl", "judgments.jsonl")
+    assert [(folder / name).read_bytes() for name in names] == [
+        (tmp_path / "run" / name).read_bytes() for name in names
+    ]
+    assert json.loads((folder / "manifest.json").read_text())["arguments"]["backend"] == "replay"
+
+
 @pytest.mark.slow
 def test_the_command_samples_from_a_real_model_and_goes_on(models, toy_data, tmp_path, monkeypatch, capsys):
     toy = Path(__file__).parents[1] / "configs" / "toy"
     arguments = ["--config", toy / "rejection_sampling.yaml", "--model_name_or_path", models["qwen2_5_vl"]]
     arguments += ["--train_files", toy_data / "train.jsonl", "--frame_cache", toy_data / "frames", "--limit", 4]
-    arguments += ["--output_dir", tmp_path, "--samples", 2, "--max_new_tokens", 4, "--prompt_dir", toy / "prompts"]
+    arguments += ["--output_dir", tmp_path, "--samples", 2, "--max_new_tokens", 4, "--prompts", toy / "prompts"]
     main(monkeypatch, *arguments, "--check_data", "true")
     assert "'pairs': 4" in capsys.readouterr().out and not list(tmp_path.iterdir())
     main(monkeypatch, *arguments)

@@ -1,70 +1,26 @@
+# ruff: noqa: F811 - a fixture is imported
 import dataclasses
 import json
 import re
 import sys
-from html.parser import HTMLParser
 
 import pytest
 import yaml
 
+from helpers.reports import elements, judged, records, run_of  # noqa: F401 - a fixture
 from unifiedreward_think.backends import Completion
+from unifiedreward_think.checksums import file_sha256
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation import __main__ as evaluation
 from unifiedreward_think.evaluation import compare, report, rescore
 from unifiedreward_think.evaluation.examples import shown_verdict
-from unifiedreward_think.evaluation.tables import headline, numbers, stage_table
+from unifiedreward_think.evaluation.origin import of_judgments
+from unifiedreward_think.evaluation.tables import READABLE_AND_STRICT, headline, numbers, stage_table, task_counts
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import group_accuracy, paired_test, summarize
-from unifiedreward_think.records import Judgment, PreferenceRecord
-from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.toy.world import Scene, write_scene
-from unifiedreward_think.verdict import parse, render
-
-EVIL = "<script>alert('x')</script> & {{ 7 * 7 }} http://example.org/pixel.png"
-
-
-def judged(record, order="ab", *, right=True, text=None, **more):
-    noun = TASKS[record.task].noun
-    winner = record.shown(order).winner if right else 3 - record.shown(order).winner
-    scores = [("Aesthetics", 9, 4) if winner == 1 else ("Aesthetics", 4, 9)]
-    text = render(winner, scores, noun=noun, preamble=EVIL) if text is None else text
-    return Judgment(
-        record_id=record.id,
-        order=order,
-        completion=text,
-        verdict=parse(text, noun),
-        preferred=record.preferred,
-        task=record.task,
-        **more,
-    )
-
-
-def draw(folder, name, *, moving=False):
-    return str(write_scene(Scene("red", "circle", motion="left" if moving else ""), seed=len(name), stem=folder / name))
-
-
-@pytest.fixture
-def records(tmp_path):
-    """One labelled pair of each task, with drawn pictures and clips."""
-    rows = []
-    for task, kind in TASKS.items():
-        moving, two = kind.media_kind == "video", TASKS[task].compares_media
-        names = [f"{task}-{k}" for k in range(1 + two)]
-        rows.append(
-            PreferenceRecord(
-                id=f"id-{task}",
-                task=task,
-                prompt=f"{task}: {EVIL}",
-                media=tuple((draw(tmp_path, name, moving=moving),) for name in names),
-                answers=() if two else ("It is red.", EVIL),
-                preferred=1,
-            )
-        )
-    return {row.id: row for row in rows}
-
-
-def run_of(records, **more):
-    return [judged(record, order, **more) for record in records.values() for order in ("ab", "ba")]
+from unifiedreward_think.records import Judgment
+from unifiedreward_think.verdict import parse
 
 
 def page_of(tmp_path, records, judgments, **more):
@@ -80,35 +36,6 @@ def page_of(tmp_path, records, judgments, **more):
         **more,
     )
     return path.read_text(encoding="utf-8")
-
-
-class Balance(HTMLParser):
-    """Collect start tags, and complain about an end tag that closes another element than the open one."""
-
-    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes another element"
-
-
-def elements(page):
-    parser = Balance()
-    parser.feed(page)
-    parser.close()
-    assert parser.open == []
-    return parser.seen
 
 
 def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere(tmp_path, records):
@@ -213,6 +140,32 @@ def test_a_run_without_any_readable_verdict_can_be_reported(tmp_path, records):
     elements(page_of(tmp_path, records, {"base": rows}))
 
 
+def test_what_a_run_does_not_record_is_said_so(tmp_path, records):
+    rows = run_of(records)
+    for fact, value in of_judgments({}, rows).items():
+        assert value.startswith("not recorded"), fact
+    text = " ".join(re.sub(r"<[^>]+>", " ", page_of(tmp_path, records, {"s": rows})).split())
+    assert "Model not recorded Data not recorded Sampling not recorded Seed not recorded" in text
+
+
+def test_facts_that_runs_share_are_said_once(tmp_path, records):
+    runs = {name: run_of(records, model="outputs/one", settings={"seed": n}) for n, name in enumerate("ab")}
+    text = " ".join(re.sub(r"<[^>]+>", " ", page_of(tmp_path, records, runs)).split())
+    assert "Recorded a b Model outputs/one Data" in text and "Seed 0 1 Orders" in text
+
+
+def test_strict_and_readable_are_told_apart_in_words_and_figures(tmp_path, records):
+    loose = [judged(record, text="Well. <answer>image 1 is better.</answer>") for record in records.values()]
+    summary = summarize(loose[:1])
+    assert headline(summary).startswith("accuracy 100.0% [20.7, 100.0], readable 100.0% [20.7, 100.0], strict 0.0% [")
+    page = page_of(tmp_path, records, {"s": loose[:1]})
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "Readable 100.0% 20.7" in text and "Strict 0.0% 0.0" in text and "arse rate" not in page
+    assert READABLE_AND_STRICT.split(":")[1].strip()[:40] in text
+    counted = {"Pairs": 1, "Judged": 1, "With a label": 1, "Right": 1, "Readable": 1, "Strict": 0, "Failed": 0}
+    assert task_counts({"s": loose[:1]}) == [("s", "Image generation", counted)]
+
+
 def test_the_table_has_a_line_for_every_stage_and_a_column_for_every_task(records):
     results = {
         "base": summarize([judged(r, right=False) for r in records.values()]),
@@ -225,14 +178,15 @@ def test_the_table_has_a_line_for_every_stage_and_a_column_for_every_task(record
         "stage",
         "Accuracy",
         *tasks,
-        "Parse rate",
+        "Readable",
+        "Strict",
         "Arithmetic consistent",
         "Both orders agree",
     ]
     assert len({len(line) for line in (head, rule, base, grpo)}) == 1
     cells = [cell.strip() for cell in base.strip("|").split("|")]
     assert cells[:2] == ["base", "0.0% [0.0, 49.0]"] and cells[-1] == "n/a"
-    assert [cell.strip() for cell in grpo.strip("|").split("|")][-3:] == ["100.0%"] * 3
+    assert [cell.strip() for cell in grpo.strip("|").split("|")][-4:] == ["100.0%"] * 4
 
 
 def test_a_single_task_is_no_column_and_groups_are(tmp_path, records):
@@ -240,8 +194,8 @@ def test_a_single_task_is_no_column_and_groups_are(tmp_path, records):
     rows = [judged(record, order) for order in ("ab", "ba")]
     summary = {**summarize(rows), **group_accuracy(rows, {record.id: "hallu_cination"})}
     columns = [cell.strip() for cell in stage_table({"s": summary}).splitlines()[0].strip("|").split("|")]
-    assert columns[1:5] == ["Accuracy", "Hallu cination", "Mean of groups", "Parse rate"]
-    assert headline(summary).startswith("accuracy 100.0% [20.7, 100.0], parse rate 100.0% ")
+    assert columns[1:5] == ["Accuracy", "Hallu cination", "Mean of groups", "Readable"]
+    assert headline(summary).startswith("accuracy 100.0% [20.7, 100.0], readable 100.0% ")
 
 
 def test_a_benchmark_shows_its_groups_and_the_numbers_of_other_protocols(tmp_path, records):
@@ -276,7 +230,7 @@ def test_the_evaluation_command_prints_the_result_and_writes_its_settings(tmp_pa
 
         settings = {}  # noqa: RUF012
 
-        def __init__(self, path, *, batch_size, **settings):
+        def __init__(self, path, *, batch_size=8, **settings):
             self.model, self.batch_size = path, batch_size
 
         def complete(self, prompts, *, sampling, seeds):
@@ -286,13 +240,20 @@ def test_the_evaluation_command_prints_the_result_and_writes_its_settings(tmp_pa
     monkeypatch.setattr("unifiedreward_think.backends.transformers.TransformersBackend", First)
     data, output = tmp_path / "pairs.jsonl", tmp_path / "eval"
     data.write_text(json.dumps(records["id-image_generation"].to_json()) + "\n")
-    call(monkeypatch, evaluation, "--model", "m", "--data", data, "--output", output, "--decoder", "pyav")
+    call(monkeypatch, evaluation, "--model", "m", "--input", data, "--output", output, "--decoder", "pyav")
     said = capsys.readouterr().out
-    assert "accuracy 50.0% [5.5, 94.5], parse rate 100.0% [" in said and "2 judgments of 1 pairs -> " in said
+    assert "accuracy 50.0% [5.5, 94.5], readable 100.0% [" in said and "2 judgments of 1 pairs -> " in said
     names = {"config.yaml", "judgments.jsonl", "records.jsonl", "results.json"}
     assert {path.name for path in output.iterdir()} == names
     config = yaml.safe_load((output / "config.yaml").read_text())
-    assert config["arguments"]["data"] == [str(data)] and config["versions"]["torch"] and config["commit"]
+    assert config["arguments"]["input"] == [str(data)] and config["versions"]["torch"] and config["commit"]
+    assert config["data"] == [{"file": str(data), "rows": 1, "sha256": file_sha256(data)}]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", config["date"])
+    page = tmp_path / "report.html"
+    call(monkeypatch, report, "--run", f"first={output}", "--output", page, "--decoder", "pyav")
+    text = " ".join(re.sub(r"<[^>]+>", " ", page.read_text()).split())
+    assert f"Model m Data {data} (rows 1, sha256 {file_sha256(data)[:12]}) Sampling greedy, at most 2048" in text
+    assert f"Commit {config['commit']} Date {config['date']}" in text and "first, with 95% intervals" in text
 
 
 def write_run(folder, judgments, records):
@@ -305,7 +266,7 @@ def write_run(folder, judgments, records):
 
 def call(monkeypatch, module, *arguments):
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    module.main()
+    run_main(module.main)
 
 
 def test_the_report_command_prints_the_table_and_writes_the_page(tmp_path, records, monkeypatch, capsys):
@@ -360,10 +321,10 @@ def test_scoring_again_finds_verdicts_that_today_are_read_differently(records):
 def test_a_row_that_names_its_style_is_parsed_in_that_style(records):
     record = records["id-image_generation"]
     text = "<answer>Image 1 is better</answer>"
-    row = judged(record, text=text, sampling={"style": "direct"})
+    row = judged(record, text=text, settings={"style": "direct"})
     assert rescore.rescore([row])[0][0].verdict.strict
-    assert not rescore.rescore([dataclasses.replace(row, sampling={})])[0][0].verdict.strict
-    assert rescore.rescore([dataclasses.replace(row, sampling={})], style="direct")[0][0].verdict.strict
+    assert not rescore.rescore([dataclasses.replace(row, settings={})])[0][0].verdict.strict
+    assert rescore.rescore([dataclasses.replace(row, settings={})], style="direct")[0][0].verdict.strict
 
 
 def test_the_rescore_command_replaces_results_only_when_asked(tmp_path, records, monkeypatch, capsys):

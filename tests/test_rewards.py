@@ -10,7 +10,9 @@ from unifiedreward_think.rewards import (
     consistency_reward,
     format_reward,
     length_reward,
+    read_verdicts,
     swap_agreement_reward,
+    verdict_rates,
 )
 from unifiedreward_think.verdict import render
 
@@ -113,27 +115,20 @@ def test_weights_of_one_and_one_give_the_sum_of_the_paper():
     assert [total(text) for text in (GOOD, DIRECT, "Image 1 is better")] == [2, 1, 0]
 
 
-def test_the_format_reward_logs_rates_and_what_was_read():
-    metrics, columns = {}, {}
-    texts = [GOOD, WRONG_SUM, DIRECT, ""]
-    pair = {"task": [IMAGE] * 4, "id": ["kite"] * 4, "order": ["ab"] * 4}
-    format_reward(texts, **pair, log_metric=metrics.__setitem__, log_extra=columns.__setitem__)
-    assert metrics == {"parse_rate": 0.5, "readable_rate": 0.75, "arithmetic_rate": 0.25, "first_position_rate": 1.0}
-    assert columns["winner"] == [1, 1, 1, None] and columns["id"] == ["kite"] * 4 and columns["task"] == [IMAGE] * 4
-    assert columns["problems"][0] == "" and "no answer block" in columns["problems"][3]
+def rates(texts, *styles):
+    styles = styles or ["cot"] * len(texts)
+    return verdict_rates(read_verdicts(texts, [IMAGE] * len(texts), None, styles), styles, [None] * len(texts))
 
 
-def test_the_first_position_rate_is_not_logged_where_no_verdict_can_be_read():
-    metrics = {}
-    format_reward(["", "<think>"], task=[IMAGE] * 2, log_metric=metrics.__setitem__)
-    assert metrics == {"parse_rate": 0.0, "readable_rate": 0.0, "arithmetic_rate": 0.0}
+def test_the_rates_of_completions_are_shares_of_those_that_count():
+    expected = {"parse_rate": 0.5, "readable_rate": 0.75, "arithmetic_rate": 0.25, "first_position_rate": 1.0}
+    assert rates([GOOD, WRONG_SUM, DIRECT, ""]) == expected
+    assert rates(["", "<think>"]) == {"parse_rate": 0.0, "readable_rate": 0.0, "arithmetic_rate": 0.0}
 
 
 def test_rows_that_ask_for_no_scores_do_not_lower_the_arithmetic_rate():
-    metrics = {}
-    format_reward([DIRECT, GOOD], task=[IMAGE] * 2, style=["direct", "cot"], log_metric=metrics.__setitem__)
-    assert metrics["arithmetic_rate"] == 1.0
-    format_reward([DIRECT], task=[IMAGE], style=["direct"], log_metric=(alone := {}).__setitem__)
+    assert rates([DIRECT, GOOD], "direct", "cot")["arithmetic_rate"] == 1.0
+    alone = rates([DIRECT], "direct")
     assert "arithmetic_rate" not in alone and alone["parse_rate"] == 1.0
 
 

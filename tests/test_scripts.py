@@ -21,14 +21,31 @@ SAMPLING = "unifiedreward_think.training.rejection_sampling --config configs/toy
 RUNNABLE = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__main__")
     for path in PACKAGE.rglob("*.py")
-    if '\nif __name__ == "__main__":' in path.read_text()
+    if '\nif __name__ == "__main__":' in path.read_text() and path.stem != "decoding_process"  # no command
 )
 ARGUMENTS = {
-    "training.sft": ["--config", "--train_files", "--freeze_vision", "--help_all"],
-    "training.grpo": ["--config", "--train_files", "--reward_funcs", "--help_all"],
-    "training.rejection_sampling": ["--config", "--samples", "--keep", "--hard_below"],
+    "training.sft": ["--config", "--train-files", "--freeze-vision", "--help_all"],
+    "training.grpo": ["--config", "--train-files", "--reward-funcs", "--help_all"],
+    "training.rejection_sampling": [
+        "--config",
+        "--samples",
+        "--keep",
+        "--hard-below",
+        "--backend",
+        "--tensor-parallel-size",
+    ],
     "training.plan": ["--gpus", "--gpu-memory", "--model", "--prompt-tokens", "--completion-tokens"],
-    "evaluation": ["--model", "--data", "--output", "--orders", "--limit", "--skip-bad", "--max-pixels"],
+    "evaluation": [
+        "--model",
+        "--input",
+        "--output",
+        "--orders",
+        "--limit",
+        "--skip-bad",
+        "--max-pixels",
+        "--backend",
+        "--samples",
+    ],
     "evaluation.report": ["--run", "--output"],
     "evaluation.rescore": ["--compare", "--write"],
     "evaluation.compare": ["A", "B", "--style"],
@@ -37,6 +54,7 @@ ARGUMENTS = {
     "data.rows": ["--input", "--output", "--style"],
     "toy.dataset": ["--output", "--seed"],
     "toy.base": ["--output", "--seed"],
+    "toy.judge": ["--run", "--output"],
     "models.tiny": ["--output", "--family"],
 }
 
@@ -176,6 +194,41 @@ def test_stage_1_gives_sampling_and_training_their_own_arguments():
     assert lines[1].endswith("rejection_sft.yaml --max_steps 5")
     lines = printed("1.rejection_sampling.sh", config, "--", "--max_steps", "5")
     assert lines[0] == f"python -m {SAMPLING}" and lines[1].endswith("rejection_sft.yaml --max_steps 5")
+
+
+EACH_GROUP = {
+    ("--tensor_parallel_size", "2"): 4,
+    ("--tensor-parallel-size=4",): 2,
+    ("--tensor_parallel_size", "2", "--tensor-parallel-size", "8"): 1,
+    ("--tensor_parallel_size", "3"): 2,  # two GPUs are left over
+    ("--tensor_parallel_size", "none"): 8,
+    ("--samples", "2"): 8,
+}
+
+
+@pytest.mark.parametrize(("words", "ranks"), EACH_GROUP.items(), ids=map(" ".join, EACH_GROUP))
+def test_stage_1_samples_with_a_rank_for_each_group_of_gpus_and_trains_on_all(words, ranks, tmp_path):
+    config = STAGES["1.rejection_sampling.sh"][0]
+    eight = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
+    sampling, training = printed("1.rejection_sampling.sh", config, *words, **eight)
+    assert sampling.startswith(f"torchrun --standalone --nproc_per_node {ranks} -m {SAMPLING} ")
+    assert training.startswith("torchrun --standalone --nproc_per_node 8 ")
+    (tmp_path / "hostfile").write_text(f"{socket.gethostname()} slots=8\nother slots=8\n")
+    lines = printed("1.rejection_sampling.sh", config, *words, HOSTFILE=str(tmp_path / "hostfile"))
+    assert [f"--nproc_per_node {count} " in line for count, line in zip((ranks, 8), lines, strict=True)] == [True, True]
+    assert "--nproc_per_node 5 " in printed("1.rejection_sampling.sh", config, *words, NPROC="5", **eight)[0]
+
+
+def test_the_group_of_a_rank_is_read_from_the_config_and_its_overlay(tmp_path):
+    config, overlay = tmp_path / "mine.yaml", tmp_path / "more.yaml"
+    config.write_text("tensor_parallel_size: 2  # GPUs\n")
+    overlay.write_text("tensor_parallel_size: 4\n")
+    visible = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7", "SAMPLE_ONLY": "1"}
+    for words, ranks in (((), 4), (("--overlay", str(overlay)), 2), ((f"--overlay={overlay}", "--samples", "2"), 2)):
+        (line,) = printed("1.rejection_sampling.sh", str(config), *words, **visible)
+        assert line.startswith(f"torchrun --standalone --nproc_per_node {ranks} "), words
+    few = bash("1.rejection_sampling.sh", str(config), CUDA_VISIBLE_DEVICES="3", SAMPLE_ONLY="1")
+    assert (few.returncode, few.stdout) == (2, "") and "a process takes 2 GPUs, and 1 are visible here" in few.stderr
 
 
 @pytest.mark.parametrize("only", [["--check_data", "true"], ["--check_data=true"], ["--help"]])

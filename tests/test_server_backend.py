@@ -4,26 +4,23 @@ import asyncio
 import base64
 import io
 import json
-import os
-import socket
-import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, Video
-from unifiedreward_think.backends import server as server_module
-from unifiedreward_think.backends.server import ServerBackend, data_url, read_reply
+from helpers.servers import GOOD, FakeServer, caption, free_port, prompt, reply, serving, transformers_serve
+from unifiedreward_think.backends import BackendError, Completion, Failure, Video, parts
+from unifiedreward_think.backends.parts import data_url
+from unifiedreward_think.backends.server import ServerBackend
+from unifiedreward_think.backends.server_replies import read_reply
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.judging.judge import judge
-from unifiedreward_think.judging.protocol import Protocol
+from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import Clip, FrameSampling, open_image
 from unifiedreward_think.prompting import load_prompts
@@ -31,90 +28,10 @@ from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.verdict import render
 
 REPO = Path(__file__).parents[1]
-GOOD = render(1, [("Aesthetics", 9, 4)], noun="Image")
-
-
-def reply(text=GOOD, finish="stop", **message):
-    """A chat completion, as bytes."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
-    return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}).encode()
-
-
-def caption(body):
-    """The text a request asks about."""
-    return " ".join(part["text"] for turn in body["messages"] for part in turn["content"] if part["type"] == "text")
-
-
-class FakeServer:
-    """An OpenAI-compatible server whose answers `respond(body, nth call)` makes: (status, headers, bytes).
-
-    Returning fewer bytes than the Content-Length header says cuts the connection in the middle of the body.
-    """
-
-    def __init__(self, respond=None, models=200):
-        self.respond = respond or (lambda body, nth: (200, {}, reply()))
-        self.models = models
-        self.bodies, self.flying, self.most = [], 0, 0
-        self.lock = threading.Lock()
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send(fake.models, {}, b'{"object": "list", "data": []}')
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with fake.lock:
-                    fake.bodies.append(body)
-                    fake.flying += 1
-                    fake.most = max(fake.most, fake.flying)
-                    nth = len(fake.bodies)
-                try:
-                    answer = fake.respond(body, nth)
-                finally:
-                    with fake.lock:
-                        fake.flying -= 1
-                self.send(*answer)
-
-            def send(self, status, headers, content):
-                self.send_response(status)
-                for name, value in {"Content-Type": "application/json", **headers}.items():
-                    self.send_header(name, value)
-                if "Content-Length" not in headers:
-                    self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self):
-        self.http.shutdown()
-        self.http.server_close()
-
-
-@contextmanager
-def serving(respond=None, **options):
-    server = FakeServer(respond, **options)
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def backend(server, **changes):
     return ServerBackend("judge", server=server.url, **{"max_retries": 0, "timeout": 20, **changes})
-
-
-def prompt(name="r0", images=2):
-    content = [{"type": "image", "text": None}] * images + [{"type": "text", "text": f"Which is better, {name}?"}]
-    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(images)]
-    return {"id": name, "order": "ab", "prompt": [{"role": "user", "content": content}], "images": pictures}
 
 
 def ask(asked, count=1, samples=1, **sampling):
@@ -136,7 +53,7 @@ def records(tmp_path):
 
 def protocol(**changes):
     frames = FrameSampling(frames=4, cache=Path("unused"))
-    return Protocol(
+    return JudgingConfig(
         **{"prompts": load_prompts("cot"), "style": "cot", "sampling": Sampling(), "frames": frames, **changes}
     )
 
@@ -192,12 +109,13 @@ def test_a_request_says_how_to_sample_and_nothing_else():
 
 def test_each_sample_is_a_request_with_its_own_seed_and_pictures_are_encoded_once_a_prompt(monkeypatch):
     encoded = []
-    monkeypatch.setattr(
-        "unifiedreward_think.backends.server.data_url", lambda image: encoded.append(image) or data_url(image)
-    )
     with serving(lambda body, nth: (200, {}, reply(str(body["seed"])))) as server:
-        answers = ask(backend(server), count=3, samples=4, temperature=1.0)
-        big = backend(server).complete([prompt()], sampling=Sampling(), seeds=[[2**64 - 1]])
+        asked = backend(server)
+        monkeypatch.setattr(
+            "unifiedreward_think.backends.parts.data_url", lambda image: encoded.append(image) or data_url(image)
+        )
+        answers = ask(asked, count=3, samples=4, temperature=1.0)
+        big = asked.complete([prompt()], sampling=Sampling(), seeds=[[2**64 - 1]])
     assert [[a.text for a in mine] for mine in answers] == [[str(100 * i + k) for k in range(4)] for i in range(3)]
     assert len(encoded) == 3 * 2 + 2 and big[0][0].text == str(2**31 - 1)
 
@@ -303,12 +221,6 @@ def test_a_slow_answer_times_out():
     assert "no answer within 0.2 s" in slow[0].reason and quick[0].text == GOOD
 
 
-def free_port():
-    with closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 # Streaming
 
 
@@ -397,13 +309,14 @@ def test_a_stream_that_breaks_off_is_a_failure_with_its_reason(answer, reason):
 
 def test_a_picture_of_many_pairs_is_encoded_once(monkeypatch):
     encoded = []
-    show = server_module._image_part
-    monkeypatch.setattr(server_module, "_image_part", lambda image: encoded.append(image) or show(image))
+    show = parts.image_part
     pictures = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in range(4)]
     pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
     prompts = [{**prompt(f"{a}{b}"), "images": [pictures[a], pictures[b]]} for a, b in pairs]
     with serving() as server:
-        answers = backend(server).complete(prompts, sampling=Sampling(), seeds=[[0]] * 12)
+        asked = backend(server)
+        monkeypatch.setattr(parts, "image_part", lambda image: encoded.append(image) or show(image))
+        answers = asked.complete(prompts, sampling=Sampling(), seeds=[[0]] * 12)
         shown = [
             [part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url"]
             for body in server.bodies
@@ -484,29 +397,6 @@ def test_a_missing_openai_package_is_named(monkeypatch):
         ServerBackend("judge")
 
 
-@contextmanager
-def transformers_serve(model, folder):
-    """The real server on a free port; yields its address."""
-    port = free_port()
-    (folder / "hub").mkdir()  # without it, /v1/models answers 500
-    command = [Path(sys.executable).with_name("transformers"), "serve", model, "--device", "cpu", "--dtype", "float32"]
-    command += ["--host", "127.0.0.1", "--port", port]
-    with (folder / "log.txt").open("w") as log:
-        child = subprocess.Popen(list(map(str, command)), env={**os.environ, "HF_HOME": str(folder)}, stderr=log)
-        try:
-            for _ in range(900):
-                if child.poll() is not None:
-                    raise AssertionError((folder / "log.txt").read_text()[-2000:])
-                with closing(socket.socket()) as sock:
-                    if sock.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            child.terminate()
-            child.wait(30)
-
-
 def test_native_video_travels_as_its_own_bytes_with_the_number_of_frames(tmp_path):
     film = tmp_path / "film.mp4"
     film.write_bytes(b"any bytes")
@@ -532,7 +422,7 @@ def test_a_real_server_and_a_local_model_give_the_same_greedy_text(models, toy_d
     model = str(models["qwen2_5_vl"])
     pairs = load_records([str(toy_data / "heldout.jsonl")]).rows  # one of each task
     asked = protocol(
-        prompts=load_prompts("cot", folder=REPO / "configs/toy/prompts"),
+        prompts=load_prompts("cot", path=REPO / "configs/toy/prompts"),
         sampling=Sampling(max_new_tokens=24),
         frames=FrameSampling(frames=8, cache=tmp_path / "frames"),
         orders="both",

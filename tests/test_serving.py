@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import importlib.util
 import io
 import json
 import signal
@@ -14,83 +13,28 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
+from helpers.reward_server import SETTINGS, LiveServer, Says, bench, best, pair, run, scripted, served
 from unifiedreward_think.backends import BackendError, Completion, Failure
 from unifiedreward_think.backends.server import ServerBackend
+from unifiedreward_think.bounded import DECODERS
 from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.errors import MediaError
 from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.serving.__main__ import _parser, make_app
-from unifiedreward_think.serving.app import create_app
 from unifiedreward_think.serving.hosts import own_hosts
 from unifiedreward_think.serving.limits import Limits
-from unifiedreward_think.serving.questions import Settings
-
-REPO = Path(__file__).parents[1]
-
-
-def load_bench():
-    spec = importlib.util.spec_from_file_location("bench_serving", REPO / "scripts" / "bench" / "serving.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load_bench()
-SETTINGS = Settings(prompts=load_prompts("cot"), sampling=Sampling())
-
-
-@contextlib.asynccontextmanager
-async def served(backend=None, settings=SETTINGS, **options):
-    """A client of a running application, without a socket."""
-    app = create_app(backend or bench.ScriptedBackend(), settings, **options)
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as http:
-            yield http
-
-
-def run(work, *arguments, **options):
-    """Run `work(client)` against a server and return what it returns."""
-
-    async def main():
-        async with served(*arguments, **options) as http:
-            return await work(http)
-
-    return asyncio.run(main())
-
-
-def pair(*numbers, **more):
-    candidates = [{"image": bench.picture(n)} for n in numbers]
-    return {"task": "image_generation", "prompt": "one colour", "candidates": candidates, **more}
 
 
 def post(path, body, *arguments, **options):
     return run(lambda http: http.post(path, json=body), *arguments, **options)
 
 
-def best(*numbers):
-    return max(range(len(numbers)), key=lambda i: bench.quality(bench.colour_of(numbers[i])))
-
-
-class Says(bench.ScriptedBackend):
-    """A judge whose answer a function of the row makes."""
-
-    def __init__(self, answer, **options):
-        super().__init__(**options)
-        self.answer = answer
-
-    def complete(self, prompts, *, sampling, seeds):
-        self.calls.append(len(prompts))
-        time.sleep(self.seconds)
-        return [[self.answer(row)] for row in prompts]
-
-
-class Gated(bench.ScriptedBackend):
+class Gated(scripted.ScriptedBackend):
     """A judge that answers `free` batches, and the others when it is told to go."""
 
     def __init__(self, free=0, **options):
@@ -116,7 +60,7 @@ def test_a_pair_has_the_better_candidate_as_winner_wherever_it_stands():
         (score,) = reply["scores"]
         assert (score["name"], score["a"] > score["b"]) == ("Aesthetics", reply["winner"] == 0)
         assert (reply["margin"] > 0) == (reply["winner"] == 0)
-        first, second = (bench.colour_of(n) for n in numbers)
+        first, second = (scripted.colour_of(n) for n in numbers)
         assert f"saw {first} and {second}" in reply["judgments"][0]["reasoning"]
         assert f"saw {second} and {first}" in reply["judgments"][1]["reasoning"]
 
@@ -151,11 +95,11 @@ def test_what_cannot_be_read_has_a_status_and_a_reason_and_never_a_number(fate):
 
 
 def test_an_unreadable_game_counts_for_nobody_and_the_others_count():
-    dark = bench.colour_of(1)
+    dark = scripted.colour_of(1)
 
     def answer(row):
-        colours = [bench.seen(image) for image in row["images"]]
-        return Failure("lost") if dark in colours else Completion(bench.say(*colours), "stop")
+        colours = [scripted.seen(image) for image in row["images"]]
+        return Failure("lost") if dark in colours else Completion(scripted.say(*colours), "stop")
 
     reply = post("/v1/rank", pair(1, 2, 3, orders="both"), Says(answer)).json()
     assert [row["games"] for row in reply["candidates"]] == [0, 2, 2]
@@ -166,7 +110,7 @@ def test_an_unreadable_game_counts_for_nobody_and_the_others_count():
 def test_win_rates_and_scores_follow_the_quality():
     numbers = list(range(20, 28))
     reply = post("/v1/rank", pair(*numbers, orders="both")).json()
-    rank = sorted(range(8), key=lambda i: bench.quality(bench.colour_of(numbers[i])))
+    rank = sorted(range(8), key=lambda i: scripted.quality(scripted.colour_of(numbers[i])))
     rows = reply["candidates"]
     assert [rows[i]["win_rate"] for i in rank] == [k / 7 for k in range(8)]
     assert [rows[i]["score"] for i in rank] == sorted(row["score"] for row in rows)
@@ -193,11 +137,14 @@ def test_a_schedule_decides_how_many_games_are_played(more, games):
 
 
 TASKS = {
-    "video_generation": {"candidates": [{"frames": [bench.picture(n)] * 3} for n in (1, 2)]},
-    "image_understanding": {"candidates": [{"text": "red"}, {"text": "blue"}], "media": [{"image": bench.picture(1)}]},
+    "video_generation": {"candidates": [{"frames": [scripted.picture(n)] * 3} for n in (1, 2)]},
+    "image_understanding": {
+        "candidates": [{"text": "red"}, {"text": "blue"}],
+        "media": [{"image": scripted.picture(1)}],
+    },
     "video_understanding": {
         "candidates": [{"text": "red"}, {"text": "blue"}],
-        "media": [{"frames": [bench.picture(n) for n in range(12)]}],
+        "media": [{"frames": [scripted.picture(n) for n in range(12)]}],
     },
 }
 
@@ -222,23 +169,23 @@ def test_every_task_is_judged_by_its_own_prompt(task):
     if "understanding" in task:
         assert texts[0].index("red") < texts[0].index("blue") and texts[1].index("blue") < texts[1].index("red")
     if task == "video_understanding":  # 8 of 12 frames, both ends included
-        colours = [bench.seen(image) for image in rows[0]["images"]]
-        assert colours[0] == bench.colour_of(0) and colours[-1] == bench.colour_of(11)
+        colours = [scripted.seen(image) for image in rows[0]["images"]]
+        assert colours[0] == scripted.colour_of(0) and colours[-1] == scripted.colour_of(11)
 
 
 def test_a_chat_of_a_published_client_is_answered_under_its_model_name():
-    backend = bench.ScriptedBackend()
+    backend = scripted.ScriptedBackend()
     asked = []
     complete = backend.complete
     backend.complete = lambda rows, **options: asked.append((rows, options)) or complete(rows, **options)
     template = load_prompts("cot")["image_generation"]
-    body = bench.chat_body("a kite", [bench.picture(1), bench.picture(2)], template)
+    body = bench.chat_body("a kite", [scripted.picture(1), scripted.picture(2)], template)
     body |= {"do_sample": False, "max_tokens": 4096, "temperature": 0.7}
     reply = post("/v1/chat/completions", body, backend).json()
     assert (reply["object"], reply["model"]) == ("chat.completion", "UnifiedReward")
     (choice,) = reply["choices"]
     assert choice["finish_reason"] == "stop" and choice["message"]["role"] == "assistant"
-    assert choice["message"]["content"] == bench.say(bench.colour_of(1), bench.colour_of(2))
+    assert choice["message"]["content"] == scripted.say(scripted.colour_of(1), scripted.colour_of(2))
     ((row,), options) = asked[0]
     assert options["sampling"] == Sampling(temperature=0.0, max_new_tokens=4096)
     text = "".join(part["text"] or "<image>" for part in row["prompt"][0]["content"])
@@ -279,7 +226,7 @@ def test_a_chat_is_streamed_to_clients_that_ask_for_it():
 
 def test_the_request_of_flow_grpo_is_answered_as_its_client_sends_it():
     content = [
-        {"type": "image_url", "image_url": {"url": bench.picture(1).replace("image/png", "image")}},
+        {"type": "image_url", "image_url": {"url": scripted.picture(1).replace("image/png", "image")}},
         {"type": "text", "text": "<image>\nAssign a score from 1 to 5 after 'Final Score:'."},
     ]
     body = {"model": "UnifiedReward-7b-v1.5", "messages": [{"role": "user", "content": content}], "temperature": 0}
@@ -287,8 +234,8 @@ def test_the_request_of_flow_grpo_is_answered_as_its_client_sends_it():
     async def work(http):
         return await http.post("/v1/chat/completions", json=body, headers={"Authorization": "Bearer flowgrpo"})
 
-    reply = run(work, Says(lambda row: Completion(f"Final Score: 4 {bench.seen(row['images'][0])}", "stop")))
-    assert reply.json()["choices"][0]["message"]["content"] == f"Final Score: 4 {bench.colour_of(1)}"
+    reply = run(work, Says(lambda row: Completion(f"Final Score: 4 {scripted.seen(row['images'][0])}", "stop")))
+    assert reply.json()["choices"][0]["message"]["content"] == f"Final Score: 4 {scripted.colour_of(1)}"
 
 
 def test_a_chat_whose_backend_fails_is_an_error_and_no_text():
@@ -300,7 +247,7 @@ def test_a_chat_whose_backend_fails_is_an_error_and_no_text():
 def test_drawn_answers_differ_unless_a_seed_is_given():
     seeds = []
 
-    class Seeds(bench.ScriptedBackend):
+    class Seeds(scripted.ScriptedBackend):
         def complete(self, prompts, *, sampling, seeds):
             seen.extend(s for row in seeds for s in row)
             return [[Completion(str(row[0]), "stop")] for row in seeds]
@@ -322,7 +269,7 @@ def test_drawn_answers_differ_unless_a_seed_is_given():
 
 
 def test_equal_requests_in_flight_are_judged_once_and_all_are_answered():
-    backend = bench.ScriptedBackend(seconds=0.1)
+    backend = scripted.ScriptedBackend(seconds=0.1)
 
     async def work(http):
         replies = await asyncio.gather(*(http.post("/v1/compare", json=pair(1, 2)) for _ in range(20)))
@@ -334,7 +281,7 @@ def test_equal_requests_in_flight_are_judged_once_and_all_are_answered():
 
 
 def test_questions_of_many_requests_share_batches():
-    backend = bench.ScriptedBackend(batch_size=16, seconds=0.02)
+    backend = scripted.ScriptedBackend(batch_size=16, seconds=0.02)
 
     async def work(http):
         await asyncio.gather(*(http.post("/v1/compare", json=pair(2 * i, 2 * i + 1)) for i in range(64)))
@@ -400,9 +347,9 @@ def test_what_was_judged_after_the_deadline_is_there_when_the_client_comes_back(
 
 
 def test_a_question_that_breaks_the_backend_fails_alone():
-    class Fragile(bench.ScriptedBackend):
+    class Fragile(scripted.ScriptedBackend):
         def complete(self, prompts, **options):
-            if any(bench.seen(image) == bench.colour_of(5) for row in prompts for image in row["images"]):
+            if any(scripted.seen(image) == scripted.colour_of(5) for row in prompts for image in row["images"]):
                 raise ValueError("image features and image tokens do not match")
             return super().complete(prompts, **options)
 
@@ -412,7 +359,7 @@ def test_a_question_that_breaks_the_backend_fails_alone():
 
 
 def test_a_backend_that_is_gone_is_asked_once_a_batch():
-    class Gone(bench.ScriptedBackend):
+    class Gone(scripted.ScriptedBackend):
         def complete(self, prompts, **options):
             self.calls.append(len(prompts))
             raise BackendError("no server answers")
@@ -427,31 +374,10 @@ def test_a_chat_whose_pictures_come_too_slowly_is_refused_at_the_deadline(monkey
         await asyncio.sleep(30)
 
     monkeypatch.setattr("unifiedreward_think.serving.fetch.Fetcher.__call__", slow)
-    body = bench.chat_body("a kite", ["https://slow.example/a.png", bench.picture(2)], "{media_1}{media_2}{prompt}")
+    body = bench.chat_body("a kite", ["https://slow.example/a.png", scripted.picture(2)], "{media_1}{media_2}{prompt}")
     settings = replace(SETTINGS, limits=Limits(deadline=0.2))
     reply = post("/v1/chat/completions", body, settings=settings, fetch_hosts=["slow.example"])
     assert reply.status_code == 504 and "deadline" in reply.json()["error"]["message"]
-
-
-class LiveServer:
-    """The application behind a real socket, so that clients can really leave."""
-
-    def __init__(self, backend, settings=SETTINGS, **options):
-        import uvicorn
-
-        app = create_app(backend, settings, **options)
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
-
-    def __exit__(self, *_):
-        self.server.should_exit = True
-        self.thread.join(30)
 
 
 def test_what_a_client_that_leaves_has_asked_is_not_judged():
@@ -516,7 +442,7 @@ def test_a_drain_gives_up_what_the_backend_hangs_on_and_names_how_many(caplog):
 
 
 def test_a_drain_waits_for_a_long_queue_of_batches_that_are_each_short():
-    backend = bench.ScriptedBackend(batch_size=1, seconds=0.2)
+    backend = scripted.ScriptedBackend(batch_size=1, seconds=0.2)
 
     async def main():
         async with contextlib.AsyncExitStack() as stack:
@@ -533,6 +459,7 @@ def test_a_drain_waits_for_a_long_queue_of_batches_that_are_each_short():
 HANGING = """
 import sys
 import time
+from unifiedreward_think.judging import settings
 from unifiedreward_think.serving import __main__ as command
 
 class Hangs:
@@ -542,7 +469,7 @@ class Hangs:
         print("asked", file=sys.stderr, flush=True)
         time.sleep(600)
 
-command.make_backend = lambda args: Hangs()
+settings.make_backend = lambda args, **_: Hangs()
 command.main(["--port", "0", "--drain-seconds", "1"])
 """
 
@@ -567,13 +494,13 @@ def test_the_command_ends_though_its_backend_hangs(number, tmp_path):
 
 
 def test_hundreds_of_requests_at_once_get_each_its_own_answer():
-    with LiveServer(bench.ScriptedBackend(batch_size=64)) as url:
+    with LiveServer(scripted.ScriptedBackend(batch_size=64)) as url:
         seconds, wrong = asyncio.run(bench.storm(url, 300, 100))
     assert len(seconds) == 300 and wrong == []
 
 
 def test_the_storm_notices_a_mixed_up_answer():
-    swap = Says(lambda row: Completion(bench.say(*(bench.seen(i) for i in row["images"][::-1])), "stop"))
+    swap = Says(lambda row: Completion(scripted.say(*(scripted.seen(i) for i in row["images"][::-1])), "stop"))
     with LiveServer(swap) as url:
         _, wrong = asyncio.run(bench.storm(url, 4, 2))
     assert len(wrong) == 4 and all("mixed up" in problem for problem in wrong)
@@ -619,8 +546,29 @@ def test_a_backend_that_hangs_is_not_healthy():
         backend.go.set()
         return reply
 
-    reply = run(work, backend, replace(SETTINGS, canary_deadline=0.3))
-    assert reply.status_code == 503 and "no answer within the deadline of 0.3 s" in reply.json()["reason"]
+    reply = run(work, backend, replace(SETTINGS, canary_deadline=1.5))
+    assert reply.status_code == 503 and "no answer within the deadline of 1.5 s" in reply.json()["reason"]
+
+
+def test_a_server_whose_decoders_are_stuck_is_not_healthy(monkeypatch):
+    def broken(*_, **__):
+        raise MediaError("picture: decoding it takes more than 1.0 s; save it anew, as PNG")
+
+    monkeypatch.setattr(DECODERS, "open", broken)
+    backend = scripted.ScriptedBackend()
+    reply = run(lambda http: http.get("/health"), backend)
+    assert (reply.status_code, reply.json()["status"]) == (503, "error") and backend.calls == []
+    assert "pictures are not decoded: picture: decoding it takes" in reply.json()["reason"]
+    go = threading.Event()
+    monkeypatch.setattr(DECODERS, "open", lambda *_, **__: go.wait(30))
+
+    async def work(http):
+        reply = await http.get("/health")
+        go.set()
+        return reply
+
+    stuck = run(work, settings=replace(SETTINGS, canary_deadline=0.2))
+    assert stuck.status_code == 503 and "nothing within the deadline of 0.2 s" in stuck.json()["reason"]
 
 
 def test_metrics_count_requests_and_judgments():
@@ -664,7 +612,7 @@ def bomb(side):
 
 SMALL = Limits(
     body_bytes=200_000, json_depth=8, json_skeleton=4000, medium_bytes=50_000, pixels=10_000, request_pixels=15_000,
-    frames=4, candidates=4, prompt_chars=100, deadline=5,
+    frames=4, media=3, candidates=4, prompt_chars=100, deadline=5,
 )  # fmt: skip
 IMAGES = {
     "a path": ("/etc/passwd", 422, "expected data:image"),
@@ -687,7 +635,7 @@ IMAGES = {
 @pytest.mark.parametrize("case", IMAGES)
 def test_media_that_cannot_be_used_are_refused_by_name(case):
     source, status, reason = IMAGES[case]
-    backend = bench.ScriptedBackend()
+    backend = scripted.ScriptedBackend()
     body = pair(1, 2)
     body["candidates"][1] = {"image": source}
     reply = post("/v1/compare", body, backend, replace(SETTINGS, limits=SMALL))
@@ -697,7 +645,7 @@ def test_media_that_cannot_be_used_are_refused_by_name(case):
 
 
 def refused(change, settings=replace(SETTINGS, limits=SMALL)):  # noqa: B008
-    reply = post("/v1/rank", {**pair(1, 2), **change}, bench.ScriptedBackend(), settings)
+    reply = post("/v1/rank", {**pair(1, 2), **change}, scripted.ScriptedBackend(), settings)
     return reply.status_code, reply.json()["error"]["message"]
 
 
@@ -706,10 +654,10 @@ def refused(change, settings=replace(SETTINGS, limits=SMALL)):  # noqa: B008
     [
         ({"candidates": pair(*range(5))["candidates"]}, 422, "the limit is 4"),
         ({"candidates": pair(1)["candidates"]}, 422, "at least 2"),
-        ({"candidates": [{"frames": [bench.picture(1)]}] * 2}, 422, "takes images"),
-        ({"task": "video_generation", "candidates": [{"frames": [bench.picture(1)] * 5}] * 2}, 422, "5 frames"),
+        ({"candidates": [{"frames": [scripted.picture(1)]}] * 2}, 422, "takes images"),
+        ({"task": "video_generation", "candidates": [{"frames": [scripted.picture(1)] * 5}] * 2}, 422, "5 frames"),
         ({"task": "image_understanding"}, 422, "understanding tasks need"),
-        ({"media": [{"image": bench.picture(1)}]}, 422, "generation tasks have none"),
+        ({"media": [{"image": scripted.picture(1)}]}, 422, "generation tasks have none"),
         ({"candidates": [{"image": url(png(90, 90))}, {"image": url(png(90, 91))}]}, 413, "15000 pixels"),
         ({"prompt": "x" * 101}, 413, "100 characters"),
         ({"prompt": "x" * 250_000}, 413, "200000 bytes"),
@@ -722,6 +670,7 @@ def refused(change, settings=replace(SETTINGS, limits=SMALL)):  # noqa: B008
         ({"candidates": [{"sound": ""}, {"image": ""}]}, 422, "'image', 'frames' or 'text'"),
         ({"media": [[[[[[[[]]]]]]]]}, 400, "deeper than 8"),
         ({"media": [[]] * 2000}, 400, "4000 bytes"),
+        ({"task": "image_understanding", "media": [{"image": scripted.picture(1)}] * 4}, 413, "the limit is 3"),
     ],
 )
 def test_a_request_over_a_limit_or_out_of_shape_is_refused(change, status, reason):
@@ -743,6 +692,17 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit():
         settings=replace(SETTINGS, limits=SMALL),
     )
     assert reply.status_code == 413 and len(sent) <= 25
+
+
+def test_json_in_utf_16_is_refused_before_it_is_parsed():
+    deep = '{"\u2200":' + "[" * 500 + "]" * 500 + "}"
+    for content in (deep.encode("utf-16-le"), json.dumps(pair(1, 2)).encode("utf-32")):
+        reply = run(
+            lambda http, content=content: http.post(
+                "/v1/rank", content=content, headers={"Content-Type": "application/json"}
+            ),
+        )
+        assert reply.status_code == 400 and "send it in UTF-8" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1,", b'"\\', b"\xff", b"nul"])
@@ -773,6 +733,56 @@ def test_all_requests_together_hold_no_more_than_they_may():
         busy, slow, metrics = run(work, backend, replace(SETTINGS, limits=Limits(**budget)))
         assert (slow.status_code, busy.status_code, busy.headers["retry-after"]) == (200, 429, "1")
         assert 'held{unit="pixels"} 0.0' in metrics.text and 'held{unit="bytes"} 0.0' in metrics.text
+
+
+def test_the_pictures_of_a_batch_that_runs_count_after_their_request_has_ended():
+    backend = Gated()
+
+    async def held(http):
+        return next(line for line in (await http.get("/metrics")).text.splitlines() if 'held{unit="pixels"}' in line)
+
+    async def work(http):
+        late = await http.post("/v1/compare", json=pair(1, 2, deadline=0.3))
+        during = await held(http)
+        backend.go.set()
+        for _ in range(200):
+            await asyncio.sleep(0.02)
+            if (after := await held(http)) != during:
+                break
+        return late.json()["status"], during, after
+
+    status, during, after = run(work, backend)
+    assert status == "error" and during.endswith(" 128.0") and after.endswith(" 0.0")
+
+
+def test_the_answers_of_a_chat_together_have_a_limit():
+    body = bench.chat_body("kite", [scripted.picture(1), scripted.picture(2)], load_prompts("cot")["image_generation"])
+    settings = replace(SETTINGS, limits=Limits(chat_tokens=400))
+    said = [
+        post("/v1/chat/completions", {**body, "n": n, "max_tokens": 100}, scripted.ScriptedBackend(), settings)
+        for n in (4, 5)
+    ]
+    assert [reply.status_code for reply in said] == [200, 400]
+    assert said[1].json()["error"]["message"] == "n x max_tokens: 500; the limit is 400"
+
+
+def test_a_question_without_room_in_the_model_is_refused_and_one_of_many_is_named():
+    too_long = "40000 tokens and 4096 to be written are more than the 32768 that the model was made for"
+
+    def answer(row):
+        colours = [scripted.seen(image) for image in row["images"]]
+        long = scripted.colour_of(3) in colours or not colours
+        return Failure(too_long, refused=True) if long else Completion(scripted.say(*colours), "stop")
+
+    backend = Says(answer)
+    for body in (pair(3, 1), pair(3, 1, orders="both")):
+        refusal = post("/v1/compare", body, backend)
+        assert refusal.status_code == 422 and refusal.json()["error"]["message"] == too_long
+    chat = {"model": "UnifiedReward", "messages": [{"role": "user", "content": "Which?"}]}
+    assert post("/v1/chat/completions", chat, backend).status_code == 422
+    ranked = post("/v1/rank", pair(1, 2, 3), backend).json()
+    assert [one["status"] for one in ranked["candidates"]] == ["ok", "ok", "error"]
+    assert ranked["candidates"][2]["reason"] == too_long
 
 
 def test_a_page_whose_name_was_made_to_point_here_is_refused():
@@ -811,7 +821,9 @@ def test_a_socket_of_a_page_is_closed_under_a_foreign_name_and_a_start_needs_non
 
 def test_the_command_goes_by_the_names_of_this_machine_only(monkeypatch):
     made = {}
-    monkeypatch.setattr("unifiedreward_think.serving.__main__.make_backend", lambda args: bench.ScriptedBackend())
+    monkeypatch.setattr(
+        "unifiedreward_think.judging.settings.make_backend", lambda args, **_: scripted.ScriptedBackend()
+    )
     monkeypatch.setattr("unifiedreward_think.serving.app.create_app", lambda *_, **options: made.update(options))
     for host, more, found in [
         ("127.0.0.1", [], ["localhost", "127.0.0.1", "[::1]"]),
@@ -820,6 +832,18 @@ def test_the_command_goes_by_the_names_of_this_machine_only(monkeypatch):
     ]:
         make_app(_parser().parse_args(["--model", "m", "--host", host, *(["--allow-hosts", *more] if more else [])]))
         assert made["hosts"] == found
+
+
+def test_the_frames_shown_of_a_video_do_not_limit_those_that_are_sent(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "unifiedreward_think.judging.settings.make_backend", lambda args, **_: scripted.ScriptedBackend()
+    )
+    monkeypatch.setattr(
+        "unifiedreward_think.serving.app.create_app", lambda _, settings, **options: made.append(settings)
+    )
+    make_app(_parser().parse_args(["--model", "m", "--frames", "4", "--limit-candidates", "3"]))
+    assert made[0].judging.frames.frames == 4 and made[0].limits == Limits(candidates=3)
 
 
 def test_a_key_is_needed_everywhere_but_for_health():
@@ -852,7 +876,7 @@ def test_no_request_opens_a_file():
         await http.post("/v1/compare", json=pair(1, 2))  # loads what is imported late
         await http.get("/health")
         watched.append(1)
-        for source in ("/etc/passwd", "../../secret.png", "file:///etc/hosts", bench.picture(77)):
+        for source in ("/etc/passwd", "../../secret.png", "file:///etc/hosts", scripted.picture(77)):
             for task in ("image_generation", "video_generation"):
                 kind = {"image": source} if task == "image_generation" else {"frames": [source, source]}
                 body = {"task": task, "prompt": source[:40], "candidates": [kind, {**kind}]}

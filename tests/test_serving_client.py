@@ -14,12 +14,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from test_serving import LiveServer, Says, bench, best, pair
 
+from helpers.reward_server import LiveServer, Says, bench, best, pair, scripted
 from unifiedreward_think.backends import Completion, Failure
-from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.judging.settings import JudgingArguments
 from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.serving.client import RewardClient, RewardError, data_url
 from unifiedreward_think.serving.questions import Settings
@@ -31,12 +32,12 @@ NUMBERS = (3, 4, 5)
 
 
 def images(*numbers):
-    return [Image.new("RGB", (8, 8), f"#{bench.colour_of(n)}") for n in numbers]
+    return [Image.new("RGB", (8, 8), f"#{scripted.colour_of(n)}") for n in numbers]
 
 
 @pytest.fixture(scope="module")
 def url():
-    with LiveServer(bench.ScriptedBackend()) as address:
+    with LiveServer(scripted.ScriptedBackend()) as address:
         yield address
 
 
@@ -65,7 +66,7 @@ def test_every_form_of_a_picture_travels_unchanged(url, tmp_path):
     image.save(tmp_path / "a.png")
     forms = [image, np.asarray(image), (tmp_path / "a.png").read_bytes(), tmp_path / "a.png", str(tmp_path / "a.png")]
     for form in forms:
-        assert bench.seen(Image.open(content_of(data_url(form)))) == bench.colour_of(9)
+        assert scripted.seen(Image.open(content_of(data_url(form)))) == scripted.colour_of(9)
     with pytest.raises(RewardError, match="a int is no picture"):
         data_url(3)
     with pytest.raises(RewardError, match=r"float32 array of shape \(3, 8, 8\) .* height x width x 3 bytes"):
@@ -124,14 +125,91 @@ def test_flow_grpo_gets_win_rates_within_each_prompt(url):
 
 
 def test_flow_grpo_batches_come_as_tensors_arrays_or_lists():
-    import torch
-
     arrays = np.stack([np.asarray(image) for image in images(21, 22)])
     tensor = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
     for batch in (list(arrays), arrays, tensor):
         assert [np.asarray(p).tolist() for p in to_pictures(batch)] == arrays.tolist()
     videos = to_pictures(tensor[:, None].repeat(1, 3, 1, 1, 1))
     assert [len(video) for video in videos] == [3, 3] and videos[0][2].tolist() == arrays[0].tolist()
+
+
+def pixels(frames=None):
+    """Two pictures, or videos, of 4 x 5 pixels with values from 0 to 255 in each picture, channels last."""
+    values = np.arange(2 * (frames or 1) * 4 * 5 * 3, dtype=np.uint8).reshape(2, *([frames] if frames else []), 4, 5, 3)
+    values[..., 0, 0, :2] = 0, 255
+    return values
+
+
+def first(values):
+    return np.moveaxis(values, -1, -3)
+
+
+SAME_PICTURES = {
+    "bytes": pixels(),
+    "bytes, channels first": first(pixels()),
+    "floats": pixels() / 255,
+    "floats, channels first": first(pixels()).astype("float32") / 255,
+    "half precision": (pixels() / 255).astype("float16"),
+    "tensor of bytes": torch.from_numpy(first(pixels()).copy()),
+    "tensor of bytes, channels last": torch.from_numpy(pixels()),
+    "tensor of floats": torch.from_numpy(first(pixels()) / 255),
+    "tensor that is trained": torch.from_numpy(first(pixels()) / 255).requires_grad_(),
+    "floats with an error of rounding": pixels() / 255 + 1e-6,
+    "list of tensors": list(torch.from_numpy(first(pixels()).copy())),
+    "tuple of arrays": tuple(pixels() / 255),
+}
+
+
+@pytest.mark.parametrize("kind", SAME_PICTURES)
+def test_a_batch_is_the_same_pictures_whatever_its_type(kind):
+    found = to_pictures(SAME_PICTURES[kind])
+    assert [np.asarray(each).dtype for each in found] == [np.uint8, np.uint8]
+    assert np.array_equal(np.stack(found), pixels())
+    assert data_url(found[0]) == data_url(Image.fromarray(pixels()[0]))
+
+
+def test_a_batch_in_bfloat16_keeps_its_three_digits():
+    found = np.stack(to_pictures((torch.from_numpy(first(pixels())) / 255).bfloat16()))
+    assert np.abs(found.astype(int) - pixels()).max() <= 1
+
+
+@pytest.mark.parametrize("batch", [pixels(7), first(pixels(7)), torch.from_numpy(first(pixels(7)) / 255)])
+def test_a_batch_of_videos_is_lists_of_frames(batch):
+    found = to_pictures(batch)
+    assert [len(video) for video in found] == [7, 7] and np.array_equal(np.array(found), pixels(7))
+    assert np.array_equal(np.array(to_pictures(list(batch))), pixels(7))
+
+
+def test_what_is_no_array_stays_as_it_is():
+    picture = images(1)[0]
+    assert to_pictures([picture, "a.png", b"png", [picture, "b.png"]]) == [picture, "a.png", b"png", [picture, "b.png"]]
+
+
+UNTELLABLE = {
+    "floats 0 to 255": (pixels().astype("float32"), "values from 0 to 255"),
+    "floats -1 to 1": (pixels() / 127.5 - 1, "values from -1 to 1"),
+    "a tensor -1 to 1": (torch.from_numpy(first(pixels()) / 127.5 - 1), "values from -1 to 1"),
+    "NaN": (np.where(pixels() == 9, np.nan, 0.5), "not finite"),
+    "infinity": (np.where(pixels() == 9, np.inf, 0.5), "not finite"),
+    "whole numbers": (pixels().astype("int64"), "int64 values from 0 to 255"),
+    "16 bits": (pixels().astype("uint16") * 257, "uint16 values from 0 to 65535"),
+    "truth values": (pixels() > 7, "bool"),
+    "complex numbers": (pixels() + 1j, "complex"),
+    "grey": (pixels()[..., :1], "2 x 4 x 5 x 1"),
+    "four channels": (np.concatenate([pixels(), pixels()[..., :1]], axis=-1), "2 x 4 x 5 x 4"),
+    "one picture, not a batch": (pixels()[0], "4 x 5 x 3"),
+    "a picture of three by three": (np.zeros((2, 3, 3, 3), "uint8"), "2 x 3 x 3 x 3"),
+    "no picture": (np.zeros((0, 4, 5, 3)), "0 x 4 x 5 x 3"),
+    "a list of these": (list(pixels().astype("float32")), "values from 0 to 255"),
+    "a list of clips of these": ([list(pixels().astype("float32"))], "values from 0 to 255"),
+}
+
+
+@pytest.mark.parametrize("kind", UNTELLABLE)
+def test_a_batch_whose_range_or_form_cannot_be_told_is_refused_with_what_was_found(kind):
+    batch, message = UNTELLABLE[kind]
+    with pytest.raises(RewardError, match=message):
+        to_pictures(batch)
 
 
 def test_a_reward_that_is_missing_is_never_made_up():
@@ -163,7 +241,7 @@ def test_trl_ranks_the_answers_to_the_same_question_about_the_same_picture():
 
     def longer(row):
         texts = [part["text"] for part in row["prompt"][0]["content"] if part["text"]]
-        asked.append([bench.seen(image) for image in row["images"]])
+        asked.append([scripted.seen(image) for image in row["images"]])
         joined = "".join(texts)
         first = min((w for w in ("aa", "bbbb", "cccccc")), key=lambda w: joined.find(w) if w in joined else 10**9)
         second = next(w for w in ("aa", "bbbb", "cccccc") if w in joined and w != first)
@@ -175,16 +253,18 @@ def test_trl_ranks_the_answers_to_the_same_question_about_the_same_picture():
     with LiveServer(Says(longer)) as address:
         found = trl_reward(RewardClient(address))(prompts=[question] * 5, completions=said, images=pictures)
     assert found == [0, 0.5, 1, 0, 1]
-    assert sorted(asked) == [[bench.colour_of(1)]] * 3 + [[bench.colour_of(2)]]
+    assert sorted(asked) == [[scripted.colour_of(1)]] * 3 + [[scripted.colour_of(2)]]
 
 
 def test_the_openai_sdk_works_unchanged(url):
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-    body = bench.chat_body("a kite", [bench.picture(1), bench.picture(2)], load_prompts("cot")["image_generation"])
+    body = bench.chat_body(
+        "a kite", [scripted.picture(1), scripted.picture(2)], load_prompts("cot")["image_generation"]
+    )
     reply = client.chat.completions.create(**body, temperature=0)
-    assert reply.choices[0].message.content == bench.say(bench.colour_of(1), bench.colour_of(2))
+    assert reply.choices[0].message.content == scripted.say(scripted.colour_of(1), scripted.colour_of(2))
     assert [model.id for model in client.models.list()] == ["UnifiedReward", "UnifiedReward-7b-v1.5"]
 
 
@@ -196,11 +276,8 @@ def toy():
     from unifiedreward_think.backends.transformers import TransformersBackend
 
     model = str(REPO / "src/unifiedreward_think/toy/base")
-    settings = Settings(
-        prompts=load_prompts("cot", folder=REPO / "configs/toy/prompts"),
-        sampling=Sampling(max_new_tokens=48),
-        frames=2,
-    )
+    judging = JudgingArguments(prompts=str(REPO / "configs/toy/prompts"), max_new_tokens=48, frames=2)
+    settings = Settings(judging.config())
     with LiveServer(TransformersBackend(model, dtype="float32", device="cpu", batch_size=16), settings) as address:
         yield RewardClient(address)
 
@@ -211,7 +288,7 @@ def test_the_tiny_model_says_over_http_what_it_says_to_the_judge(toy, tmp_path):
     for name, shade in (("a", (200, 30, 30)), ("b", (30, 30, 200))):
         Image.new("RGB", (64, 64), shade).save(tmp_path / f"{name}.png")
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    prompts = load_prompts("cot", folder=REPO / "configs/toy/prompts")
+    prompts = str(REPO / "configs/toy/prompts")
     judge = Judge(str(REPO / "src/unifiedreward_think/toy/base"), prompts=prompts, orders="both", max_new_tokens=48)
     own = judge("image_generation", "a red circle", paths)
     reply = toy.compare("image_generation", "a red circle", paths, orders="both", reasoning=True)
@@ -251,7 +328,7 @@ def serve(*arguments, **environment):
 
 
 def test_the_script_starts_the_toy_model_a_model_vllm_or_a_front():
-    assert "--prompt-dir configs/toy/prompts" in serve().stdout
+    assert "--prompts configs/toy/prompts" in serve().stdout
     assert serve("--model", "m", PORT="81").stdout.split()[3:] == ["--port", "81", "--model", "m"]
     assert "--backend server --server http://127.0.0.1:82/v1" in serve("front", VLLM_PORT="82").stdout
     said = serve("vllm", "m", "--dtype", "half", CUDA_VISIBLE_DEVICES="0,1").stdout
@@ -284,7 +361,7 @@ def test_other_machines_need_a_key(monkeypatch):
 def test_a_port_in_use_is_told_before_a_model_is_loaded(monkeypatch):
     from unifiedreward_think.serving import __main__ as command
 
-    monkeypatch.setattr(command, "make_backend", lambda args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(command, "set_up", lambda *_: pytest.fail("a model was loaded"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

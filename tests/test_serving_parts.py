@@ -1,10 +1,12 @@
 """The parts of the reward server that need no server: schedules and scores, limits on JSON, fetching, odd pictures."""
 
 import asyncio
+import base64
 import io
 import json
 import random
 import re
+import threading
 import time
 
 import httpx
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unifiedreward_think import ranking
+from unifiedreward_think.bounded import DECODERS
 from unifiedreward_think.media import open_image
 from unifiedreward_think.ranking import Game
 from unifiedreward_think.serving.client import data_url
@@ -141,6 +144,18 @@ def test_a_hostile_body_is_checked_in_linear_time(body):
         check_json(body, Limits())  # in quadratic time these would take hours; the test has a time limit
     except Refused as error:
         assert error.status == 400
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_json_in_another_encoding_hides_nothing(encoding):
+    text = '{"\u2200":' + "[" * 500 + "]" * 500 + "}"  # in UTF-16, a byte of the character is a quote
+    for hidden in (text, '{"prompt": "a kite"}'):
+        with pytest.raises(Refused, match="send it in UTF-8") as refused:
+            check_json(hidden.encode(encoding), Limits())
+        assert refused.value.status == 400
+    with pytest.raises(Refused, match="deeper than 16"):
+        check_json(text.encode("utf-8-sig"), Limits())
+    check_json('{"prompt": "a kite \u2200"}'.encode("utf-8-sig"), Limits())
 
 
 # Fetching ------------------------------------------------------------------------------------------------------------
@@ -363,6 +378,82 @@ def test_a_broken_picture_of_two_requests_is_named_in_each_as_that_one_calls_it(
 
     first, second = asyncio.run(work())
     assert first.startswith("media[0]: ") and second.startswith("candidates[1]: ") and "not a readable" in second
+
+
+def gated(monkeypatch):
+    """Let the threads that decode, two at a time, wait to be told to go."""
+    go = threading.Event()
+    return go, decoding(monkeypatch, lambda: go.wait(30))
+
+
+def pixels_and_bytes(intake):
+    return intake._pixels.held, intake.flying.held
+
+
+def test_what_outlives_its_request_is_counted_until_it_ends_and_what_has_not_begun_is_dropped(monkeypatch):
+    go, decoded = gated(monkeypatch)
+    sources = [data_url(Image.new("RGB", (4, 4), (shade, 0, 0))) for shade in range(6)]
+    sizes = [len(base64.b64decode(source.partition(",")[2])) for source in sources]
+
+    async def one(intake, source):
+        with intake.request() as media:
+            await media.picture(source, "x")
+
+    async def work():
+        intake = Intake(Limits(), Fetcher(limit=10), Telemetry())
+        asking = [asyncio.create_task(one(intake, source)) for source in sources]
+        while len(decoded) < 2:
+            await asyncio.sleep(0.01)
+        during = pixels_and_bytes(intake)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.sleep(0.05)  # what was dropped says so in a callback
+        left = pixels_and_bytes(intake)
+        go.set()
+        await asyncio.gather(*(job.done for job in intake._decoding.values()))
+        await asyncio.sleep(0)
+        again = await asyncio.gather(*(one(intake, source) for source in sources))
+        return during, left, pixels_and_bytes(intake), again
+
+    during, left, after, again = asyncio.run(work())
+    assert during == (6 * 16, sum(sizes)) and left == (2 * 16, sum(sizes[:2])) and after == (0, 0)
+    assert len(decoded) == 6 and len(again) == 6  # those that were dropped are decoded when they are asked for again
+
+
+def test_bytes_on_their_way_to_be_decoded_have_a_budget(monkeypatch):
+    go, decoded = gated(monkeypatch)
+
+    async def work():
+        intake = Intake(Limits(flying_bytes=100), Fetcher(limit=10), Telemetry())
+        with intake.request() as media:
+            first = asyncio.create_task(media.picture(data_url(Image.new("RGB", (4, 4))), "a"))
+            while not decoded:
+                await asyncio.sleep(0.01)
+            with pytest.raises(Refused) as refused:
+                await media.picture(data_url(Image.new("RGB", (5, 5))), "b")
+            go.set()
+            await first
+        return refused.value.status, pixels_and_bytes(intake)
+
+    assert asyncio.run(work()) == (429, (0, 0))
+
+
+def test_what_is_quick_to_decode_does_not_wait_for_what_is_not(monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(DECODERS, "open", lambda *_, **__: go.wait(30) and Image.new("RGB", (1, 1)))
+    slow = [data_url(encoded("GIF") + bytes([i])) for i in range(20)]
+
+    async def work():
+        intake = Intake(Limits(), Fetcher(limit=10), Telemetry())
+        with intake.request() as media:
+            waiting = [asyncio.create_task(media.picture(source, "slow")) for source in slow]
+            await asyncio.sleep(0.1)
+            quick = await asyncio.wait_for(media.picture(data_url(Image.new("RGB", (4, 4))), "quick"), 10)
+            go.set()
+            return quick.image.size, len(await asyncio.gather(*waiting))
+
+    assert asyncio.run(work()) == ((4, 4), 20)
 
 
 def test_broken_exif_data_are_refused():

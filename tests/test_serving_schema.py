@@ -3,11 +3,13 @@
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import load_all_checks
-from test_serving import SETTINGS, bench, create_app
+
+from helpers.reward_server import SETTINGS, scripted
+from unifiedreward_think.serving.app import create_app
 
 
 def load_schema():
-    app = create_app(bench.ScriptedBackend(), SETTINGS)
+    app = create_app(scripted.ScriptedBackend(), SETTINGS)
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 

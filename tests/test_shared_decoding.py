@@ -1,84 +1,89 @@
-"""Rows that share their prompts see what they would see in rows of their own."""
+"""Sequences that share their prompts see what they would see in rows of their own, whoever joins and leaves."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers.cache_utils import DynamicLayer
 
-from unifiedreward_think.engine.prefix_cache import PrefixCache, PrefixLayer
+from unifiedreward_think.engine.attention import attend
+from unifiedreward_think.engine.prefix_cache import Prefill, SharedPrefixCache
 
 WIDTH = 8
-END = 7  # the token that ends a row
 
 
-def shared(lengths, copies, heads, draw):
-    """Return a cache of one layer, with prompts of these lengths, and the keys and values of each prompt."""
-    longest = max(lengths)
+def prefilled(lengths, heads, draw):
+    """Return the prefill of prompts of these lengths, one layer, and the keys and values of each prompt."""
     states = [draw(2, heads, length, WIDTH) for length in lengths]
-    filled = [torch.nn.functional.pad(one, (0, 0, longest - one.shape[2], 0), value=9.0) for one in states]
-    mask = torch.tensor([[0] * (longest - length) + [1] * length for length in lengths]).bool()
-    keys, values = torch.stack(filled, 1)
-    return PrefixCache([PrefixLayer(keys, values, copies)], mask, copies, [END]), states
+    padded = [pad(one, (0, 0, max(lengths) - one.shape[2], 0), value=9.0) for one in states]
+    layer = DynamicLayer()
+    layer.update(*torch.stack(padded, 1))
+    return Prefill(torch.zeros(len(lengths), 1), [layer], list(lengths), torch.zeros(len(lengths))), states
+
+
+class Mirror:
+    """A cache beside what each of its sequences should see: the keys and values of its prompt and its own."""
+
+    def __init__(self, queries, groups, draw):
+        self.queries, self.groups, self.draw = queries, groups, draw
+        self.cache, self.seen = SharedPrefixCache(), []
+
+    def insert(self, lengths, copies):
+        prefill, states = prefilled(lengths, self.groups, self.draw)
+        self.cache.insert(prefill, copies)
+        self.seen += [one for one, count in zip(states, copies, strict=True) for _ in range(count)]
+
+    def keep(self, places):
+        self.cache.keep(places)
+        self.seen = [self.seen[place] for place in places]
+
+    def step(self):
+        new = self.draw(2, len(self.seen), self.groups, 1, WIDTH)
+        self.cache.layout.add_column()
+        keys, values = self.cache.update(*new, 0)
+        self.seen = [torch.cat([old, new[:, place]], 2) for place, old in enumerate(self.seen)]
+        query = self.draw(len(self.seen), self.queries, 1, WIDTH)
+        found, _ = attend(None, query, keys, values, None, scaling=0.3)
+        for place, (key, value) in enumerate(self.seen):
+            wanted = scaled_dot_product_attention(query[place], key, value, scale=0.3, enable_gqa=True)
+            torch.testing.assert_close(found[place].transpose(0, 1), wanted, rtol=1e-4, atol=1e-5)
+
+
+GROUPS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=3)
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    st.integers(1, 4),
-    st.sampled_from([(1, 1), (2, 1), (4, 2), (4, 4)]),
-    st.integers(1, 70),
-    st.floats(0, 0.2),
-    st.integers(0, 2**31),
-)
-def test_a_row_attends_to_its_prompt_and_to_what_it_wrote_until_it_leaves(
-    lengths, copies, heads, written, leaving, seed
-):
-    queries, groups = heads
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    cache, states = shared(lengths, copies, groups, draw)
-    rows = len(lengths) * copies
-    keys, values = draw(2, rows, groups, written, WIDTH)
-    staying = torch.ones(rows, dtype=torch.bool)
-    for token in range(written):
-        cache.leave()
-        assert cache.rows.tolist() == staying.nonzero().flatten().tolist()
-        cache.update(keys[cache.rows, :, token : token + 1], values[cache.rows, :, token : token + 1], 0)
-        drawn = torch.where(torch.rand(rows, generator=generator) < leaving, END, END + 1)
-        if token < written - 1 and (staying & (drawn != END)).any():  # the last one stays
-            assert not cache.note_ended(drawn[:, None], None).any()
-            staying &= drawn != END
-    assert cache.get_seq_length() == max(lengths) + written
-    query = draw(rows, queries, 1, WIDTH)
-    found = cache.attend(0, query[cache.rows], 0.3)
-    for place, row in enumerate(cache.rows.tolist()):
-        prompt = states[row // copies]
-        alone = [torch.cat([before, own[row]], 1)[None] for before, own in zip(prompt, (keys, values), strict=True)]
-        wanted = scaled_dot_product_attention(query[row, None], *alone, scale=0.3, enable_gqa=True)
-        torch.testing.assert_close(found[place, None].transpose(1, 2), wanted, rtol=1e-4, atol=1e-5)
+@given(st.lists(GROUPS, min_size=1, max_size=4), st.sampled_from([(1, 1), (2, 1), (4, 2), (4, 4)]), st.data())
+def test_a_sequence_attends_to_its_prompt_and_to_what_it_wrote_whoever_joins_and_leaves(inserted, heads, data):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    mirror = Mirror(*heads, lambda *shape: torch.randn(*shape, generator=generator))
+    for groups in inserted:
+        mirror.insert(*zip(*groups, strict=True))
+        for _ in range(data.draw(st.integers(0, 4))):
+            mirror.step()
+        places = range(len(mirror.seen))
+        kept = sorted(data.draw(st.sets(st.sampled_from(places), min_size=1)))
+        mirror.keep(kept)
+        mirror.step()
+        layout, layer = mirror.cache.layout, mirror.cache.layers[0]
+        assert layer.prefix[0].shape[::2] == (len(layout.lengths), max(layout.lengths))
+        assert set(layout.owners) == set(range(len(layout.lengths))) and min(layout.missed) == 0
 
 
-def test_when_all_rows_have_ended_the_last_ones_go_on_for_other_ranks():
-    cache, _ = shared([3], 2, 1, torch.randn)
-    cache.note_ended(torch.tensor([[END], [END]]), None)
-    cache.leave()
-    assert cache.rows.tolist() == [0, 1]
+def test_columns_grow_beyond_the_room_that_was_allocated():
+    mirror = Mirror(2, 1, torch.randn)
+    mirror.insert([3], [2])
+    for _ in range(150):
+        mirror.step()
+    assert mirror.cache.get_seq_length() == 153
 
 
-def test_a_prompt_is_kept_once_however_many_rows_it_has():
-    cache, _ = shared([5, 3], 4, 2, torch.randn)
-    assert [states.shape[0] for states in cache.layers[0].prefix] == [2, 2]
-    assert cache.layers[0].keys.shape == (8, 2, 0, WIDTH)
-
-
-def test_several_tokens_at_a_time_are_refused_by_the_key_that_turns_sharing_off():
-    cache, _ = shared([5], 2, 1, torch.randn)
-    with pytest.raises(RuntimeError, match="shared_prefix: false"):
-        cache.attend(0, torch.randn(2, 1, 3, WIDTH), 1.0)
+def test_a_prompt_is_kept_once_however_many_sequences_it_has():
+    mirror = Mirror(2, 2, torch.randn)
+    mirror.insert([5, 3], [4, 4])
+    (layer,) = mirror.cache.layers
+    assert [states.shape[0] for states in layer.prefix] == [2, 2]
+    assert layer.keys.shape == (8, 2, 0, WIDTH)
 
 
 @settings(deadline=None, max_examples=20)
@@ -89,11 +94,12 @@ def test_in_bfloat16_it_is_as_exact_as_the_kernels_of_sdpa(sharpness, seed):
     def draw(*shape):
         return torch.randn(*shape, generator=generator).bfloat16()
 
-    cache, (states,) = shared([300], 2, 2, draw)
+    prefill, (states,) = prefilled([300], 2, draw)
+    cache = SharedPrefixCache()
+    cache.insert(prefill, [2])
     key, value = draw(2, 2, 2, 1, WIDTH)
-    cache.update(key, value, 0)
     query = draw(2, 4, 1, WIDTH)
-    found = cache.attend(0, query, sharpness).transpose(1, 2)
+    found = attend(None, query, *cache.update(key, value, 0), None, scaling=sharpness)[0].transpose(1, 2)
     alone = [torch.cat([one.expand(2, -1, -1, -1), own], 2) for one, own in zip(states, (key, value), strict=True)]
     options = {"scale": sharpness, "enable_gqa": True}
     exact = scaled_dot_product_attention(*(one.double() for one in (query, *alone)), **options)

@@ -6,21 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import two_ranks
 from hypothesis import given
 from hypothesis import strategies as st
-from stages import data_arguments, mean_token, read_log, train_grpo, weights
-from test_zero3 import checked
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import GenerationConfig
 
-from unifiedreward_think.engine import prefix_cache as shared_decoding
-from unifiedreward_think.engine import streams as shared_prefix
-from unifiedreward_think.engine.stream_plan import plan_streams
+from helpers import two_ranks
+from helpers.processes import checked
+from helpers.stages import data_arguments, mean_token, read_log, train_grpo, weights
+from unifiedreward_think.engine import attention, packing, prefill
+from unifiedreward_think.engine.packing_plan import plan_packing
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.models import loading
+from unifiedreward_think.models.families import FAMILIES
 from unifiedreward_think.training import grpo
 
+SHARED = [name for name, family in FAMILIES.items() if not family.not_shared]
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
 # Means of means over micro-batches, which group other rows than TRL's where the gradient does not change by it.
 MEANS = ("kl", "entropy")
@@ -50,7 +51,7 @@ def check_learned(log):
     assert any(row["reward_std"] > 0 and row["grad_norm"] > 0.01 for row in log)
 
 
-@pytest.mark.parametrize("family", shared_prefix.FAMILIES)
+@pytest.mark.parametrize("family", SHARED)
 def test_every_covered_family_takes_the_steps_of_trl(family, models, toy_data, tmp_path):
     stock, ours = both(models[family], toy_data, tmp_path)
     check_equal(stock, ours)
@@ -147,9 +148,8 @@ def test_in_bfloat16_prompts_are_read_as_rows_are_written(dtype, models, toy_dat
     def noted(calls, function):
         return lambda *args: (calls.append(torch.is_autocast_enabled("cpu")), function(*args))[1]
 
-    stream_inputs, attend = shared_decoding.stream_inputs, shared_decoding.PrefixCache.attend
-    monkeypatch.setattr(shared_decoding, "stream_inputs", noted(reading, stream_inputs))
-    monkeypatch.setattr(shared_decoding.PrefixCache, "attend", noted(writing, attend))
+    monkeypatch.setattr(prefill, "pack", noted(reading, prefill.pack))
+    monkeypatch.setattr(attention, "attend_cached", noted(writing, attention.attend_cached))
     log = train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, bf16=True, lora={"dtype": dtype})
     assert log[-1]["grad_norm"] > 0
     assert all(reading) and all(writing) and reading and writing
@@ -157,16 +157,15 @@ def test_in_bfloat16_prompts_are_read_as_rows_are_written(dtype, models, toy_dat
 
 def test_a_second_trainer_of_one_model_changes_nothing(models):
     network = loading.load_model(models["qwen2_5_vl"], dtype="float32")
-    shared_prefix.enable(network)
-    hooks = len(network.base_model._forward_hooks), len(network.model.language_model._forward_pre_hooks)
-    shared_prefix.enable(network)
-    assert hooks == (len(network.base_model._forward_hooks), len(network.model.language_model._forward_pre_hooks))
+    packing.enable(network)
+    packing.enable(network)
+    assert len(network.base_model._forward_hooks) == 1
 
 
 def sampled_without_chance(monkeypatch):
     """Let completions depend on the prompt alone; an import that another test has done changes nothing."""
     monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # the import changes it: put it back afterwards
-    import second_choice
+    from helpers import second_choice
 
     torch.multinomial = second_choice.pick
 
@@ -280,7 +279,7 @@ def test_a_group_is_processed_encoded_prefilled_and_forwarded_once(models, toy_d
     prompt = stock.counts["prefill"] // copies
     assert stock.counts["pictures"] == 2 * copies * ours.counts["pictures"] > 0
     assert stock.counts["patches"] == 2 * copies * ours.counts["patches"] > 0  # generation and policy
-    assert ours.counts["prefill"] == prompt - 1
+    assert ours.counts["prefill"] == prompt
     assert stock.policy == [copies * (prompt + length)]
     assert ours.policy == [prompt - 1 + copies * length]
 
@@ -329,7 +328,7 @@ def test_what_would_split_groups_or_leave_ranks_waiting_is_named(changed, reason
 def test_a_row_without_pictures_is_refused(models, toy_data, tmp_path):
     rows, _ = grpo.load_rows(data_arguments(toy_data, "train", limit=1))
     bare = {**rows[0], "images": [], "prompt": [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]}
-    with pytest.raises(InputError, match="needs pictures"):
+    with pytest.raises(InputError, match="needs images"):
         train_grpo(models["qwen2_5_vl"], toy_data, tmp_path, rows=[bare, bare])
 
 
@@ -337,11 +336,11 @@ lengths = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), max_
 
 
 @given(lengths, st.integers(0, 2**31))
-def test_a_stream_attends_as_a_mask_of_its_layout_would(groups, seed):
+def test_a_packed_sequence_attends_as_a_mask_of_its_layout_would(groups, seed):
     generator = torch.Generator().manual_seed(seed)
     total = sum(prefix + sum(segments) for prefix, segments in groups)
     query, key, value = (torch.randn(1, heads, total, 4, generator=generator) for heads in (4, 2, 2))
-    mask, start, scored = torch.zeros(total, total, dtype=torch.bool), 0, []
+    mask, start, predicting = torch.zeros(total, total, dtype=torch.bool), 0, []
     for prefix, segments in groups:
         shared = slice(start, start + prefix)
         mask[shared, shared] = True
@@ -349,18 +348,20 @@ def test_a_stream_attends_as_a_mask_of_its_layout_would(groups, seed):
         for length in segments:
             own = slice(start, start + length)
             mask[own, own] = mask[own, shared] = True
-            scored += range(start, start + length)
+            predicting += range(start, start + length)
             start += length
+        if not segments:
+            predicting.append(start - 1)
     mask &= torch.ones_like(mask).tril()
     dense = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
-    layout = shared_prefix.Layout(groups)
-    output, _ = shared_prefix.attend(None, query, key, value, None, prefix_layout=layout)
+    layout = attention.PackedLayout(groups)
+    output, _ = attention.attend(None, query, key, value, None, prefix_layout=layout)
     assert torch.allclose(output.transpose(1, 2), dense, atol=1e-5)
-    assert layout.scored("cpu").tolist() == scored
+    assert layout.predicting_positions("cpu").tolist() == predicting
 
 
 def test_the_bias_that_gpus_take_is_the_mask_of_the_cpu():
-    layout, device = shared_prefix.Layout([]), torch.device("cpu")
+    layout, device = attention.PackedLayout([]), torch.device("cpu")
     for queries, keys in ((1, 5), (3, 7), (4, 4)):
         bias = layout.mask(queries, keys, torch.device("cuda"))
         assert bias._materialize(device).equal(layout.mask(queries, keys, device))
@@ -372,12 +373,12 @@ rows = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=12)
 @given(rows, st.lists(st.integers(2, 20), min_size=4, max_size=4), st.integers(1, 60) | st.none(), st.integers(1, 12))
 def test_a_plan_holds_every_row_once_and_keeps_to_its_limits(rows, prompts, most_tokens, most_rows):
     owners, sizes = [owner for owner, _ in rows], [size for _, size in rows]
-    streams = plan_streams(owners, sizes, prompts, most_tokens=most_tokens, most_rows=most_rows)
-    planned = [(owner, row) for stream in streams for owner, own in stream.items() for row in own]
+    plan = plan_packing(owners, sizes, prompts, most_tokens=most_tokens, most_rows=most_rows)
+    planned = [(owner, row) for packed in plan for owner, own in packed.items() for row in own]
     assert sorted(planned) == sorted((owner, row) for row, (owner, size) in enumerate(rows) if size)
-    for stream in streams:
-        count = sum(len(own) for own in stream.values())
-        tokens = sum(prompts[owner] + sum(sizes[row] for row in own) for owner, own in stream.items())
+    for packed in plan:
+        count = sum(len(own) for own in packed.values())
+        tokens = sum(prompts[owner] + sum(sizes[row] for row in own) for owner, own in packed.items())
         assert count <= most_rows
         assert count == 1 or most_tokens is None or tokens <= most_tokens
 
@@ -399,7 +400,7 @@ def on_one(models, toy_data, tmp_path_factory):
 @pytest.mark.parametrize("deepspeed", [[], ["configs/deepspeed/zero3_cpu.json"]], ids=["ddp", "zero3"])
 def test_two_ranks_take_the_steps_of_trl_on_one(deepspeed, on_one, models, toy_data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    checked([*command, "tests/two_ranks.py", models["qwen2_5_vl"], toy_data, tmp_path / "two", *deepspeed])
+    checked([*command, "tests/helpers/two_ranks.py", models["qwen2_5_vl"], toy_data, tmp_path / "two", *deepspeed])
     for name, stock in on_one.items():
         ours = read_log(tmp_path / "two" / name)
         if name == "dynamic":  # both ranks roll out as often, whichever needs it: more completions, equal gradients

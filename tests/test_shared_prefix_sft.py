@@ -1,23 +1,27 @@
-"""SFT on streams takes the steps of TRL's padded rows; answers of one prompt share it and see nothing of each other."""
+"""Packed SFT takes the steps of TRL's padded rows; answers of one prompt share it and see nothing of each other."""
 
 import hashlib
 import inspect
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stages import data_arguments, train_sft
 
+from helpers.stages import data_arguments, train_sft
 from unifiedreward_think.data.rows import to_dataset
-from unifiedreward_think.engine import streams as shared_prefix
+from unifiedreward_think.engine import packing
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.models.families import FAMILIES
 from unifiedreward_think.models.loading import load_model, load_processor
 from unifiedreward_think.training import sft
+from unifiedreward_think.training.arguments import StreamArguments
 from unifiedreward_think.training.trainers.sft import SFTTrainer
-from unifiedreward_think.training.trainers.shared_prefix_sft import SiblingSampler, StreamCollator
+from unifiedreward_think.training.trainers.shared_prefix_sft import PackingCollator
 
+SHARED = [name for name, family in FAMILIES.items() if not family.not_shared]
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "up_proj", "down_proj"]}
 OPTIONS = {"max_steps": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
 
@@ -38,6 +42,11 @@ def siblings(rows):
     return [answered(row, text) for row in rows[:2] for text in texts]
 
 
+def sampler_of(rows):
+    """The order in which `training.sft` has rows with the trainer's default seed."""
+    return sft.row_sampler(rows, None, StreamArguments(shared_prefix=True), SimpleNamespace(seed=42, data_seed=None))
+
+
 def check_equal(stock, ours):
     assert len(stock) == len(ours) == OPTIONS["max_steps"]
     for before, after in zip(stock, ours, strict=True):
@@ -45,7 +54,7 @@ def check_equal(stock, ours):
     assert ours[0]["grad_norm"] > 0.01
 
 
-@pytest.mark.parametrize("family", shared_prefix.FAMILIES)
+@pytest.mark.parametrize("family", SHARED)
 def test_every_covered_family_takes_the_steps_of_trl(family, models, toy_data, tmp_path):
     stock, ours = (
         train_sft(models[family], toy_data, tmp_path / str(on), shared_prefix=on, **OPTIONS) for on in (False, True)
@@ -64,7 +73,7 @@ def test_every_covered_family_takes_the_steps_of_trl(family, models, toy_data, t
 )
 def test_answers_of_one_prompt_take_the_steps_of_trl(options, models, toy_data, rows, tmp_path):
     both = siblings(rows)
-    order = list(SiblingSampler([0] * 4 + [1] * 4, seed=42))  # 42 is the trainer's default
+    order = list(sampler_of(both))
     stock = train_sft(
         models["qwen2_5_vl"], toy_data, tmp_path / "stock", rows=[both[row] for row in order * 2],
         train_sampling_strategy="sequential", **{**OPTIONS, **options, "max_steps": 2},
@@ -80,30 +89,31 @@ def test_answers_of_one_prompt_take_the_steps_of_trl(options, models, toy_data, 
 
 def test_a_prompt_with_four_answers_is_processed_encoded_and_read_once(models, rows):
     network, processor = load_model(models["qwen2_5_vl"], dtype="float32"), load_processor(models["qwen2_5_vl"])
-    batch = StreamCollator(processor)(list(to_dataset(siblings(rows)[:4])))
+    batch = PackingCollator(processor)(list(to_dataset(siblings(rows)[:4])))
     ((fields, answers),) = batch["groups"]
-    prompt = shared_prefix.read_prompt(network, fields)
-    stream = shared_prefix.stream_inputs([(prompt, answers)], encoded=False)
+    prompt = packing.make_prompt(network, fields)
+    packed = packing.pack([(prompt, answers)], encoded=False)
     assert len(answers) == 4 and batch["labels"].numel() == sum(map(len, answers))
-    assert stream["input_ids"].numel() == len(prompt.ids) - 1 + sum(map(len, answers))
-    assert len(stream["image_grid_thw"]) == len(rows[0]["images"])
+    assert batch["attention_mask"].sum() == sum(fields["input_ids"].shape[1] + len(answer) for answer in answers)
+    assert packed["input_ids"].numel() == len(prompt.ids) - 1 + sum(map(len, answers))
+    assert len(packed["image_grid_thw"]) == len(rows[0]["images"])
 
 
 def test_equal_text_with_other_pictures_is_another_prompt(models, rows):
     swapped = {**rows[0], "images": rows[0]["images"][::-1]}
-    batch = StreamCollator(load_processor(models["qwen2_5_vl"]))(list(to_dataset([rows[0], swapped])))
+    batch = PackingCollator(load_processor(models["qwen2_5_vl"]))(list(to_dataset([rows[0], swapped])))
     assert len(batch["groups"]) == 2
 
 
-def test_a_row_keeps_its_loss_whatever_else_is_in_the_stream(models, rows):
+def test_a_row_keeps_its_loss_whatever_else_is_in_the_packed_sequence(models, rows):
     network, processor = load_model(models["qwen2_5_vl"], dtype="float32"), load_processor(models["qwen2_5_vl"])
-    shared_prefix.enable(network)
-    groups = StreamCollator(processor)(list(to_dataset([*siblings(rows), rows[2], rows[3]])))["groups"]
-    read = [(shared_prefix.encode_pictures(network, shared_prefix.read_prompt(network, f)), own) for f, own in groups]
+    packing.enable(network)
+    groups = PackingCollator(processor)(list(to_dataset([*siblings(rows), rows[2], rows[3]])))["groups"]
+    read = [(packing.encode_prompt(network, packing.make_prompt(network, f)), own) for f, own in groups]
 
     def hidden(chosen):
         with torch.no_grad():
-            return network.model(**shared_prefix.stream_inputs(chosen)).last_hidden_state[0]
+            return network.model(**packing.pack(chosen)).last_hidden_state[0]
 
     together = hidden(read).split([len(answer) for _, own in read for answer in own])
     alone = [hidden([(prompt, [answer])]) for prompt, own in read for answer in own]
@@ -114,19 +124,22 @@ def test_a_row_keeps_its_loss_whatever_else_is_in_the_stream(models, rows):
 
 @given(st.lists(st.integers(0, 5), max_size=20), st.integers(0, 9))
 def test_every_row_comes_once_beside_its_siblings_in_an_order_of_its_epoch(prompts, epoch):
-    sampler = SiblingSampler(prompts, seed=1)
+    sampler = sampler_of([{"prompt": prompt, "images": []} for prompt in prompts])
+    if len(set(prompts)) == len(prompts):
+        assert sampler is None  # any order will do: transformers'
+        return
     sampler.set_epoch(epoch)
     order = list(sampler)
     assert sorted(order) == list(range(len(sampler))) and order == list(sampler)
     changes = sum(prompts[a] != prompts[b] for a, b in itertools.pairwise(order))
-    assert changes == max(0, len(set(prompts)) - 1)
+    assert changes == len(set(prompts)) - 1
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_rows_are_grouped_by_the_lengths_they_will_have(family, models, rows):
     processor = load_processor(models[family])
     lengths = sft.row_lengths(rows, processor)
-    collate = StreamCollator(processor)
+    collate = PackingCollator(processor)
     exact = [
         len(fields["input_ids"][0]) + len(own[0])
         for row in to_dataset(rows)
@@ -136,21 +149,25 @@ def test_rows_are_grouped_by_the_lengths_they_will_have(family, models, rows):
     assert len(ends) == 1 and len(set(lengths)) > 1  # the end of a turn is as long in every row
 
 
-def test_length_groups_come_in_the_order_of_their_epoch(models, toy_data, tmp_path, monkeypatch):
+def test_a_run_on_length_groups_is_resumed_in_the_order_of_its_epoch(models, toy_data, tmp_path, monkeypatch):
     seen = []
 
     class Noting(SFTTrainer):
-        def _get_train_sampler(self, train_dataset=None):
-            sampler = super()._get_train_sampler(train_dataset)
-            for epoch in (0, 1, 0):
-                self.state.epoch = epoch
-                seen.append(list(sampler))
-            return sampler
+        def training_step(self, model, inputs, *args):
+            seen.append(inputs["input_ids"].shape)
+            return super().training_step(model, inputs, *args)
 
     monkeypatch.setattr("unifiedreward_think.training.trainers.sft.SFTTrainer", Noting)
-    options = {**OPTIONS, "max_steps": 1, "per_device_train_batch_size": 2}
-    train_sft(models["qwen2_5_vl"], toy_data, tmp_path, train_sampling_strategy="group_by_length", **options)
-    assert seen[0] == seen[2] and seen[0] != seen[1] and sorted(seen[0]) == [0, 1, 2, 3]
+    options = {**OPTIONS, "max_steps": 7, "per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 5}
+    options |= {"train_sampling_strategy": "group_by_length"}
+    train_sft(models["qwen2_5_vl"], toy_data, tmp_path / "run", **options)
+    shapes = seen.copy()
+    assert len(set(shapes[:4])) == 4  # an epoch, whose rows differ in length
+    seen.clear()
+    train_sft(
+        models["qwen2_5_vl"], toy_data, tmp_path / "run", checkpoint=str(tmp_path / "run/checkpoint-5"), **options
+    )
+    assert seen == shapes[5:]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +184,7 @@ def test_what_is_not_covered_is_refused_by_the_name_of_the_key(family, options, 
     assert "shared_prefix: false" in str(caught.value)
 
 
-# What SFT on streams overrides or imitates, as it was when the two were last compared line by line.
+# What SFT on packed sequences overrides or imitates, as it was when the two were last compared line by line.
 READ = {
     ("SFTTrainer", "compute_loss"): "ca448211ff65",
     ("DataCollatorForVisionLanguageModeling", "_collate_prompt_completion"): "df889399c8d0",

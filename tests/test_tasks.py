@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from unifiedreward_think.errors import InputError, RecordError
+from unifiedreward_think.forms import PAIRWISE
 from unifiedreward_think.order import ORDERS
-from unifiedreward_think.prompting import PROMPTS, Media, build_parts, load_prompts, solution
+from unifiedreward_think.prompting import PROMPTS, Media, build_parts, load_prompts
 from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
 from unifiedreward_think.verdict import NOUNS, parse
 
 TOY_PROMPTS = Path(__file__).parents[1] / "configs" / "toy" / "prompts"
 NASTY = "a {red} kite {media_1} {format} {prompt} {answer_2} {} {0} %s \\1 $x {{media}} <image>"
+SHOWN = NASTY.replace("<image>", "< image>")  # a control token of LLaVA's (`plain_text`)
 FORMS = [("cot", "one_line"), ("cot", "three_line"), ("direct", "one_line")]
 
 # A prompt is part of every trained model and every published number: change one on purpose only, and write its new
@@ -71,7 +73,7 @@ def text(parts):
 def custom(folder, **templates):
     for name, template in templates.items():
         (folder / f"{name}.txt").write_text(template, encoding="utf-8")
-    return load_prompts(folder=folder)
+    return load_prompts(path=folder)
 
 
 def test_every_task_of_the_records_is_described():
@@ -92,9 +94,9 @@ def test_captions_and_answers_are_filled_in_literally(task, order, folder):
     record = any_record(task, prompt=NASTY)
     if record.answers:
         record = replace(record, answers=(NASTY + " A", NASTY + " B"))
-    said = text(build_parts(record, order=order, prompts=load_prompts(folder=folder)))
-    assert said.count(NASTY) == 1 + len(record.answers)
-    rest = said.replace(NASTY, "")
+    said = text(build_parts(record, order=order, prompts=load_prompts(path=folder)))
+    assert said.count(SHOWN) == 1 + len(record.answers)
+    rest = said.replace(SHOWN, "")
     assert not re.search(r"\{\w*\}", rest), rest
 
 
@@ -186,13 +188,13 @@ def test_a_folder_of_ones_own_need_not_cover_every_task(tmp_path):
 
 def test_a_folder_without_templates_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no prompt template here; expected files named image_generation\.txt"):
-        load_prompts(folder=tmp_path)
+        load_prompts(path=tmp_path)
 
 
 def test_a_template_without_its_format_file_is_refused(tmp_path):
     (tmp_path / "image_generation.txt").write_text("{prompt} {format}", encoding="utf-8")
     with pytest.raises(InputError, match=r"format_direct\.txt: no such file; image_generation\.txt asks for it"):
-        load_prompts("direct", folder=tmp_path)
+        load_prompts("direct", path=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +224,10 @@ def test_a_ready_made_instruction_is_used_word_for_word():
     assert build_parts(record, order="ba", prompts={}) == [
         Media(("b.png",), "image"),
         Media(("a.png",), "image"),
-        NASTY,
+        SHOWN,
     ]
     asked = question(answers=(), instruction=NASTY)
-    assert build_parts(asked, order="ab", prompts={}) == [Media(("a.png",), "image"), NASTY]
+    assert build_parts(asked, order="ab", prompts={}) == [Media(("a.png",), "image"), SHOWN]
     with pytest.raises(RecordError, match="record 'q-1': its instruction holds the answers; only order 'ab' works"):
         build_parts(asked, order="ba", prompts={})
 
@@ -242,4 +244,4 @@ def test_a_ready_made_instruction_is_used_word_for_word():
     ],
 )
 def test_the_solution_is_the_gold_answer_in_the_order_shown(record, order, expected):
-    assert solution(record, order) == expected
+    assert PAIRWISE.solution_of(record, order) == expected

@@ -1,10 +1,12 @@
+# ruff: noqa: F811 - a fixture is imported
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from test_report import EVIL, elements, judged, records, run_of  # noqa: F401  # records is a fixture
 
+from helpers.reports import EVIL, elements, judged, records, run_of  # noqa: F401  # records is a fixture
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation import training_report
 from unifiedreward_think.evaluation.training_log import TrainingRun, curve, ends, read_run, reward_names, windows
@@ -72,14 +74,14 @@ def test_the_completions_of_a_pair_are_no_independent_trials():
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
-def test_curves_are_read_by_name_and_the_marker_is_no_reward():
+def test_curves_are_read_by_name_and_the_marker_of_old_logs_is_no_reward():
     history = history_of(10)
     assert reward_names(history) == ["format_reward", "accuracy_reward"]
     assert curve(history, "kl")[-1] == (10, 0.1) and len(curve(history, "kl")) == 10
     assert ends(curve(history, "rewards/accuracy_reward/mean")) == (0.1, 1.0) and ends([]) is None
 
 
-def test_the_page_shows_every_part_of_the_run_and_loads_nothing(tmp_path, records):  # noqa: F811
+def test_the_page_shows_every_part_of_the_run_and_loads_nothing(tmp_path, records):
     tasks = [record.task for record in records.values()]
     rows = [completion(step, task, f"{task}{step}", 1.0) for step in range(1, 21) for task in tasks]
     before, after = run_of(records, right=False), run_of(records)
@@ -88,7 +90,7 @@ def test_the_page_shows_every_part_of_the_run_and_loads_nothing(tmp_path, record
     for name, attributes in seen:
         assert name not in {"link", "iframe", "object", "base"}
         assert attributes.get("src", "data:").startswith("data:") and attributes.get("href", "#").startswith("#")
-    for part in ("Reward parts", "Accuracy by task", "Parse rate", "Length", "KL"):
+    for part in ("Reward parts", "Accuracy by task", "Form", "Length", "KL"):
         assert f"<h3>{part}</h3>" in page
     assert sum(tag == "svg" for tag, _ in seen) == 5
     assert "Wrong before, right after: 8." in page and "Right both times: 0." in page
@@ -107,11 +109,27 @@ def test_what_a_run_lacks_is_left_out_and_said(tmp_path):
     elements(page)
 
 
+def test_arguments_that_differ_from_their_default_come_first_and_all_are_folded(tmp_path):
+    changed = {"beta": 0.0, "reward_funcs": ["format_reward"]}
+    page = page_of(tmp_path, run_with(defaults=changed, started="2026-11-30 09:16 UTC"))
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    first, rest = text.index("2 of 3 arguments differ from their defaults"), text.index("The other arguments")
+    assert text.index("beta 0.04 0.0 reward_funcs format_reward, accuracy_reward format_reward") > first
+    assert text.index("Argument Value model_name_or_path") > rest > first
+    assert page.count("<details") == 3 and "open" not in {
+        name for tag, a in elements(page) if tag == "details" for name in a
+    }
+    assert (
+        "Started 2026-11-30 09:16 UTC Ended not recorded" in text and "Counts pairs 7" in text and "Commit abc" in text
+    )
+    assert "their defaults are not recorded" in page_of(tmp_path, run_with())  # as of 0.1
+
+
 def test_stretches_outside_a_band_are_shown_with_cause_and_mend(tmp_path):
     row = {"metric": "kl", "first": 12, "until": None, "value": None, "limit": 0.5, "band": "<= 0.5"}
     rows = [
-        {**row, "cause": EVIL, "mend": "raise beta"},
-        {**row, "value": 0.613, "until": 30, "cause": "c", "mend": "m"},
+        {**row, "cause": EVIL, "fix": "raise beta"},
+        {**row, "value": 0.613, "until": 30, "cause": "c", "fix": "m"},
     ]
     page = page_of(tmp_path, run_with()._replace(health=rows))
     elements(page)
@@ -134,17 +152,17 @@ def test_what_was_watched_is_drawn_for_every_stage(tmp_path):
     assert "<h3>Held-out pairs</h3>" in page and "<h3>Speed</h3>" in page and "Reward by task" not in page
 
 
-def test_changes_are_matched_pair_by_pair_and_order_by_order(records):  # noqa: F811
+def test_changes_are_matched_pair_by_pair_and_order_by_order(records):
     rows = list(records.values())
     before = [judged(rows[0], "ab"), judged(rows[0], "ba", right=False), judged(rows[1]), judged(rows[2], right=False)]
     after = [judged(rows[0], "ab", right=False), judged(rows[0], "ba"), judged(rows[1]), judged(rows[3])]
     found = training_report.compare(before, after)
     named = {change: [(was.record_id, was.order) for was, _ in pairs] for change, pairs in found.items()}
     first, second = rows[0].id, rows[1].id
-    assert named == {"mended": [(first, "ba")], "broken": [(first, "ab")], "right": [(second, "ab")], "wrong": []}
+    assert named == {"fixed": [(first, "ba")], "broken": [(first, "ab")], "right": [(second, "ab")], "wrong": []}
 
 
-def test_shown_pairs_take_turns_among_tasks_and_changes(tmp_path, records):  # noqa: F811
+def test_shown_pairs_take_turns_among_tasks_and_changes(tmp_path, records):
     changes = training_report.compare(run_of(records, right=False), run_of(records))
     sampling = FrameSampling(frames=2, cache=tmp_path / "frames", decoder="pyav")
     shown = training_report.cards(changes, records, sampling, 4)
@@ -163,7 +181,7 @@ def test_a_folder_that_is_no_finished_run_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_a_grpo_run_is_reported_by_the_command(toy_data, tmp_path, monkeypatch, capsys):
-    from stages import train_grpo
+    from helpers.stages import train_grpo
 
     output = tmp_path / "grpo"
     train_grpo(BASE, toy_data, output, max_steps=2)

@@ -18,19 +18,19 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_judge import protocol, told
 
+from helpers.judging import inputs_of, protocol, told
+from unifiedreward_think.blocks import STOP_STRING
 from unifiedreward_think.data.formats.loading import load_records
+from unifiedreward_think.data.rows import shown_orders
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.judging.judge import judge
-from unifiedreward_think.judging.protocol import open_items
+from unifiedreward_think.judging.prepare import open_items
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.models import tiny
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import order_shown
 from unifiedreward_think.toy import dataset
-from unifiedreward_think.verdict import STOP_STRING
 
 REPO = Path(__file__).parents[1]
 TOY_PROMPTS = REPO / "configs" / "toy" / "prompts"
@@ -39,7 +39,7 @@ PIECES = ["</answer>", "</answer", ">", "<answer>", "</", "answer", " > ", "\n",
 
 def asked(tmp_path, **changes):
     chosen = {
-        "prompts": load_prompts("cot", folder=TOY_PROMPTS),
+        "prompts": load_prompts("cot", path=TOY_PROMPTS),
         "sampling": Sampling(max_new_tokens=8),
         "frames": FrameSampling(frames=4, cache=tmp_path / "frames"),
         "samples": 1,
@@ -67,7 +67,7 @@ def test_a_row_ends_with_the_token_that_completes_the_tag_wherever_tokens_are_cu
     answer = tokenizer.encode("".join([*said, *says]))
     for count in range(1, len(answer) + 1):
         done = STOP_STRING in tokenizer.decode(answer[:count])
-        assert backend._ended(answer[:count], Sampling(max_new_tokens=1000)) == done
+        assert backend._is_finished(answer[:count], Sampling(max_new_tokens=1000)) == done
         if done:
             break
 
@@ -98,21 +98,25 @@ def test_a_greedy_batch_ends_each_row_at_its_own_tag_and_says_stop(backends, rec
     assert rows_in_step == [2] * lengths[0] + [1] * (lengths[1] - lengths[0])  # each left with its tag
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+@given(st.integers(1, 40), st.integers(0, 200))
 @settings(deadline=None)
-def test_a_cache_with_room_holds_what_that_of_transformers_holds(widths):
+def test_a_cache_with_room_holds_what_that_of_transformers_holds(width, written):
     import torch
     from transformers.cache_utils import DynamicLayer
 
-    slots = importlib.import_module("unifiedreward_think.engine.decoding")
+    from unifiedreward_think.engine.prefix_cache import DecodeLayout, SharedPrefixLayer
+
     draws = torch.Generator().manual_seed(0)
-    first, *more = (torch.rand(2, 2, 1, width, 3, generator=draws) for width in widths)
-    plain, roomy = DynamicLayer(), slots.Columns(*first)
-    plain.update(*first)
-    for new in more:
-        for wanted, found in zip(plain.update(*new), roomy.update(*new), strict=True):
-            assert wanted.equal(found)
-    assert roomy.keys.equal(plain.keys) and roomy.get_seq_length() == plain.get_seq_length() == sum(widths)
+    prompt = torch.rand(2, 1, 1, width, 3, generator=draws)
+    plain, shared = DynamicLayer(), SharedPrefixLayer(*prompt, 2, DecodeLayout())
+    plain.update(*prompt.expand(-1, 2, -1, -1, -1))
+    for _ in range(written):
+        new = torch.rand(2, 2, 1, 1, 3, generator=draws)
+        plain.update(*new)
+        assert shared.update(*new) == (shared, shared)
+    assert shared.prefix[0].equal(prompt[0])
+    assert shared.keys.equal(plain.keys[:, :, width:]) and shared.values.equal(plain.values[:, :, width:])
+    assert shared.get_seq_length() == plain.get_seq_length() == width + written
 
 
 def test_layers_that_attend_to_a_window_are_refused(models, tmp_path):
@@ -141,8 +145,8 @@ def alone(backend, records, asked, ends):
 
     found = []
     for record in records:
-        ((_, prompt),) = open_items([(record, order_shown(record, 0))], asked, {})
-        inputs = backend._encode([prompt])
+        ((_, prompt),) = open_items([(record, shown_orders(record, "one", 0)[0])], asked, {})
+        inputs = inputs_of(backend, [prompt])
         with torch.inference_mode():
             ids = backend._network.generate(
                 **inputs, do_sample=False, max_new_tokens=asked.sampling.max_new_tokens, eos_token_id=ends
@@ -183,21 +187,23 @@ def test_a_prompt_is_read_once_for_all_its_samples_and_free_rows_are_refilled(ba
     varied(backend, monkeypatch)
     monkeypatch.setattr(backend, "batch_size", 4)
     reads, steps, kept = [], [], []
-    slots = importlib.import_module("unifiedreward_think.engine.decoding").Slots
-    add, step = slots.add, slots.step
+    batch = importlib.import_module("unifiedreward_think.engine.decoding").DecodeBatch
+    insert, decode_step = batch.insert, batch.decode_step
 
-    def noting_add(self, inputs, rows):
-        before = len(self.rows)
-        add(self, inputs, rows)
-        reads.append((len(inputs["input_ids"]), before, len(self.rows)))
+    def noting_insert(self, prefill, sequences):
+        before = len(self.sequences)
+        insert(self, prefill, sequences)
+        reads.append((len(prefill.lengths), before, len(self.sequences)))
 
     def noting_step(self):
-        step(self)
-        steps.append(len(self.rows))
-        kept.append(bool(self._mask[:, 0].any()))
+        decode_step(self)
+        steps.append(len(self.sequences))
+        layout, layer = self._cache.layout, self._cache.layers[0]
+        kept.append(0 in layout.missed and set(layout.owners) == set(range(len(layout.lengths))))
+        assert layer.prefix[0].shape[::2] == (len(layout.lengths), max(layout.lengths))
 
-    monkeypatch.setattr(slots, "add", noting_add)
-    monkeypatch.setattr(slots, "step", noting_step)
+    monkeypatch.setattr(batch, "insert", noting_insert)
+    monkeypatch.setattr(batch, "decode_step", noting_step)
     sampling = Sampling(max_new_tokens=16, temperature=1.0)
     rows = judge(eight, backend, asked(tmp_path, samples=3, sampling=sampling), tmp_path / "j")
     assert sum(prompts for prompts, _, _ in reads) == 8 and len(rows) == 24
@@ -227,8 +233,14 @@ def test_generate_has_nothing_to_warn_of_whether_greedy_or_sampled(temperature, 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def test_native_video_reaches_a_qwen_model_with_its_timing(family, backends, records, tmp_path, monkeypatch):
     backend, seen = backends(family), []
-    encode = backend._encode
-    monkeypatch.setattr(backend, "_encode", lambda prompts: seen.append(encode(prompts)) or seen[-1])
+    read = backend._reader.read
+
+    def noting(prompts, new_tokens):
+        reading = read(prompts, new_tokens)
+        seen.append(reading.inputs(range(len(prompts)))[0])
+        return reading
+
+    monkeypatch.setattr(backend._reader, "read", noting)
     films = [record for record in records if record.task.startswith("video")]
     rows = judge(films, backend, asked(tmp_path, native_video=True), tmp_path / "native")
     pictures = judge(films, backend, asked(tmp_path), tmp_path / "pictures")
@@ -256,8 +268,8 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(models, toy_data, tmp_pa
     rows = [replace(row, id=f"{row.id}-{k}") for k in range(5) for row in records_of(toy_data)]
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
-    command = [sys.executable, "-m", "unifiedreward_think.evaluation", "--model", models["qwen2_5_vl"], "--data", data]
-    command += ["--frame-cache", tmp_path / "frames", "--prompt-dir", TOY_PROMPTS, "--frames", 4, "--dtype", "float32"]
+    command = [sys.executable, "-m", "unifiedreward_think.evaluation", "--model", models["qwen2_5_vl"], "--input", data]
+    command += ["--frame-cache", tmp_path / "frames", "--prompts", TOY_PROMPTS, "--frames", 4, "--dtype", "float32"]
     command += ["--max-new-tokens", 24, "--batch-size", 1]
     command = list(map(str, command))
     chance, output = random.Random(3), tmp_path / "killed" / "judgments.jsonl"
@@ -289,3 +301,12 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(models, toy_data, tmp_pa
 
 def records_of(toy_data):
     return load_records([str(toy_data / "heldout.jsonl")]).rows
+
+
+def test_the_tokens_of_a_prompt_count_its_pictures_and_no_padding(backends, records, tmp_path):
+    backend, config = backends("qwen2_5_vl"), asked(tmp_path, sampling=Sampling(max_new_tokens=3, temperature=1.0))
+    prompts = [prompt for _, prompt in open_items([(record, "ab") for record in records[:3]], config, {})]
+    answers = backend.complete(prompts, sampling=config.sampling, seeds=[[1, 2]] * 3)
+    lengths = [inputs_of(backend, [prompt])["input_ids"].shape[1] for prompt in prompts]
+    assert [[one.tokens.prompt for one in row] for row in answers] == [[length] * 2 for length in lengths]
+    assert len(set(lengths)) > 1 and all(1 <= one.tokens.completion <= 3 for row in answers for one in row)

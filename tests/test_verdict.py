@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from unifiedreward_think.verdict import NOUNS, Dimension, Verdict, answer_text, parse, read_answer, render
+from unifiedreward_think.scores import Dimension
+from unifiedreward_think.verdict import NOUNS, Verdict, answer_text, parse, read_answer, render
 
 GOOD = """<think>
 1. Semantic consistency: Image 1 (9/10) - follows the caption; Image 2 (6/10) - misses the kite
@@ -51,7 +52,6 @@ def totals_of(*lines):
 def test_a_whole_think_block_and_an_exact_answer_are_strict(text):
     verdict = parse(text, "Image")
     assert verdict.strict and verdict.winner == 1
-    assert parse(text, "Image", lenient=True).winner == 1
 
 
 @pytest.mark.parametrize(
@@ -132,25 +132,6 @@ def test_direct_style_is_the_answer_block_alone(text, winner, strict):
     verdict = parse(text, "Video", style="direct")
     assert (verdict.winner, verdict.strict) == (winner, strict)
     assert bool(verdict.problems) is not strict
-
-
-@pytest.mark.parametrize(
-    ("text", "winner"),
-    [
-        ("so Image 2 is better", 2),
-        ("<think>Image 2 is better because of the light", 2),
-        ("<think>a</think><answer>Image 2 is better than Image 1</answer>", 2),
-        ("Image 1 is better at colour, yet Image 2 is better", None),
-        ("image 2 is better", None),
-        ("Video 2 is better", None),
-        ("", None),
-        ("<think>Image 1 is better?</think><answer>Image 2 is better</answer>", 2),
-    ],
-)
-def test_lenient_takes_the_only_candidate_called_better(text, winner):
-    verdict = parse(text, "Image", lenient=True)
-    assert verdict.winner == winner
-    assert verdict.strict == parse(text, "Image").strict
 
 
 @pytest.mark.parametrize(
@@ -343,12 +324,12 @@ def test_defect_e5_the_demanded_answer_counts_without_than():
 
 def test_defect_e7_a_long_chain_of_thought_is_not_a_tie_and_an_empty_output_not_a_win():
     assert parse(GOOD.replace("Image", "Video"), "Video").winner == 1
-    assert parse("", "Video", lenient=True).winner is None
+    assert parse("", "Video").winner is None
 
 
 def test_defect_e8_what_the_thinking_says_is_not_the_answer():
     text = "<think>At first Video 1 is better.</think><answer>Video 2 is better</answer>"
-    assert parse(text, "Video").winner == parse(text, "Video", lenient=True).winner == 2
+    assert parse(text, "Video").winner == 2
 
 
 def test_defect_g3_a_bare_sentence_and_an_answer_inside_think_do_not_count():
@@ -421,15 +402,13 @@ TEXTS = st.text(max_size=80) | st.lists(FRAGMENTS, max_size=30).map("".join)
 
 @settings(max_examples=400, deadline=None)
 @given(TEXTS, st.sampled_from(NOUNS), st.sampled_from(["cot", "direct"]))
-def test_no_text_raises_and_strict_implies_lenient(text, noun, style):
-    strict, lenient = (parse(text, noun, style=style, lenient=mode) for mode in (False, True))
-    assert strict.winner in (1, 2, None) and strict.strict == lenient.strict
-    if strict.winner is not None:
-        assert lenient.winner == strict.winner
-    if strict.strict:
-        assert strict.winner is not None
+def test_no_text_raises_and_strict_implies_a_winner(text, noun, style):
+    verdict = parse(text, noun, style=style)
+    assert verdict.winner in (1, 2, None)
+    if verdict.strict:
+        assert verdict.winner is not None
     if style == "cot":
-        assert bool(strict.problems) or (strict.strict and strict.arithmetic_ok)
+        assert bool(verdict.problems) or (verdict.strict and verdict.arithmetic_ok)
 
 
 @settings(deadline=None)
@@ -472,6 +451,6 @@ FRAMES = [
 def test_parsing_time_grows_with_the_length_only(frame):
     for piece in PIECES:
         start = time.process_time()
-        parse(frame.format(piece * (200_000 // len(piece))), "Image", lenient=True)
+        parse(frame.format(piece * (200_000 // len(piece))), "Image")
         # A tenth of a second at most; a pattern that backtracks takes 15 s and more.
         assert time.process_time() - start < 5, piece

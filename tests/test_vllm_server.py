@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 from requests.adapters import HTTPAdapter
-from stages import mean_token, train_grpo
 from urllib3.util.retry import Retry
 
+from helpers.stages import mean_token, train_grpo
 from unifiedreward_think.training.survival.faults import TrainingFault
 from unifiedreward_think.training.trainers import grpo
 

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from stages import TOY_PROMPTS, changed_keys, common, data_arguments, mean_token, read_log, weights
-from test_zero3 import checked, free_port
 
+from helpers.processes import checked, free_port
+from helpers.stages import TOY_PROMPTS, changed_keys, common, data_arguments, mean_token, read_log, weights
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.evaluation.origin import read_config
 from unifiedreward_think.evaluation.report import read_runs
 from unifiedreward_think.evaluation.training_log import read_run
 from unifiedreward_think.judging.judge import judge
@@ -29,7 +30,7 @@ def config(stage, model, toy_data, output, **changes):
     hard = {"train_files": [str(toy_data / "train.jsonl")], "num_generations": 2, "beta": 0.04}
     hard |= {"max_completion_length": TOKENS, "activation_checkpointing": True}
     hard |= {"reward_funcs": ["format_reward", "accuracy_reward", f"{__name__}.reward"]}
-    shared = {"prompt_dir": str(TOY_PROMPTS), "frames": 8, "frame_cache": str(toy_data / "frames"), "limit": 4}
+    shared = {"prompts": str(TOY_PROMPTS), "frames": 8, "frame_cache": str(toy_data / "frames"), "limit": 4}
     shared |= {"model_name_or_path": str(model), "output_dir": str(output), "dtype": "float32"}
     return {**common(max_steps=3), **shared, **(cold if stage is sft else hard), **changes}
 
@@ -77,7 +78,7 @@ def judged_afresh(model, toy_data, tmp_path):
     args = SimpleNamespace(eval_strategy="steps", fsdp=None, metric_for_best_model=None)
     held_out = watch.load_held_out(data, extras, args)
     backend = TransformersBackend(str(model), batch_size=8, device="cpu")
-    rows = judge(held_out.records, backend, held_out.protocol, tmp_path / "afresh.jsonl")
+    rows = judge(held_out.records, backend, held_out.config, tmp_path / "afresh.jsonl")
     return {(row.record_id, row.order): row.completion for row in rows}
 
 
@@ -113,7 +114,19 @@ def test_judging_held_out_pairs_changes_nothing_and_keeps_the_best(stage, train,
         assert logged[-1][f"eval_{name}"] == results["overall"][name]["value"]
     assert logged[-1]["eval_accuracy_high"] == results["overall"]["accuracy"]["high"] > 0.3
     assert logged[-1]["eval_agreement"] == results["both_orders"]["overall"]["agreement"]["value"]
+    files = [each["file"] for each in read_config(folders[-1])["data"]]
+    assert files == about["arguments"]["eval_files"] == read_config(folders[-1])["arguments"]["input"]
     assert (judged / "health.jsonl").read_text() == "" == (plain / "health.jsonl").read_text()
+
+
+def test_the_adapter_that_is_merged_is_the_one_of_the_best_step(train, models, toy_data):
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "up_proj"]}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    judged = train(sft, "judged", **judging(toy_data), **best, **lora, save_strategy="steps", save_steps=1)
+    first, last = (judged / f"checkpoint-{step}" / "adapter_model.safetensors" for step in (1, 3))
+    kept = (judged / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert kept == first.read_bytes() != last.read_bytes()
+    assert changed_keys(models["qwen2_5_vl"], judged)
 
 
 def test_the_cost_of_a_run_and_the_rewards_of_each_task_are_logged(train):
@@ -156,7 +169,7 @@ def test_held_out_pairs_without_a_label_are_refused(toy_data, tmp_path):
     data = data_arguments(toy_data, "train")
     data.media_root = str(toy_data)
     args = SimpleNamespace(eval_strategy="steps", fsdp=None, metric_for_best_model=None)
-    with pytest.raises(InputError, match="no pair has a preferred candidate"):
+    with pytest.raises(InputError, match="no record has a winner"):
         watch.load_held_out(data, TrainingExtras(eval_files=[str(tied)]), args)
 
 
@@ -176,6 +189,7 @@ def test_a_warning_is_printed_once_and_kept_and_not_repeated_on_resume(tmp_path,
         watched.args = SimpleNamespace(output_dir=str(tmp_path), eval_strategy="no")
         watched.state = SimpleNamespace(log_history=list(history))
         watched.is_world_process_zero = lambda: True
+        watched.add_callback = lambda _: None
         watched.watch(watched.args, TrainingExtras(health_window=2, health_bands=["kl<=0.1"]), None)
         return watched
 

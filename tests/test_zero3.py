@@ -1,41 +1,35 @@
 """Two ranks and two nodes through the real scripts: ZeRO-3 trains, saves, resumes and samples as one process does."""
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from stages import (
+
+from helpers.processes import PATIENCE, REPO, checked, free_port, started
+from helpers.stages import (
     changed_keys,
     check_output,
     common,
     data_arguments,
     mean_token,
     read_log,
+    shapes,
     train_grpo,
     train_sft,
     weights,
 )
-
 from unifiedreward_think.training import rejection_sampling
 from unifiedreward_think.training.memory.architecture import load_architecture
 from unifiedreward_think.training.memory.estimate import plan
 from unifiedreward_think.training.memory.job import make_job
 from unifiedreward_think.training.survival.checkpoints import flaw, read_seal
 
-REPO = Path(__file__).parents[1]
 DEEPSPEED = "configs/deepspeed/zero3_cpu.json"
-PATIENCE = 600  # seconds for one launch, most of it imports
 # What vLLM makes of the names in a Qwen2.5-VL checkpoint (`hf_to_vllm_mapper` in its models/qwen2_5_vl.py),
 # and the modules that the names must then lead to.
 VLLM_PREFIXES = {
@@ -48,43 +42,6 @@ VLLM_MODULES = (
     *("visual.patch_embed.", "visual.blocks.", "visual.merger.", "language_model.lm_head."),
     *(f"language_model.model.{part}." for part in ("embed_tokens", "layers", "norm")),
 )
-
-
-def environment():
-    """For a process of its own: this checkout's package, this interpreter's commands first."""
-    paths = [str(REPO / "src"), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PATH": path, "DS_ACCELERATOR": "cpu"}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-@contextmanager
-def started(command, **more):
-    """A launch, whose processes do not outlive the block."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environ = {**environment(), **more}
-    launch = subprocess.Popen(list(map(str, command)), cwd=REPO, env=environ, **pipes)
-    try:
-        yield launch
-    finally:
-        if launch.poll() is None:
-            for process in [*psutil.Process(launch.pid).children(recursive=True), launch]:
-                process.kill()
-
-
-def checked(command, *nodes, fails=False, **more):
-    """Run a command, or the same command as each of some nodes, and expect success, or failure; return what it said."""
-    with ExitStack() as stack, ThreadPoolExecutor() as readers:  # no launch waits for another one's output to be read
-        launches = [stack.enter_context(started(command, **more, **node)) for node in nodes or ({},)]
-        said = list(readers.map(lambda launch: launch.communicate(timeout=PATIENCE)[0], launches))
-        ends = [bool(launch.returncode) for launch in launches]
-    assert ends == [fails] * len(launches), "".join(text[-6000:] for text in said)
-    return "".join(said)
 
 
 def two_nodes():
@@ -101,13 +58,14 @@ def vllm_name(name):
 
 
 @pytest.mark.slow
-def test_key_names_survive_a_load_under_zero3(models, tmp_path):
-    checked([sys.executable, "tests/zero3_keys.py", tmp_path, *models.values()], MASTER_PORT=free_port())
+def test_names_and_shapes_of_all_weights_survive_a_load_under_zero3(models, tmp_path):
+    checked([sys.executable, "tests/helpers/zero3_keys.py", tmp_path, *models.values()], MASTER_PORT=free_port())
     found = json.loads((tmp_path / "keys.json").read_text())
     for family, source in models.items():
-        names = sorted(weights(source))
-        assert found[f"{source} ours"]["keys"] == names, family
-        assert found[f"{source} stock"]["keys"] != names, family
+        assert found[f"{source} ours"]["shapes"] == {name: list(shape) for name, shape in shapes(source).items()}, (
+            family
+        )
+        assert found[f"{source} stock"]["shapes"].keys() != shapes(source).keys(), family
         assert found[f"{source} ours"]["frozen"] > 10_000  # numel() of a partitioned parameter is 0
 
 
@@ -116,7 +74,7 @@ def test_key_names_survive_a_load_under_zero3(models, tmp_path):
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path, monkeypatch):
     source, data = models["qwen2_5_vl"], data_arguments(toy_data, "cold_start" if stage == "sft" else "train")
-    own = {"prompt_dir": data.prompt_dir, "frames": 8, "frame_cache": data.frame_cache, "limit": 4, "dtype": "float32"}
+    own = {"prompts": data.prompts, "frames": 8, "frame_cache": data.frame_cache, "limit": 4, "dtype": "float32"}
     own |= {"model_name_or_path": str(source), "train_files": data.train_files, "output_dir": str(tmp_path / "two")}
     own |= common(learning_rate=1e-4, per_device_train_batch_size=2)
     if stage == "sft":
@@ -124,11 +82,11 @@ def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path
         log = train_sft(source, toy_data, tmp_path / "one", learning_rate=1e-4)
     else:
         monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # the import changes it: put it back afterwards
-        import second_choice
+        from helpers import second_choice
 
         torch.multinomial = second_choice.pick  # an import that another test has done changes nothing
         own |= {"beta": 0.04, "num_generations": 2, "max_completion_length": 8}
-        own |= {"reward_funcs": ["second_choice.mean_token"]}
+        own |= {"reward_funcs": ["helpers.second_choice.mean_token"]}
         log = train_grpo(source, toy_data, tmp_path / "one", rewards=[mean_token], learning_rate=1e-4)
         assert all(row["reward_std"] > 0 and row["grad_norm"] > 0.1 for row in log)
     config = tmp_path / "config.yaml"
@@ -162,6 +120,27 @@ def test_zero3_on_two_ranks_equals_one_process(stage, models, toy_data, tmp_path
     again = weights(two)
     assert logged(two) == before
     assert all(again[key].equal(after[key]) for key in after)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * PATIENCE)
+@pytest.mark.parametrize("peft", ["false", "true"])
+def test_grpo_starts_from_an_adapter_under_zero3(peft, models, toy_data, tmp_path):
+    """Its reference is the merged start, not the base; one process gives the same."""
+    lora = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0}
+    train_sft(models["qwen2_5_vl"], toy_data, tmp_path / "sft", lora=lora, learning_rate=1e-2)
+    start, data = tmp_path / "sft" / "adapter", data_arguments(toy_data, "train")
+    own = {"beta": 0.04, "num_generations": 2, "max_completion_length": 8, "learning_rate": 1e-4}
+    own |= {"reward_funcs": ["helpers.second_choice.mean_token"], "lora_r": 4, "model_name_or_path": str(start)}
+    own |= {"train_files": data.train_files, "prompts": data.prompts, "frames": 8, "limit": 4}
+    own |= {"frame_cache": data.frame_cache, "dtype": "float32", "output_dir": str(tmp_path / "two")}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({**common(), **own, "per_device_train_batch_size": 2}))
+    checked(["bash", "scripts/grpo.sh", config, "--deepspeed", DEEPSPEED, "--use_peft", peft], NPROC="2")
+    log = read_log(tmp_path / "two")
+    assert log[0]["kl"] == pytest.approx(0, abs=1e-5) and log[0]["grad_norm"] > 0.01
+    assert changed_keys(tmp_path / "sft", tmp_path / "two")
+    assert (tmp_path / "two" / "start").is_dir() == (peft == "true")
 
 
 def logged(folder):
@@ -242,14 +221,14 @@ def test_sampling_survives_a_killed_rank_and_goes_on_as_two_nodes(models, toy_da
         kill_rank(1, process)
         process.communicate(timeout=PATIENCE)
     assert process.returncode != 0 and not (output / "manifest.json").exists()
-    assert 0 < sum(len(path.read_text().splitlines()) for path in output.glob("*.rank*")) < len(judgments)
+    assert 0 < sum(len(path.read_text().splitlines()) for path in output.glob("judgments*.rank*")) < len(judgments)
 
     sft = {**data, "--train_files": toy_data / "cold_start.jsonl", "--output_dir": tmp_path / "sft"}
     sft |= {"--deepspeed": "configs/deepspeed/zero3_offload.json", "--per_device_train_batch_size": 4}
     sft |= {"--max_steps": 2, "--logging_steps": 1}
     checked([*script, "--", *words(sft)], *two_nodes())
     assert {name: (output / name).read_bytes() for name in whole} == whole
-    assert told(output) == judgments and not list(output.glob("*.rank*"))
+    assert told(output) == judgments and not list(output.glob("judgments*.rank*"))
     assert json.loads((tmp_path / "sft" / "run.json").read_text())["finished"]
     assert len(read_log(tmp_path / "sft")) == 2
 

@@ -23,14 +23,14 @@ RECORDS = """
 import sys
 from pathlib import Path
 from PIL import Image
-from unifiedreward_think.data.shards import PART_ROWS, Part, ShardFolder, Stored
-from unifiedreward_think.records import PreferenceRecord
+from unifiedreward_think.data.shards import PART_ROWS, Part, ShardFolder
+from unifiedreward_think.records import PreferenceRecord, Trace
 
 def row(i):
     names = (("a.png",), ("b.png",)) if shared else ((f"media/{i}-a.png",), (f"media/{i}-b.png",))
     prompt = f"a red kite over lake number {i // 4}, oil on canvas, late afternoon light"
-    return Stored(record=PreferenceRecord(id=f"kites-{i}", task="image_generation", prompt=prompt, media=names,
-                                          preferred=1 + i % 2, source="kites", group=str(i // 4)))
+    return Trace(record=PreferenceRecord(id=f"kites-{i}", task="image_generation", prompt=prompt, media=names,
+                                         preferred=1 + i % 2, source="kites", group=str(i // 4)))
 
 folder, rows, shared = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "shared"
 shards = ShardFolder(folder, {"rows": rows})
@@ -63,7 +63,7 @@ from unifiedreward_think.backends import Completion
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.data.shards import read_stored
 from unifiedreward_think.traces.distillation import distill
-from unifiedreward_think.judging.protocol import Protocol
+from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.verdict import render
@@ -75,7 +75,7 @@ class Teacher:
         said = render(1, [("Aesthetics", 9, 4), ("Semantic consistency", 8, 7)], noun="Image")
         return [[Completion(said, "stop")] for _ in prompts]
 
-protocol = Protocol(prompts=load_prompts("cot"), style="cot", sampling=Sampling(),
+protocol = JudgingConfig(prompts=load_prompts("cot"), style="cot", sampling=Sampling(),
                     frames=FrameSampling(frames=8, cache=Path(output, "frames")))
 Path(output).mkdir()
 distill((row.record for _, _, row in read_stored([Path(folder)])), Teacher(), protocol, Path(output))

@@ -26,13 +26,14 @@ from statistics import median
 from unifiedreward_think.backends import end_at_tag
 from unifiedreward_think.backends.transformers import TransformersBackend
 from unifiedreward_think.data.formats.loading import load_records
+from unifiedreward_think.data.rows import shown_orders
+from unifiedreward_think.decoders import decode
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.judging.judge import judge
-from unifiedreward_think.judging.protocol import Protocol
-from unifiedreward_think.media import FrameSampling, decode_frames, open_image
+from unifiedreward_think.judging.settings import JudgingConfig
+from unifiedreward_think.media import FrameSampling, open_image
 from unifiedreward_think.models.loading import load_model, load_processor
 from unifiedreward_think.prompting import build_parts, load_prompts
-from unifiedreward_think.records import order_shown
 from unifiedreward_think.toy import dataset
 from unifiedreward_think.writing import write_whole
 
@@ -50,7 +51,8 @@ def one_by_one(records, model, processor, protocol):
     for record in records:
         for _ in range(protocol.samples):
             content, images = [], []
-            for part in build_parts(record, order=order_shown(record, protocol.order_seed), prompts=protocol.prompts):
+            (order,) = shown_orders(record, "one", protocol.order_seed)
+            for part in build_parts(record, order=order, prompts=protocol.prompts):
                 if isinstance(part, str):
                     content.append({"type": "text", "text": part})
                     continue
@@ -72,7 +74,7 @@ def one_by_one(records, model, processor, protocol):
 def pictures(part, frames):
     """Open a media entry of one file, a video frame by frame."""
     if part.kind == "video":
-        return decode_frames(Path(part.paths[0]), frames.frames, frames.decoder)
+        return decode(Path(part.paths[0]), frames.frames, frames.decoder).frames
     return [open_image(part.paths[0])]
 
 
@@ -88,11 +90,10 @@ def timed(work, protocol):
 def cold_start(folder):
     """Return the toy cold start in `folder`, trained by the stage itself if it is not there yet."""
     data, model = folder / "data", folder / "cold_start"
-    if not (data / "manifest.json").is_file():
-        dataset.write(data, cold_start=480, train=4, heldout=4)
+    dataset.write(data, cold_start=480, train=4, heldout=4)  # one that is there stays
     words = ["-m", "unifiedreward_think.training.sft", "--config", REPO / "configs/toy/cold_start.yaml"]
     words += ["--model_name_or_path", BASE, "--train_files", data / "cold_start.jsonl", "--output_dir", model]
-    words += ["--prompt_dir", PROMPTS, "--frame_cache", folder / "frames"]
+    words += ["--prompts", PROMPTS, "--frame_cache", folder / "frames"]
     subprocess.run([sys.executable, *map(str, words)], check=True)  # a finished one is left alone
     return str(model)
 
@@ -133,7 +134,7 @@ def main():
     add = parser.add_argument
     add("--model", help="folder or Hub name of the model (default: the toy cold start, trained first)")
     add("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
-    add("--prompt-dir", default=str(PROMPTS), help="folder of prompt templates")
+    add("--prompts", default=str(PROMPTS), help="folder of prompt templates")
     add("--pairs", type=int, default=32, help="toy pairs, the four tasks in turn")
     add("--samples", type=int, default=8, help="answers of each pair where they are sampled")
     add("--rounds", type=int, default=3, help="of each of the two, in turn")
@@ -146,8 +147,8 @@ def main():
 
     backend = partial(TransformersBackend, args.model, batch_size=args.batch_size)
     processor, network = load_processor(args.model), load_model(args.model).to(backend()._device).eval()
-    greedy = Protocol(
-        prompts=load_prompts(args.style, folder=args.prompt_dir),
+    greedy = JudgingConfig(
+        prompts=load_prompts(args.style, path=args.prompts),
         style=args.style,
         sampling=Sampling(max_new_tokens=args.max_new_tokens),
         frames=FrameSampling(frames=args.frames, cache=Path("unused")),

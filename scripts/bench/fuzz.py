@@ -1,12 +1,16 @@
 """Feed broken input to everything that reads what others wrote: nothing but the documented errors may come out.
 
-    nice python scripts/bench/fuzz.py --output results/fuzz.json             # 1 010 000 inputs
+    nice python scripts/bench/fuzz.py --output results/fuzz.json             # 1 030 000 inputs
     nice python scripts/bench/fuzz.py --share 0.001 --output /tmp/fuzz.json  # a thousandth of them
 
 verdict   `verdict.parse` on completions: never raises; a strict verdict has a winner; reading again says the same
 records   JSON lines through `data.loading`: a row is used or refused by a RecordError, and a used row survives writing
           and reading; the same bytes through `records.read_json_lines` and as judgments
-config    YAML through `training.run.parse` and `data.sources.read_source`: arguments, or an InputError, or SystemExit
+config    YAML through `training.parsing.parse` and `data.sources.read_source`: arguments, or an InputError,
+          or SystemExit
+pictures, clips    (fuzz_media.py) through `media.open_image` and `decoders.decode`: as ImageMagick and the ffmpeg
+          command line show them, or refused by a MediaError
+checkpoints    (fuzz_checkpoints.py) through `models.loading`: the model of a sound folder, or an InputError
 
 Inputs are valid ones that were cut, repeated, spliced and sprinkled with what has broken parsers before, rows with
 values of another kind, and random bytes. The same seed makes the same inputs; a crash is stored with its input in the
@@ -28,6 +32,9 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import fuzz_checkpoints
+import fuzz_media
+
 from unifiedreward_think.data.formats.files import read_values
 from unifiedreward_think.data.formats.shapes import Origin, read_record, read_trace
 from unifiedreward_think.data.sources.declaration import read_source
@@ -39,7 +46,14 @@ from unifiedreward_think.writing import write_whole
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPO = Path(__file__).parents[2]
-INPUTS = {"verdict": 600_000, "records": 400_000, "config": 10_000}
+INPUTS = {
+    "verdict": 600_000,
+    "records": 400_000,
+    "config": 10_000,
+    "pictures": 19_000,
+    "clips": 1_000,
+    "checkpoints": 500,
+}
 BATCH = 50  # lines of a file of records
 KEPT = 20  # crashes stored with their input
 ODD = [
@@ -148,7 +162,7 @@ def completions():
 def read_verdict(text, chance):
     """Check what holds of every verdict."""
     noun, style = chance.choice(NOUNS), chance.choice(("cot", "direct"))
-    found = parse(text, noun, style=style, lenient=chance.random() < 0.3)
+    found = parse(text, noun, style=style)
     assert found.winner in (1, 2, None), found
     assert not found.strict or found.winner is not None, found
     assert found.strict or found.problems or style == "direct" or found.winner is None, found
@@ -217,7 +231,7 @@ def configs():
 
 def read_config(text, file):
     """Read a text as the config of a stage and as the declaration of a source, and return what came of it."""
-    from unifiedreward_think.training import grpo, rejection_sampling, run
+    from unifiedreward_think.training import grpo, parsing, rejection_sampling
     from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras
 
     outcomes = []
@@ -228,16 +242,16 @@ def read_config(text, file):
         outcomes.append("refused")
     file.write_bytes(text.encode(errors="surrogatepass"))
     own = (DataArguments, TrainingExtras, grpo.RewardArguments, SharedPrefixArguments)
-    names = {f"{name}:" for cls in (*own, rejection_sampling.SamplingArguments) for name in cls.__dataclass_fields__}
+    names = {f"{name}:" for cls in (*own, *rejection_sampling.ARGUMENTS) for name in cls.__dataclass_fields__}
     # Without the arguments of TRL, whose meaning is TRL's.
     kept = [line for line in text.split("\n") if line.split(" ")[0] in names or ":" not in line[:30]]
-    for content, types in ((text, (DataArguments, rejection_sampling.SamplingArguments)), ("\n".join(kept), own)):
+    for content, types in ((text, rejection_sampling.ARGUMENTS), ("\n".join(kept), own)):
         file.write_bytes(content.encode(errors="surrogatepass"))
         sys.argv = ["fuzz", "--config", str(file)]
         before = dict(os.environ)
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                run.parse(*types)
+                parsing.parse(*types)
             outcomes.append("used")
         except (InputError, SystemExit):
             outcomes.append("refused")
@@ -248,7 +262,10 @@ def read_config(text, file):
 
 
 def fuzz(name, count, seed, folder):
-    """Read `count` inputs and return the outcomes and the crashes."""
+    """Read `count` inputs and return the outcomes and the crashes; what is read wrongly counts as one."""
+    for part in (fuzz_media, fuzz_checkpoints):
+        if name in part.TARGETS:
+            return part.fuzz(name, count, seed, folder, KEPT)
     chance, outcomes, crashes = random.Random(f"{seed} {name}"), Counter(), []
     corpus = {"verdict": completions, "records": rows, "config": configs}[name]()
     file = folder / ("rows.jsonl" if name == "records" else "config.yaml")

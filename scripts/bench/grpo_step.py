@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import measuring
 
@@ -39,76 +40,79 @@ def reward_function(settings):
     return reward
 
 
-def trainer_arguments(settings, folder):
-    """Return TRL's arguments for the steps."""
+def build(settings, rows, folder, callback, work=None, **arguments):
+    """Return TRL's trainer or ours for the steps; `work` counts, `arguments` are TRL's that differ from those here."""
     import trl
+    from peft import LoraConfig
 
-    return trl.GRPOConfig(
-        output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-        logging_steps=1,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.group * settings.groups,
-        num_generations=settings.group,
-        max_completion_length=settings.new_tokens,
-        generation_kwargs={"min_new_tokens": settings.new_tokens},
-        beta=settings.beta,
-        use_bias_correction_kl=False,
-        loss_type="grpo",
-        learning_rate=1e-4,
-        lr_scheduler_type="constant",
-        shuffle_dataset=False,
-        activation_checkpointing=True,
-    )
+    from unifiedreward_think.data.rows import to_dataset
+    from unifiedreward_think.models.loading import freeze_vision, load_processor
+    from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
+
+    options = {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.group * settings.groups,
+        "num_generations": settings.group,
+        "max_completion_length": settings.new_tokens,
+        "generation_kwargs": {"min_new_tokens": settings.new_tokens},
+        "beta": settings.beta,
+        "use_bias_correction_kl": False,
+        "loss_type": "grpo",
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "shuffle_dataset": False,
+        "activation_checkpointing": True,
+    }
+    network, processor = settings.place.load(settings.model), load_processor(settings.model)
+    freeze_vision(network)
+    if work:
+        work.watch_pictures(processor)
+    with settings.place.reference(settings.model):
+        trainer = {"trl": trl.GRPOTrainer, "ours": SharedPrefixGRPOTrainer}[settings.only](
+            model=network,
+            reward_funcs=reward_function(settings),
+            args=trl.GRPOConfig(output_dir=str(folder), **settings.place.arguments(), **{**options, **arguments}),
+            train_dataset=to_dataset(rows),
+            processing_class=processor,
+            peft_config=LoraConfig(**LORA) if settings.lora else None,
+            callbacks=[callback],
+        )
+    if work:
+        work.watch_rollouts(trainer, settings.place)
+        for watched in filter(None, (trainer.model, trainer.ref_model)):
+            work.watch(watched)
+    return trainer
 
 
 def train(settings, rows, folder):
     """Run the steps with TRL's trainer or ours and return what was measured."""
     import torch
     import transformers
-    import trl
-    from peft import LoraConfig
 
-    from unifiedreward_think.data.rows import to_dataset
-    from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
     from unifiedreward_think.training.trainers.prefetch import Reader
-    from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
 
-    seconds, work = [], measuring.Work()
+    seconds, work, place = [], measuring.Work(), settings.place
     take = Reader.take
-    Reader.take = lambda *args: work.timed(take, *args)
 
     class Clock(transformers.TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
             torch.manual_seed(1000 + state.global_step)
-            self.started = time.process_time()
+            self.started = place.seconds()
 
         def on_step_end(self, args, state, control, **_):
-            seconds.append(time.process_time() - self.started)
+            seconds.append(place.seconds() - self.started)
             work.end_step()
 
-    network, processor = load_model(settings.model, dtype="float32"), load_processor(settings.model)
-    freeze_vision(network)
-    work.watch_pictures(processor)
-    trainer = {"trl": trl.GRPOTrainer, "ours": SharedPrefixGRPOTrainer}[settings.only](
-        model=network,
-        reward_funcs=reward_function(settings),
-        args=trainer_arguments(settings, folder),
-        train_dataset=to_dataset(rows),
-        processing_class=processor,
-        peft_config=LoraConfig(**LORA) if settings.lora else None,
-        callbacks=[Clock()],
-    )
-    for watched in filter(None, (trainer.model, trainer.ref_model)):
-        work.watch(watched)
-    before = measuring.peak_memory()
-    trainer.train()
+    trainer = build(settings, rows, folder, Clock(), work)
+    before = place.memory()
+    with mock.patch.object(Reader, "take", lambda *args: work.timed(take, *args)):
+        trainer.train()
     log = [{key: row[key] for key in LOGGED if key in row} for row in trainer.state.log_history if "loss" in row]
-    return seconds, log, work, measuring.peak_memory() - before
+    return seconds, log, work, place.peak_memory() - before
 
 
 def original(settings, rows, folder):
@@ -199,9 +203,17 @@ def measure(settings):
     per_step = {key: round(value / settings.steps) for key, value in sorted(work.counts.items())}
     # The first step warms up, and trainers read a step ahead, so that the last one has less to read.
     spent = {}
-    for key in ("input_seconds", "waited_seconds"):
-        spent[key] = round(min(getattr(work, key)[1:-1], default=float("nan")), 5)
-    return {"seconds": seconds[1:], "log": log, "work_per_step": per_step, "peak_memory_mib": memory, **spent}
+    for key, values in (("input_seconds", work.input_seconds[1:-1]), ("waited_seconds", work.waited_seconds[1:-1])):
+        spent |= {key: round(min(values), 5)} if values else {}
+    if rollouts := work.rollout_seconds[1:] or work.rollout_seconds:
+        spent["rollout_seconds"] = round(min(rollouts), 5)
+    return {
+        "seconds": seconds[1:] or seconds,
+        "log": log,
+        "work_per_step": per_step,
+        "peak_memory_mib": memory,
+        **spent,
+    }
 
 
 def parse():
@@ -225,6 +237,7 @@ def parse():
     add("--output", type=Path, required=True, help="JSON file to write")
     add("--plot", type=Path, help="PNG file to draw")
     add("--only", choices=("original", "trl", "ours"), help=argparse.SUPPRESS)  # what one process measures
+    parser.set_defaults(place=measuring.Place())
     return parser.parse_args()
 
 

@@ -68,7 +68,7 @@ def imported(folder):
     """Every file of an import or a split; not the commit, which can change while kills.py runs."""
     found = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     for path in folder.rglob("manifest.json"):
-        found[str(path.relative_to(folder))] = {**json.loads(path.read_text()), "commit": None}
+        found[str(path.relative_to(folder))] = {**json.loads(path.read_text()), "commit": None, "sum": None}
     return found
 
 
@@ -79,7 +79,7 @@ def make_inputs(root):
     from unifiedreward_think.toy import dataset
 
     dataset.write(root / "toy", cold_start=8, train=12, heldout=4)
-    tiny.build("qwen2_5_vl", root / "model", corpus=load_prompts("cot", folder=PROMPTS).values())
+    tiny.build("qwen2_5_vl", root / "model", corpus=load_prompts("cot", path=PROMPTS).values())
 
 
 def make_pairs(folder):
@@ -102,7 +102,7 @@ def flags(options):
 
 def stages(root):
     """Return all stages, their arguments without the output folder."""
-    common = {"prompt_dir": PROMPTS, "frames": 4, "frame_cache": root / "frames", "dtype": "float32"}
+    common = {"prompts": PROMPTS, "frames": 4, "frame_cache": root / "frames", "dtype": "float32"}
     training = {
         **{**common, "model_name_or_path": root / "model", "limit": 4, "use_cpu": "true", "bf16": "false"},
         **{"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "logging_steps": 1},
@@ -114,7 +114,7 @@ def stages(root):
     grpo |= {"max_completion_length": 8, "reward_funcs": "bench_rewards.mean_token"}
     sampling = {**common, "model_name_or_path": root / "model", "train_files": root / "toy/train.jsonl", "samples": 2}
     sampling |= {"max_new_tokens": 6, "batch_size": 2, "require_correct": "false", "require_strict": "false"}
-    judging = {"model": root / "model", "data": root / "toy/train.jsonl", "orders": "both", "prompt-dir": PROMPTS}
+    judging = {"model": root / "model", "input": root / "toy/train.jsonl", "orders": "both", "prompts": PROMPTS}
     judging |= {"frames": 4, "frame-cache": root / "frames", "dtype": "float32", "max-new-tokens": 6, "batch-size": 2}
     reading = {"source": REPO / "configs/data/own_data.yaml", "input": root / "pairs/pairs.jsonl", "part-rows": 40}
     train, data = "unifiedreward_think.training.", "unifiedreward_think.data.__main__"

@@ -18,12 +18,14 @@ import os
 import random
 import resource
 import runpy
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from kill_stages import STEPS, make_inputs, make_pairs, stages
@@ -38,7 +40,7 @@ KILLS = {
     **{"import": 40, "split": 30, "judging": 32, "rejection_sampling": 32},
     **{"sft": 26, "grpo": 26, "grpo_stock": 16, "sft_2_ranks": 3, "grpo_2_ranks": 3},
 }
-PATIENCE = 900  # seconds after which a process counts as hanging
+PATIENCE = 240  # seconds after which a process counts as hanging
 
 
 def start(stage, output, log):
@@ -72,7 +74,7 @@ def fork(stage, arguments, rank, port, log):
 def run_stage(module):
     """Run a stage as `python -m` does, and return the status of the process."""
     try:
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module(module, run_name="__main__", alter_sys=True)  # dataclasses look for their module
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code)
@@ -84,6 +86,16 @@ def run_stage(module):
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
+
+
+def make_apart(*makers: Callable[[], object]) -> None:
+    """Make inputs in a child: torch must not have computed anything in the process whose children are the stages."""
+    pid = os.fork()
+    if not pid:
+        for make in makers:
+            make()
+        os._exit(0)
+    assert wait([pid]) == [0], "the inputs could not be made"
 
 
 def wait(pids):
@@ -219,28 +231,24 @@ def main():
 
         preload()
 
-    with tempfile.TemporaryDirectory() as temporary:
-        root = (args.work or Path(temporary)).absolute()
-        root.mkdir(parents=True, exist_ok=True)
-        maker = os.fork()  # torch must not have computed anything in the process that is forked
-        if not maker:
-            make_pairs(root / "pairs")
-            if models:
-                make_inputs(root)
-            os._exit(0)
-        assert wait([maker]) == [0], "the inputs could not be made"
-        known = stages(root)
-        if "split" in args.stages:
-            undisturbed(known["import"], root)  # which it reads
-        quota = {name: args.kills or KILLS[name] for name in args.stages}
-        chances = {name: random.Random(f"{args.seed} {name}") for name in quota}
-        while left := [name for name in quota if known[name].killed < quota[name]]:
-            for name in left:  # in turns, so that a report that is cut short speaks of all of them
-                torment(known[name], root, quota[name], chances[name])
-                write_whole(args.output, json.dumps(report(known, args.seed), indent=1) + "\n")
+    # No TemporaryDirectory: a rank runs what is registered for the end of a process, and a fork has that of its parent.
+    root = (args.work or Path(tempfile.mkdtemp(prefix="kills-"))).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    make_apart(lambda: make_pairs(root / "pairs"), *([lambda: make_inputs(root)] if models else []))
+    known = stages(root)
+    if "split" in args.stages:
+        undisturbed(known["import"], root)  # which it reads
+    quota = {name: args.kills or KILLS[name] for name in args.stages}
+    chances = {name: random.Random(f"{args.seed} {name}") for name in quota}
+    while left := [name for name in quota if known[name].killed < quota[name]]:
+        for name in left:  # in turns, so that a report that is cut short speaks of all of them
+            torment(known[name], root, quota[name], chances[name])
+            write_whole(args.output, json.dumps(report(known, args.seed), indent=1) + "\n")
     total = report(known, args.seed)["total"]
     print(json.dumps(total))
     failed = total["kills"] != total["survived"] or any(stage.problems for stage in known.values())
+    if not failed and args.work is None:
+        shutil.rmtree(root)
     raise SystemExit(int(failed))
 
 

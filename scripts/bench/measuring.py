@@ -1,9 +1,11 @@
 """What the speed benchmarks share: drawn prompts, a random model, counted work, and children that run in turn.
 
 Every measurement is a process of its own, so memory is its own too; implementations alternate within a round, so that a
-busy machine slows all of them. Seconds are CPU time of one thread, the minimum over rounds and steps.
+busy machine slows all of them. Seconds are CPU time of one thread, the minimum over rounds and steps. `Place` says
+where a model runs: on a GPU, seconds are wall time until it has done its work.
 """
 
+import gc
 import json
 import os
 import resource
@@ -16,6 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from unittest import mock
 
 from unifiedreward_think.writing import write_whole
 
@@ -33,6 +36,72 @@ def settle():
     limits |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if any(os.environ.get(key) != value for key, value in limits.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **limits})
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model runs, in which dtype and with which attention, and how its time and memory are measured."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    attention: str = "sdpa"
+
+    def arguments(self):
+        """Return what TRL's configs need to know of it."""
+        return {"use_cpu": self.device == "cpu", "bf16": self.dtype == "bfloat16"}
+
+    def load(self, folder):
+        """Load a model, or fill it with random weights where the folder holds its config alone.
+
+        They are the same in float32 and in bfloat16, which holds them exactly.
+        """
+        import torch
+        import transformers
+
+        from unifiedreward_think.models.loading import load_model
+
+        if any(Path(folder).glob("*.safetensors")):
+            return load_model(folder, dtype=self.dtype, attn_implementation=self.attention).to(self.device)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        torch.manual_seed(0)
+        with torch.device(self.device):  # drawn where they stay; buffers, which no checkpoint holds, are computed
+            network = transformers.AutoModelForImageTextToText.from_config(
+                config, dtype=torch.bfloat16, attn_implementation=self.attention
+            )
+        network.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        return (network.float() if self.dtype == "float32" else network).eval()
+
+    def reference(self, folder):
+        """Let TRL take its reference model from `load` while the context lasts."""
+        return mock.patch("trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: self.load(folder))
+
+    def seconds(self):
+        """Return CPU time of this process; on a GPU the time by the clock, once it has done what it was given."""
+        if self.device == "cpu":
+            return time.process_time()
+        import torch
+
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def memory(self):
+        """Return the MiB in use, from which `peak_memory` counts: of this process its peak so far."""
+        if self.device == "cpu":
+            return peak_memory()
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+
+    def peak_memory(self):
+        """Return the most MiB in use since `memory` was called."""
+        if self.device == "cpu":
+            return peak_memory()
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
 
 
 @dataclass(frozen=True)
@@ -89,7 +158,7 @@ class Work:
     """Counts what passes through a model; language model and tower are hooked whole, so recomputation counts once."""
 
     def __init__(self):
-        self.counts, self.input_seconds, self.waited_seconds = Counter(), [], []
+        self.counts, self.input_seconds, self.waited_seconds, self.rollout_seconds = Counter(), [], [], []
         self._timing, self._timed, self._waited = threading.local(), 0.0, 0.0
 
     def watch(self, network):
@@ -113,6 +182,8 @@ class Work:
         """Count the pictures that go through a processor, and the seconds from files of pictures to a model's input."""
         import datasets
 
+        from unifiedreward_think.data.picture_column import Picture
+
         image_processor, work = processor.image_processor, self
 
         class Counting(type(image_processor)):
@@ -127,10 +198,25 @@ class Work:
             def apply_chat_template(self, *args, **kwargs):  # calls the other one
                 return work.timed(super().apply_chat_template, *args, **kwargs)
 
-        decode = datasets.Image.decode_example
-        datasets.Image.decode_example = lambda *args, **kwargs: work.timed(decode, *args, **kwargs)
+        def timed(decode):
+            return lambda *args, **kwargs: work.timed(decode, *args, **kwargs)
+
+        for column in (datasets.Image, Picture):  # TRL's, and ours
+            column.decode_example = timed(column.decode_example)
         image_processor.__class__ = Counting
         processor.__class__ = Timed
+
+    def watch_rollouts(self, trainer, place):
+        """Note the seconds that completions take to be written, prefill included."""
+        method = trainer._generate_single_turn
+
+        def call(*args, **kwargs):
+            started = place.seconds()
+            found = method(*args, **kwargs)
+            self.rollout_seconds.append(place.seconds() - started)
+            return found
+
+        trainer._generate_single_turn = call
 
     def timed(self, function, *args, **kwargs):
         """Call a function and count its time, unless it is called by one that is counted.
@@ -201,17 +287,18 @@ def save(report, file):
     write_whole(file, json.dumps(report, indent=1) + "\n")
 
 
-def plot(points, label, file):
-    """Draw CPU seconds and memory of each implementation over the values of `points`."""
+def plot(points, label, file, seconds=("cpu_seconds", "CPU seconds")):
+    """Draw seconds, in a field with a title, and memory of each implementation over the values of `points`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for axes, key, title in zip(panels, ("cpu_seconds", "peak_memory_mib"), ("CPU seconds", "MiB"), strict=True):
-        for impl in next(iter(points.values())):
-            axes.plot([int(value) for value in points], [row[impl][key] for row in points.values()], "o-", label=impl)
+    for axes, (key, title) in zip(panels, (seconds, ("peak_memory_mib", "MiB")), strict=True):
+        for impl in dict.fromkeys(impl for rows in points.values() for impl in rows):
+            measured = [(int(value), rows[impl][key]) for value, rows in points.items() if impl in rows]
+            axes.plot(*zip(*measured, strict=True), "o-", label=impl)
         axes.set(xlabel=label, ylabel=title, ylim=(0, None))
     panels[0].legend()
     figure.savefig(file, dpi=120)

@@ -11,7 +11,6 @@ generation, outside this pass, in `encoding_seconds`. --vocabulary gives the mod
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import measuring
@@ -23,14 +22,14 @@ def prepare(settings, folder):
     import trl
 
     from unifiedreward_think.data.rows import to_dataset
-    from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
+    from unifiedreward_think.models.loading import freeze_vision, load_processor
     from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
 
     rows = measuring.make_rows(folder, [measuring.Prompt(pictures=settings.pictures, words=settings.words)])
-    network, processor = load_model(settings.model, dtype="float32"), load_processor(settings.model)
+    network, processor = settings.place.load(settings.model), load_processor(settings.model)
     freeze_vision(network)
     args = trl.GRPOConfig(
-        output_dir=str(folder / "run"), use_cpu=True, bf16=False, report_to="none", beta=0.0,
+        output_dir=str(folder / "run"), **settings.place.arguments(), report_to="none", beta=0.0,
         per_device_train_batch_size=settings.group, num_generations=settings.group,
         max_completion_length=settings.new_tokens, activation_checkpointing=False,
     )  # fmt: skip
@@ -38,8 +37,8 @@ def prepare(settings, folder):
         model=network, reward_funcs=len, args=args, train_dataset=to_dataset(rows), processing_class=processor
     )
     torch.manual_seed(0)
-    completions = torch.randint(20, 60, (settings.group, settings.new_tokens))
-    advantages = torch.randn(settings.group)
+    completions = torch.randint(20, 60, (settings.group, settings.new_tokens)).to(settings.place.device)
+    advantages = torch.randn(settings.group).to(settings.place.device)
     messages = trl.data_utils.prepare_multimodal_messages(rows[0]["prompt"], images=to_dataset(rows)[0]["images"])
     return trainer, messages, completions, (advantages - advantages.mean()) / advantages.std()
 
@@ -54,7 +53,7 @@ def passes(settings, trainer, messages, completions):
     trainer.model.train()
     fields = trainer.processing_class.apply_chat_template(
         [messages], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    ).to(settings.place.device)
     ids = torch.cat([fields["input_ids"].expand(group, -1), completions], 1)
     types = torch.cat([fields["mm_token_type_ids"].expand(group, -1), torch.zeros_like(completions)], 1)
     media = {"pixel_values": fields["pixel_values"].repeat(group, 1)}
@@ -68,12 +67,12 @@ def passes(settings, trainer, messages, completions):
             return torch.stack([one.log_softmax(-1).gather(1, row[:, None])[-length:, 0] for one, row in rows])
 
         return logps, 0.0, fields["input_ids"].shape[1]
-    started = time.process_time()
+    started = settings.place.seconds()
     if settings.only == "ours":
         trainer._row_prompts = torch.zeros(group, dtype=torch.long)
         trainer._readings = [Reading([], messages, fields)]
         trainer._tokenize_prompts([messages] * group)
-    encoding = time.process_time() - started
+    encoding = settings.place.seconds() - started
     rest = {"mm_token_type_ids": types, "num_images": [settings.pictures] * group, **media}
 
     def logps():
@@ -88,14 +87,16 @@ def measure(settings):
     with tempfile.TemporaryDirectory() as name:
         trainer, messages, completions, advantages = prepare(settings, Path(name))
     logps, encoding, prompt = passes(settings, trainer, messages, completions)
-    before, seconds, network = measuring.peak_memory(), [], trainer.model
+    place, network, seconds = settings.place, trainer.model, []
+    before = place.memory()
     for _ in range(settings.repeats + 1):
         network.zero_grad(set_to_none=True)
-        started = time.process_time()
-        scored = logps()
-        loss = -((scored - scored.detach()).exp() * advantages[:, None]).mean()
+        started = place.seconds()
+        with trainer.compute_loss_context_manager():  # in bfloat16 autocast, as in training
+            scored = logps()
+            loss = -((scored - scored.detach()).exp() * advantages[:, None]).mean()
         loss.backward()
-        seconds.append(time.process_time() - started)
+        seconds.append(place.seconds() - started)
     weights = {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
     log = {f"norm of {name}": grad.norm().item() for name, grad in weights.items()}
     log |= {
@@ -105,7 +106,7 @@ def measure(settings):
     log["mean log-probability"] = scored.mean().item()
     bound = settings.group * (prompt + settings.new_tokens) / (prompt + settings.group * settings.new_tokens)
     report = {"seconds": seconds[1:], "log": [log], "encoding_seconds": round(encoding, 3), "prompt_tokens": prompt}
-    return report | {"token_bound": round(bound, 2), "peak_memory_mib": measuring.peak_memory() - before}
+    return report | {"token_bound": round(bound, 2), "peak_memory_mib": place.peak_memory() - before}
 
 
 def main():
@@ -122,6 +123,7 @@ def main():
     add("--output", type=Path, required=True, help="JSON file to write")
     add("--model", type=Path, help="a Qwen2.5-VL; a random one of 4 layers by default")
     add("--only", choices=("original", "trl", "ours"), help=argparse.SUPPRESS)  # what one process measures
+    parser.set_defaults(place=measuring.Place())
     settings = parser.parse_args()
     measuring.settle()
     if settings.only:

@@ -10,6 +10,9 @@ cache   one group of 8, all pairs in both orders, by a server that remembers pic
         and language model stand in about the proportion of a 7B model's, with the prompts of the real tasks.
 load    1,000 /v1/compare requests at once; a scripted judge whose answer is a function of the two pictures, and which
         names them in its reasoning, so that a lost, wrong or mixed-up answer shows.
+bad     comparisons on the tiny model, 32 at once: all good, or one in 16 bad (broken, hostile, without room in the
+        model), in turn. Good answers for each CPU second of the server; bad ones must get the status they deserve.
+decode  comparisons of photographs of 1024x1024, PNG and JPEG, decoded in the server's process or in others, in turn.
 memory  many requests, each with new pictures; the resident memory of the server's process after each tenth.
 
 The server runs in a process of its own. Latencies are those the client sees, the queue included.
@@ -17,6 +20,7 @@ The server runs in a process of its own. Latencies are those the client sees, th
 
 import argparse
 import asyncio
+import base64
 import json
 import os
 import random
@@ -26,71 +30,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack, contextmanager
-from hashlib import sha256
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
-from statistics import median
+from statistics import harmonic_mean, median
 
 import httpx
-from PIL import Image
+from PIL import Image, ImageChops
+from scripted_judge import colour_of, picture, verify
 
-from unifiedreward_think.backends import Completion
 from unifiedreward_think.models import tiny
 from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.serving.client import RewardClient, data_url, request_body
-from unifiedreward_think.verdict import render
 from unifiedreward_think.writing import write_whole
 
 REPO = Path(__file__).parents[2]
+SCRIPTED = Path(__file__).with_name("scripted_judge.py")
 LARGER = tiny.Size(hidden=256, layers=4, vision_hidden=128, vision_layers=2, patch=14, side=448, init=0.06)
-SEEN = re.compile(r"saw (\w{6}) and (\w{6})")
-
-
-class ScriptedBackend:
-    """A judge without a model: what it says is a function of the colours of the pictures it is shown.
-
-    `seconds` is what a batch takes, `calls` the sizes of the batches so far.
-    """
-
-    model = "scripted"
-    settings = {}  # noqa: RUF012
-
-    def __init__(self, batch_size=64, seconds=0.0):
-        self.batch_size = batch_size
-        self.seconds = seconds
-        self.calls = []
-
-    def complete(self, prompts, *, sampling, seeds):
-        self.calls.append(len(prompts))
-        time.sleep(self.seconds)
-        return [[Completion(say(*(seen(image) for image in row["images"][:2])), "stop")] for row in prompts]
-
-
-def seen(image):
-    """The colour of a picture of one colour, as six hex digits."""
-    return bytes(image.getpixel((0, 0))).hex()
-
-
-def quality(colour):
-    """How good a picture is: a fixed, arbitrary order of all colours."""
-    return int(sha256(colour.encode()).hexdigest()[:6], 16)
-
-
-def say(first, second="000000"):
-    """The completion on two colours, which it names in the order shown."""
-    better = 1 if quality(first) > quality(second) else 2
-    scores = [("Aesthetics", 9, 4) if better == 1 else ("Aesthetics", 4, 9)]
-    return render(better, scores, noun="Image", preamble=f"saw {first} and {second}")
-
-
-def colour_of(number):
-    return f"{number % 2**24:06x}"
-
-
-def picture(number, side=8):
-    """A picture of one colour, of its own for each number below 2**24."""
-    return data_url(Image.new("RGB", (side, side), f"#{colour_of(number)}"))
 
 
 @contextmanager
@@ -141,10 +98,10 @@ def speed(args):
     Pictures differ between the rounds, so no answer is remembered, and the model remembers no pictures: the second way
     would find those of the first. What remembering gains is measured by `cache`.
     """
-    command = ["-m", "unifiedreward_think.serving", "--model", args.model, "--prompt-dir", args.prompt_dir]
+    command = ["-m", "unifiedreward_think.serving", "--model", args.model, "--prompts", args.prompts]
     command += ["--dtype", "float32", "--device", args.device, "--max-new-tokens", 192, "--batch-size", 64, "--quiet"]
     command += ["--cache-mib", 0]
-    template = load_prompts("cot", folder=args.prompt_dir)["image_generation"]
+    template = load_prompts("cot", path=args.prompts)["image_generation"]
     loop, batched, pair_seconds, rank_seconds, equal = [], [], [], [], 0
     with serving(*command) as (url, _), httpx.Client(base_url=url, timeout=600) as http:
         for round_ in range(args.rounds + 1):  # the first one warms up
@@ -187,7 +144,7 @@ def speed(args):
 
 def cache(args):
     """Rank groups with pictures remembered and not; each is new to both servers."""
-    toy = ["--model", args.model, "--prompt-dir", args.prompt_dir]
+    toy = ["--model", args.model, "--prompts", args.prompts]
     with tempfile.TemporaryDirectory() as folder:
         tiny.build("qwen2_5_vl", Path(folder), corpus=load_prompts("cot").values(), size=LARGER)
         return {
@@ -232,21 +189,6 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def verify(body, reply):
-    """What is wrong with a reply to a request for two single-coloured pictures; "" for nothing."""
-    colours = body["colours"]
-    if reply.status_code != 200:
-        return f"lost: {reply.status_code} {reply.text[:100]}"
-    (row,) = reply.json()["judgments"]
-    named = SEEN.search(row["reasoning"] or "")
-    expected = (colours[row["shown_first"]], colours[1 - row["shown_first"]])
-    if named is None or named.groups() != expected:
-        return f"mixed up: {named and named.groups()} for {expected}"
-    if row["winner"] != (0 if quality(colours[0]) > quality(colours[1]) else 1):
-        return "wrong winner"
-    return ""
-
-
 async def storm(url, count, concurrency, start=0, part=None, after=None):
     """Send `count` comparisons, `concurrency` at once; return the latencies and what was wrong.
 
@@ -280,7 +222,7 @@ async def storm(url, count, concurrency, start=0, part=None, after=None):
 
 
 def load(args):
-    with serving(__file__, "--serve-scripted") as (url, _):
+    with serving(SCRIPTED) as (url, _):
         asyncio.run(storm(url, 50, 10, start=2**23))
         started = time.perf_counter()
         seconds, wrong = asyncio.run(storm(url, 1000, 1000))
@@ -294,6 +236,117 @@ def load(args):
     }
 
 
+def bad_requests():
+    """One request of each bad kind, with the status it deserves."""
+    good = request_body("image_generation", "a kite", [picture(1), picture(2)])
+    whole = base64.b64decode(picture(3, side=64).partition(",")[2])
+    scan = BytesIO()
+    Image.new("L", (2000, 2000)).save(scan, "JPEG", progressive=True)
+    last = scan.getvalue().rindex(b"\xff\xda")
+    bomb = scan.getvalue()[:-2] + scan.getvalue()[last:-2] * 500
+    first = good["candidates"][0]
+    kinds = [
+        ({**good, "candidates": [first, {"image": data_url(whole[:-30])}]}, 422),
+        ({**good, "candidates": [first, {"image": data_url(bomb)}]}, 422),
+        ({**good, "prompt": "\U0001f9ff" * 16_000}, 422),  # three tokens or more each
+        ({**good, "surprise": 1}, 422),
+    ]
+    return [(json.dumps(body).encode(), status) for body, status in kinds] + [(json.dumps(good).encode("utf-16"), 400)]
+
+
+async def answered(url, bodies, concurrency=32):
+    """Send requests, each with the status it deserves; return the seconds it took and what was wrong."""
+    waiting, wrong = list(enumerate(bodies))[::-1], []
+    limits = httpx.Limits(max_connections=concurrency)
+
+    async def client(http):
+        while waiting:
+            number, (body, status) = waiting.pop()
+            reply = await http.post("/v1/compare", content=body, headers={"Content-Type": "application/json"})
+            if reply.status_code != status or (status == 200 and reply.json()["status"] == "error"):
+                wrong.append((number, reply.status_code, reply.text[:100]))
+
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+        begun = time.perf_counter()
+        await asyncio.gather(*(client(http) for _ in range(concurrency)))
+        return time.perf_counter() - begun, wrong
+
+
+def compared(pictures):
+    """What asks for a comparison, which is to succeed."""
+    return json.dumps(request_body("image_generation", "a kite", pictures)).encode(), 200
+
+
+def bad(args):
+    """Compare with and without bad requests among the good ones."""
+    command = ["-m", "unifiedreward_think.serving", "--model", args.model, "--prompts", args.prompts]
+    command += ["--dtype", "float32", "--device", args.device, "--max-new-tokens", 192, "--batch-size", 64, "--quiet"]
+    kinds, count = bad_requests(), 16 * 6 * args.groups
+    rates, wrong = {"good": [], "mixed": []}, []
+    with serving(*command) as (url, pid):
+        for round_ in range(args.rounds + 1):  # the first one warms up
+            for turn, name in enumerate(("good", "mixed")):
+                start = 2 * count * (2 * round_ + turn)
+                bodies = [compared([picture(start + 2 * i, 64), picture(start + 2 * i + 1, 64)]) for i in range(count)]
+                if name == "mixed":
+                    bodies[7::16] = [kinds[i % len(kinds)] for i in range(count // 16)]
+                before = cpu_seconds(pid)
+                wrong += asyncio.run(answered(url, bodies))[1]
+                good = sum(status == 200 for _, status in bodies)
+                rates[name].append(round(good / (cpu_seconds(pid) - before), 1))
+        ratios = [round(b / a, 3) for a, b in zip(rates["good"][1:], rates["mixed"][1:], strict=True)]
+    return {
+        "requests_a_wave": count,
+        "good_answers_a_cpu_second": {name: values[1:] for name, values in rates.items()},
+        "ratio_of_each_round": ratios,
+        "ratio": round(harmonic_mean(rates["mixed"][1:]) / harmonic_mean(rates["good"][1:]), 3),
+        "wrong": len(wrong),
+        "first_wrong": wrong[:3],
+    }
+
+
+def photograph(number, side=1024):
+    """Smooth noise, which is as large when it is encoded as a photograph."""
+    small = Image.effect_noise((side // 8, side // 8), 60 + number % 50)
+    layers = [small.rotate(90 * i).resize((side, side), Image.Resampling.BICUBIC) for i in range(3)]
+    grain = Image.effect_noise((side, side), 12)
+    return Image.merge("RGB", [ImageChops.add(layer, grain, scale=1, offset=-128) for layer in layers])
+
+
+def decode(args):
+    """Compare photographs with all of them decoded in the server's process, and with all decoded in others."""
+    waves = {form: [photograph(i) for i in range(48)] for form in ("PNG", "JPEG")}
+    rates = {}
+    places = {"here": 2**30, "apart": 0}
+    with ExitStack() as stack:
+        urls = {place: stack.enter_context(serving(SCRIPTED, "--quick-pixels", n))[0] for place, n in places.items()}
+        for form, pictures in waves.items():
+            for round_ in range(args.rounds + 1):
+                for place, url in urls.items():
+                    bodies = []
+                    for i in range(0, len(pictures), 2):
+                        urls_of_pair = [encoded_as(form, image, round_) for image in pictures[i : i + 2]]
+                        bodies.append(compared(urls_of_pair))
+                    seconds, wrong = asyncio.run(answered(url, bodies, 8))
+                    assert not wrong, wrong
+                    rates.setdefault(form, {}).setdefault(place, []).append(round(len(bodies) / seconds, 2))
+    return {
+        form: {
+            "requests_a_second": {place: values[1:] for place, values in of_form.items()},
+            "apart_to_here": round(median(of_form["apart"][1:]) / median(of_form["here"][1:]), 3),
+        }
+        for form, of_form in rates.items()
+    }
+
+
+def encoded_as(form, image, round_):
+    """A picture as a data URL, with one pixel that makes it new in each round."""
+    image.putpixel((0, 0), (round_, 0, 0))
+    buffer = BytesIO()
+    image.save(buffer, form, **({"compress_level": 1} if form == "PNG" else {"quality": 90}))
+    return data_url(buffer.getvalue())
+
+
 def resident(pid):
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
@@ -301,7 +354,7 @@ def resident(pid):
 
 def memory(args):
     sizes = []
-    with serving(__file__, "--serve-scripted") as (url, pid):
+    with serving(SCRIPTED) as (url, pid):
         sizes.append(resident(pid))
 
         def note():
@@ -320,19 +373,7 @@ def memory(args):
     }
 
 
-def serve_scripted(port):
-    import uvicorn
-
-    from unifiedreward_think.engine.sampling import Sampling
-    from unifiedreward_think.serving.__main__ import KEEP_ALIVE
-    from unifiedreward_think.serving.app import create_app
-    from unifiedreward_think.serving.questions import Settings
-
-    app = create_app(ScriptedBackend(), Settings(prompts=load_prompts("cot"), sampling=Sampling()))
-    uvicorn.run(app, port=port, log_level="info", access_log=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE)
-
-
-PARTS = {"speed": speed, "cache": cache, "load": load, "memory": memory}
+PARTS = {"speed": speed, "cache": cache, "load": load, "bad": bad, "decode": decode, "memory": memory}
 
 
 def main():
@@ -340,17 +381,13 @@ def main():
     add = parser.add_argument
     add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
     add("--model", default=str(REPO / "src/unifiedreward_think/toy/base"), help="speed, cache: folder of the model")
-    add("--prompt-dir", default=str(REPO / "configs/toy/prompts"), help="speed, cache: folder of prompt templates")
+    add("--prompts", default=str(REPO / "configs/toy/prompts"), help="speed, cache: folder of prompt templates")
     add("--device", default="cpu", help="speed, cache: of the model")
-    add("--groups", type=int, default=4, help="speed: groups of 8 candidates in a round")
-    add("--rounds", type=int, default=5, help="speed, cache: of each of the two ways, in turn")
+    add("--groups", type=int, default=4, help="speed: groups of 8 candidates in a round; bad: 96 requests each")
+    add("--rounds", type=int, default=5, help="speed, cache, bad, decode: of each of the two ways, in turn")
     add("--requests", type=int, default=20_000, help="memory: how many")
     add("--output", type=Path, help="JSON file to write")
-    add("--serve-scripted", action="store_true", help=argparse.SUPPRESS)
-    add("--port", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.serve_scripted:
-        return serve_scripted(args.port)
     report = {part: PARTS[part](args) for part in args.parts}
     report["arguments"] = {key: str(value) for key, value in vars(args).items()}
     report["versions"] = {name: metadata.version(name) for name in ("torch", "transformers", "fastapi", "uvicorn")}

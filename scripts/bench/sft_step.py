@@ -1,4 +1,4 @@
-"""CPU time, work and memory of an SFT step: TRL's padded rows against streams.
+"""CPU time, work and memory of an SFT step: TRL's padded rows against packed sequences.
 
     python scripts/bench/sft_step.py --rows mixed siblings --output results/sft_step.json
 
@@ -10,7 +10,6 @@ timed.
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import measuring
@@ -40,30 +39,20 @@ def build(settings, rows, folder, callback):
     import trl
 
     from unifiedreward_think.data.rows import to_dataset
-    from unifiedreward_think.models.loading import freeze_vision, load_model, load_processor
+    from unifiedreward_think.models.loading import freeze_vision, load_processor
     from unifiedreward_think.training.trainers.sft import SFTTrainer
     from unifiedreward_think.training.trainers.shared_prefix_sft import SharedPrefixSFTTrainer
 
-    class InOrder:
-        def _get_train_sampler(self, train_dataset=None):
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    class Padded(InOrder, SFTTrainer):
-        pass
-
-    class Streams(InOrder, SharedPrefixSFTTrainer):
-        pass
-
     args = trl.SFTConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, save_strategy="no",
+        output_dir=str(folder), **settings.place.arguments(), report_to="none", disable_tqdm=True, save_strategy="no",
         logging_steps=1, max_steps=settings.steps, per_device_train_batch_size=8, max_length=None,
-        learning_rate=1e-4, lr_scheduler_type="constant", activation_checkpointing=False,
+        learning_rate=1e-4, lr_scheduler_type="constant", activation_checkpointing=settings.checkpointing,
     )  # fmt: skip
-    network, processor = load_model(settings.model, dtype="float32"), load_processor(settings.model)
+    network, processor = settings.place.load(settings.model), load_processor(settings.model)
     freeze_vision(network)
-    cls, own = (Padded, {}) if settings.only == "trl" else (Streams, {"prompts": [row["number"] for row in rows]})
-    dataset = to_dataset(rows)
-    return cls(network, args, train_dataset=dataset, processing_class=processor, callbacks=[callback], **own)
+    cls = SFTTrainer if settings.only == "trl" else SharedPrefixSFTTrainer
+    dataset, order = to_dataset(rows), torch.utils.data.SequentialSampler(rows)
+    return cls(network, args, train_dataset=dataset, processing_class=processor, callbacks=[callback], sampler=order)
 
 
 def measure(settings):
@@ -74,12 +63,12 @@ def measure(settings):
 
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **_):
-            now = time.process_time()
+            now = settings.place.seconds()
             seconds.append(now - self.started)
             self.started = now
 
         def on_train_begin(self, args, state, control, **_):
-            self.started = time.process_time()
+            self.started = settings.place.seconds()
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,11 +76,11 @@ def measure(settings):
         trainer = build(settings, rows, folder / "run", Clock())
         work.watch(trainer.model)
         work.watch_pictures(trainer.processing_class)
-        before = measuring.peak_memory()
+        before = settings.place.memory()
         trainer.train()
     log = [{key: row[key] for key in LOGGED} for row in trainer.state.log_history if "loss" in row]
     per_step = {key: round(value / settings.steps) for key, value in sorted(work.counts.items())}
-    memory = measuring.peak_memory() - before
+    memory = settings.place.peak_memory() - before
     return {"seconds": seconds[1:], "log": log, "work_per_step": per_step, "peak_memory_mib": memory}
 
 
@@ -103,9 +92,11 @@ def main():
     add("--steps", type=int, default=3, help="optimizer steps of a process; the first is not timed")
     add("--rounds", type=int, default=1, help="of every implementation, in turn")
     add("--model", type=Path, help="a Qwen2.5-VL; a random one of 4 layers by default")
+    add("--checkpointing", action="store_true", help="of activations, as in the configs for GPUs")
     add("--output", type=Path, required=True, help="JSON file to write")
     add("--only", choices=("trl", "ours"), help=argparse.SUPPRESS)  # what one process measures
     add("--kind", help=argparse.SUPPRESS)
+    parser.set_defaults(place=measuring.Place())
     settings = parser.parse_args()
     measuring.settle()
     if settings.only:
@@ -115,6 +106,7 @@ def main():
         model = settings.model or measuring.build_model(Path(name, "model"))
         for kind in settings.rows:
             words = ["--kind", kind, "--steps", settings.steps, "--model", model]
+            words += ["--checkpointing"] * settings.checkpointing
             report["rows"][kind] = table = measuring.compare(
                 measuring.in_turn(settings.impl.split(","), settings.rounds, words)
             )

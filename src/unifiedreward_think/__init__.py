@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unifiedreward_think.interrupts import end_at_once, is_command
+
 if TYPE_CHECKING:
     from unifiedreward_think.judging.api import Judge
 
@@ -27,3 +29,7 @@ def __getattr__(name: str) -> Any:
     from unifiedreward_think.judging.api import Judge
 
     return Judge
+
+
+if is_command():
+    end_at_once()

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from unifiedreward_think.records import digest
 
 _Z = NormalDist().inv_cdf(0.975)
-Flag = tuple[str, bool]  # the cluster of a row, and whether the row counts
+Flag = tuple[str, float]  # the cluster of a row, and whether the row counts, 0 or 1, or as how much of one
 
 
 class Estimate(NamedTuple):
@@ -48,7 +48,7 @@ class Rate(NamedTuple):
     80.0% [49.0, 94.3] n/a
     """
 
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: float  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     total: int
 
     @property
@@ -86,7 +86,7 @@ def as_rate(flags: Sequence[Flag]) -> Rate:
     return Rate(sum(flag for _, flag in flags), len(flags))
 
 
-def interval(flags: Sequence[Flag], *, seed: int = 0) -> Estimate:
+def interval(flags: Sequence[Flag]) -> Estimate:
     """Return a share with the interval that fits how its rows hang together.
 
     Wilson where every cluster holds one row. Else a bootstrap over clusters: Wilson would take the two orders
@@ -97,19 +97,19 @@ def interval(flags: Sequence[Flag], *, seed: int = 0) -> Estimate:
     share, clusters = as_rate(flags), len({cluster for cluster, _ in flags})
     if clusters == len(flags):
         return Estimate(share.value, share.low, share.high)
-    found = cluster_bootstrap(flags, seed=seed)
-    if found.value is not None and found.low == found.high:
-        return Estimate(found.value, *wilson(found.value * clusters, clusters))
-    return found
+    estimate = cluster_bootstrap(flags)
+    if estimate.value is not None and estimate.low == estimate.high:
+        return Estimate(estimate.value, *wilson(estimate.value * clusters, clusters))
+    return estimate
 
 
-def block(flags: Sequence[Flag], *, seed: int = 0) -> dict[str, Any]:
+def block(flags: Sequence[Flag]) -> dict[str, Any]:
     """Return a share for JSON: value, low and high of its `interval`, count and total.
 
     >>> block([])
     {'value': None, 'low': None, 'high': None, 'count': 0, 'total': 0}
     """
-    return {**interval(flags, seed=seed)._asdict(), **as_rate(flags)._asdict()}
+    return {**interval(flags)._asdict(), **as_rate(flags)._asdict()}
 
 
 def cluster_bootstrap(rows: Sequence[tuple[str, float]], *, seed: int = 0, resamples: int = 2000) -> Estimate:

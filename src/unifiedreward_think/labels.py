@@ -54,8 +54,7 @@ def in_order_of(record: PreferenceRecord, order: str) -> dict[str, Any]:
     whole = len(order) == record.count
     ranks = in_order(record.ranks, order) if record.ranks and len(order) > 1 else ()
     scores = in_order(record.scores, order) if record.scores else ()
-    stored = [candidate for candidate in range(1, record.count + 1)]
-    shown = in_order(stored, order)
+    shown = in_order(range(1, record.count + 1), order)
     preferred: Any = None
     if record.preferred in shown and len(order) > 1:
         preferred = shown.index(record.preferred) + 1

@@ -22,8 +22,8 @@ from unifiedreward_think.tasks import TASKS
 if TYPE_CHECKING:
     from unifiedreward_think.records import PreferenceRecord
 
-TEXTS = ("task", "prompt", "source", "group", "instruction")
-LISTS = ("ranks", "scores", "scale")
+TEXTS = ("task", "prompt", "source", "group", "instruction", "judged_by")
+LISTS = ("ranks", "scores", "scale", "places")
 
 
 def record_to_json(record: PreferenceRecord) -> dict[str, Any]:
@@ -110,6 +110,8 @@ def _labels(row: Mapping[str, Any], name: str) -> dict[str, Any]:
             raise RecordError(f"record {name!r}: {key} must be a list, found {row[key]!r}")
     if "scale" in row and (len(row["scale"]) != 2 or not all(isinstance(v, int | float) for v in row["scale"])):
         raise RecordError(f"record {name!r}: scale must be [lowest, highest], found {row['scale']!r}")
+    if "places" in row and not (row.get("instruction") and all(type(place) is int for place in row["places"])):
+        raise RecordError(f"record {name!r}: places are whole numbers beside an instruction, found {row['places']!r}")
     for key, kind in (("margin", int | float), ("votes", int)):
         if not isinstance(row.get(key, 0), kind) or isinstance(row.get(key), bool):
             raise RecordError(f"record {name!r}: {key} must be a number, found {row[key]!r}")

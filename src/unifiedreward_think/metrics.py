@@ -24,17 +24,20 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from unifiedreward_think.errors import RecordError
+from unifiedreward_think.forms import FORMS, POINTWISE, Form
 from unifiedreward_think.intervals import Flag, Rate, as_rate, block, macro_average, sign_flip_p
 from unifiedreward_think.order import STORED_ORDER, as_stored
+from unifiedreward_think.point_metrics import summarize_points
 from unifiedreward_think.records import Judgment, Preferred
 from unifiedreward_think.verdict import Verdict
 
-# What one verdict of a style adds to each rate; None keeps it out of the denominator. GRPO logs these, too.
-VERDICT_MEASURES: dict[str, Callable[[Verdict, str], bool | None]] = {
-    "parse_rate": lambda verdict, style: verdict.strict,
-    "readable_rate": lambda verdict, style: verdict.winner is not None,
-    "arithmetic_rate": lambda verdict, style: None if style == "direct" else verdict.arithmetic_ok,
-    "first_position_rate": lambda verdict, style: None if verdict.winner is None else verdict.winner == 1,
+# What one verdict of a style and a form adds to each rate; None keeps it out of the denominator. GRPO logs these, too.
+VERDICT_MEASURES: dict[str, Callable[[Verdict, str, Form], bool | None]] = {
+    "parse_rate": lambda verdict, style, form: verdict.strict,
+    "readable_rate": lambda verdict, style, form: form.readable(verdict),
+    "arithmetic_rate": lambda verdict, style, form: None if style == "direct" else verdict.arithmetic_ok,
+    "first_position_rate": lambda verdict, style, form: None if verdict.winner is None else verdict.winner == 1,
 }
 # What a judgment adds to each rate.
 MEASURES: dict[str, Callable[[Judgment], bool | None]] = {
@@ -92,6 +95,14 @@ def rate(judgments: Iterable[Judgment], measure: str) -> Rate:
     return as_rate(flags_of(judgments, measure))
 
 
+def by_record(judgments: Iterable[Judgment]) -> defaultdict[str, list[Judgment]]:
+    """Return record id -> its judgments, in their order."""
+    rows: defaultdict[str, list[Judgment]] = defaultdict(list)
+    for row in judgments:
+        rows[row.record_id].append(row)
+    return rows
+
+
 def pair_orders(judgments: Iterable[Judgment]) -> list[tuple[Judgment, Judgment]]:
     """Return the ("ab", "ba") judgments of each record and sample that was judged in both orders."""
     keyed = _by_key(judgments)
@@ -114,9 +125,7 @@ def majority(judgments: Iterable[Judgment]) -> dict[str, int | None]:
 
     Unparsed verdicts abstain. A split or empty vote has no winner: None, never a coin flip.
     """
-    votes: dict[str, Counter[int | None]] = defaultdict(Counter)
-    for judgment in judgments:
-        votes[judgment.record_id][judgment.candidate] += 1
+    votes = {name: Counter(row.choice for row in rows) for name, rows in by_record(judgments).items()}
     return {name: None if cast[1] == cast[2] else 1 if cast[1] > cast[2] else 2 for name, cast in votes.items()}
 
 
@@ -167,18 +176,18 @@ def paired_test(a: Iterable[Judgment], b: Iterable[Judgment]) -> PairedTest:
     one to quote.
 
     Raises:
-        ValueError: the two sets disagree about the label of a record.
+        RecordError: the two sets disagree about the label of a record.
     """
     rows_a, rows_b = _by_key(a), _by_key(b)
     common = [(row, rows_b[key]) for key, row in rows_a.items() if key in rows_b]
     if wrong := [x.record_id for x, y in common if x.preferred != y.preferred]:
-        raise ValueError(f"record {wrong[0]!r} has two labels; judge the same records file with both models")
+        raise RecordError(f"record {wrong[0]!r} has two labels; judge the same records file with both models")
     labelled = [(x, y) for x, y in common if x.correct is not None]
     only_a = sum(bool(x.correct and not y.correct) for x, y in labelled)
     only_b = sum(bool(y.correct and not x.correct) for x, y in labelled)
     differences = Counter[str]()
     for x, y in labelled:
-        differences[_cluster(x)] += bool(x.correct) - bool(y.correct)
+        differences[x.cluster] += bool(x.correct) - bool(y.correct)
     return PairedTest(
         accuracy_a=rate((x for x, _ in labelled), "accuracy"),
         accuracy_b=rate((y for _, y in labelled), "accuracy"),
@@ -191,7 +200,7 @@ def paired_test(a: Iterable[Judgment], b: Iterable[Judgment]) -> PairedTest:
     )
 
 
-def summarize(judgments: Iterable[Judgment], *, seed: int = 0) -> dict[str, Any]:
+def summarize(judgments: Iterable[Judgment]) -> dict[str, Any]:
     """Return every number of a run, ready for JSON; each rate as value, low, high, count and total.
 
     Accuracy is over judgments: where both orders were judged each counts once. `interval` says how the
@@ -202,7 +211,7 @@ def summarize(judgments: Iterable[Judgment], *, seed: int = 0) -> dict[str, Any]
         tasks[name]: all MEASURES. macro_accuracy: mean over tasks. both_orders[overall | task], where both
         were judged: agreement, flip_rate, accuracy. majority, where records have several judgments: accuracy
         of the vote, no winner being wrong. tie_calibration, where labels hold ties: fitted on these very
-        rows.
+        rows. points, where scores were asked for: see `summarize_points`.
     """
     rows = list(_by_key(judgments).values())
     tasks = {task: [row for row in rows if row.task == task] for task in sorted({row.task for row in rows})}
@@ -213,25 +222,28 @@ def summarize(judgments: Iterable[Judgment], *, seed: int = 0) -> dict[str, Any]
         "ties": sum(row.preferred == "tie" for row in rows),
         "unlabelled": sum(row.preferred is None for row in rows),
         "errors": sum(bool(row.error) for row in rows),
-        "overall": _rates(rows, seed),
-        "tasks": {task: _rates(part, seed) for task, part in tasks.items()},
-        "macro_accuracy": macro_average(accuracies, seed=seed)._asdict(),
+        "overall": _rates(rows),
+        "tasks": {task: _rates(part) for task, part in tasks.items()},
+        "macro_accuracy": macro_average(accuracies)._asdict(),
     }
     if pair_orders(rows):
         parts = {"overall": rows, **{task: part for task, part in tasks.items() if pair_orders(part)}}
-        summary["both_orders"] = {name: _blocks(_pair_flags(part), seed) for name, part in parts.items()}
-    if len(rows) > summary["records"]:
-        votes, labelled = majority(rows), {row.record_id: row for row in rows if row.correct is not None}
-        flags = [(_cluster(row), votes[name] == row.preferred) for name, row in labelled.items()]
-        summary["majority"] = block(flags, seed=seed)
-    if summary["ties"]:
-        pairs = [(candidate_margin(row), row.preferred) for row in rows if row.preferred is not None]
+        summary["both_orders"] = {name: _blocks(_pair_flags(part)) for name, part in parts.items()}
+    voters = [row for row in rows if len(row.order) > 1]
+    if len(voters) > len({row.record_id for row in voters}):
+        votes, labelled = majority(voters), {row.record_id: row for row in voters if row.correct is not None}
+        flags = [(row.cluster, votes[name] == row.preferred) for name, row in labelled.items()]
+        summary["majority"] = block(flags)
+    if any(row.form == POINTWISE.name for row in rows):
+        summary["points"] = summarize_points(rows)
+    if any(row.preferred == "tie" and len(row.order) > 1 for row in rows):
+        pairs = [(candidate_margin(row), row.preferred) for row in voters if row.preferred is not None]
         best = tie_calibration([margin for margin, _ in pairs], [label for _, label in pairs])
         summary["tie_calibration"] = {**best._asdict(), "accuracy": best.correct / best.total}
     return summary
 
 
-def group_accuracy(judgments: Iterable[Judgment], groups: Mapping[str, str], *, seed: int = 0) -> dict[str, Any]:
+def group_accuracy(judgments: Iterable[Judgment], groups: Mapping[str, str]) -> dict[str, Any]:
     """Return accuracy by the group that `groups` names for each record id, and the mean over groups.
 
     Returns:
@@ -241,40 +253,36 @@ def group_accuracy(judgments: Iterable[Judgment], groups: Mapping[str, str], *, 
     for row in judgments:
         parts[groups[row.record_id]].append(row)
     flags = {name: flags_of(rows, "accuracy") for name, rows in parts.items()}
-    return {"groups": _blocks(flags, seed), "macro_groups": macro_average(flags, seed=seed)._asdict()}
+    return {"groups": _blocks(flags), "macro_groups": macro_average(flags)._asdict()}
 
 
-def _rates(rows: Sequence[Judgment], seed: int) -> dict[str, Any]:
-    return _blocks({measure: flags_of(rows, measure) for measure in MEASURES}, seed)
+def _rates(rows: Sequence[Judgment]) -> dict[str, Any]:
+    return _blocks({measure: flags_of(rows, measure) for measure in MEASURES})
 
 
-def _blocks(named: Mapping[str, Sequence[Flag]], seed: int) -> dict[str, Any]:
-    return {name: block(flags, seed=seed) for name, flags in named.items()}
+def _blocks(named: Mapping[str, Sequence[Flag]]) -> dict[str, Any]:
+    return {name: block(flags) for name, flags in named.items()}
 
 
 def flags_of(judgments: Iterable[Judgment], measure: str) -> list[Flag]:
     """Return the rows that `rate` counts, each with its cluster: its `group`, or its record where that is empty."""
     counts = MEASURES[measure]
-    return [(_cluster(row), flag) for row in judgments if (flag := counts(row)) is not None]
+    return [(row.cluster, flag) for row in judgments if (flag := counts(row)) is not None]
 
 
 def _pair_flags(judgments: Iterable[Judgment]) -> dict[str, list[Flag]]:
     pairs = pair_orders(judgments)
-    readable = [(x, y) for x, y in pairs if x.candidate is not None and y.candidate is not None]
+    readable = [(x, y) for x, y in pairs if x.choice is not None and y.choice is not None]
     return {
-        "agreement": [(_cluster(x), x.candidate is not None and x.candidate == y.candidate) for x, y in pairs],
-        "flip_rate": [(_cluster(x), x.candidate != y.candidate) for x, y in readable],
-        "accuracy": [(_cluster(x), bool(x.correct and y.correct)) for x, y in pairs if x.correct is not None],
+        "agreement": [(x.cluster, x.choice is not None and x.choice == y.choice) for x, y in pairs],
+        "flip_rate": [(x.cluster, x.choice != y.choice) for x, y in readable],
+        "accuracy": [(x.cluster, bool(x.correct and y.correct)) for x, y in pairs if x.correct is not None],
     }
 
 
-def _cluster(judgment: Judgment) -> str:
-    return judgment.group or judgment.record_id
-
-
 def _of_verdict(measure: str, judgment: Judgment) -> bool | None:
-    style = judgment.sampling.get("style", "cot")
-    return None if judgment.error else VERDICT_MEASURES[measure](judgment.verdict, style)
+    style = judgment.settings.get("style", "cot")
+    return None if judgment.error else VERDICT_MEASURES[measure](judgment.verdict, style, FORMS[judgment.form])
 
 
 def _by_key(judgments: Iterable[Judgment]) -> dict[tuple[str, str, int], Judgment]:
@@ -282,6 +290,6 @@ def _by_key(judgments: Iterable[Judgment]) -> dict[tuple[str, str, int], Judgmen
     for row in judgments:
         key = (row.record_id, row.order, row.sample)
         if key in keyed:
-            raise ValueError(f"record {key[0]!r}: order {key[1]!r}, sample {key[2]} is judged twice; remove one row")
+            raise RecordError(f"record {key[0]!r}: order {key[1]!r}, sample {key[2]} is judged twice; remove one row")
         keyed[key] = row
     return keyed

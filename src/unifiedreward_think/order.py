@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
-Order = Literal["ab", "ba"]
+Order = str
+Orders = Literal["one", "both"]
 ORDERS: tuple[Order, Order] = ("ab", "ba")
 STORED_ORDER: Order = "ab"
 T = TypeVar("T")
@@ -27,12 +28,12 @@ def in_order(stored: Sequence[T], order: str) -> tuple[T, ...]:
 
 
 def as_stored(shown: Sequence[T], order: str) -> tuple[T, ...]:
-    """Return what is shown for each candidate in the order stored, the inverse of `in_order`.
+    """Return what is shown for each candidate in the order stored, the inverse of `in_order` for those that are shown.
 
-    >>> as_stored(in_order(["x", "y", "z"], "cab"), "cab")
-    ('x', 'y', 'z')
+    >>> as_stored(in_order(["x", "y", "z"], "cab"), "cab"), as_stored(["y"], "b")
+    (('x', 'y', 'z'), ('y',))
     """
-    return tuple(shown[place_shown(candidate, order) - 1] for candidate in range(1, len(order) + 1))
+    return tuple(shown[order.index(letter)] for letter in sorted(order))
 
 
 def candidate_at(place: int, order: str) -> int:
@@ -51,6 +52,15 @@ def place_shown(candidate: int, order: str) -> int:
     (1, 1)
     """
     return order.index(chr(ord("a") + candidate - 1)) + 1
+
+
+def is_order(order: object, count: int) -> bool:
+    """Return whether a text names some of `count` candidates, each once.
+
+    >>> is_order("ba", 2), is_order("a", 2), is_order("aa", 2), is_order("c", 2), is_order("", 2)
+    (True, True, False, False, False)
+    """
+    return isinstance(order, str) and 0 < len(order) == len(set(order) & set(letters(count)))
 
 
 def letters(count: int) -> str:

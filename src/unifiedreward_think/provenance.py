@@ -1,4 +1,4 @@
-"""What made an output: the versions of everything that can change a number, and the commit.
+"""What made an output: the versions of everything that can change a number, the commit, the data files, the time.
 
 >>> sorted(provenance())
 ['commit', 'versions']
@@ -7,6 +7,7 @@ benchmark: mmrb2
 arguments:
   frames: 8
   output: outputs/eval
+data: []
 <BLANKLINE>
 """
 
@@ -14,10 +15,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from unifiedreward_think.checksums import sha256_if_there
 
 # What is not installed is left out: decord has no wheel for every machine; vllm, openai and imagehash are extras.
 VERSIONED = (
@@ -28,13 +32,18 @@ VERSIONED = (
 
 def provenance() -> dict[str, Any]:
     """Return the installed versions of VERSIONED and the commit."""
-    versions: dict[str, str] = {}
+    return {"versions": versions(), "commit": commit(Path(__file__).parents[2])}
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of VERSIONED."""
+    installed: dict[str, str] = {}
     for name in VERSIONED:
         try:
-            versions[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {"versions": versions, "commit": commit(Path(__file__).parents[2])}
+    return installed
 
 
 def commit(root: Path) -> str:
@@ -48,9 +57,33 @@ def commit(root: Path) -> str:
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
-def config_yaml(arguments: Mapping[str, Any], **more: str) -> str:
-    """Return what config.yaml of an evaluation says: `more`, the arguments of the command, versions and commit."""
+def now() -> str:
+    """Return the date and time as outputs name them, "2026-11-30 09:16 UTC".
+
+    No part of `provenance`: outputs that are the same bytes for the same input name no time.
+    """
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def data_files(files: Iterable[str], rows: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    """Return what identifies data files: name, digest ("": it is no file), and how many of its rows were used.
+
+    >>> data_files(["gone.jsonl"], {"gone.jsonl": 3})
+    [{'file': 'gone.jsonl', 'rows': 3, 'sha256': ''}]
+    """
+    return [
+        {"file": file, **({} if rows is None else {"rows": rows.get(file, 0)}), "sha256": sha256_if_there(Path(file))}
+        for file in files
+    ]
+
+
+def config_yaml(arguments: Mapping[str, Any], *, data: Sequence[Mapping[str, Any]] = (), **more: str) -> str:
+    """Return what config.yaml of an evaluation says.
+
+    That is `more`, the arguments of the command, its `data_files`, versions, commit, and when it was started.
+    """
     import yaml
 
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
-    return yaml.safe_dump({**more, "arguments": plain, **provenance()}, sort_keys=False)
+    about = {**more, "arguments": plain, "data": [dict(each) for each in data], **provenance(), "date": now()}
+    return yaml.safe_dump(about, sort_keys=False)

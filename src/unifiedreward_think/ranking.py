@@ -31,27 +31,46 @@ Pair = tuple[int, int]
 
 
 class Game(NamedTuple):
-    """One judgment of a pair of candidates, by their places in the list; `winner` is None where none can be read."""
+    """One judgment of a pair of candidates, by their places in the list.
+
+    `winner` is None where none can be read, and where the two are equal: then it is a `tie`, half a win for each.
+    """
 
     a: int
     b: int
     winner: int | None
+    tie: bool = False
+
+    @property
+    def readable(self) -> bool:
+        """Whether it counts."""
+        return self.tie or self.winner is not None
+
+    def wins(self, candidate: int) -> float:
+        """Return what a candidate has of it.
+
+        >>> Game(0, 1, 1).wins(1), Game(0, 1, None, tie=True).wins(1), Game(0, 1, 1).wins(0)
+        (1.0, 0.5, 0.0)
+        """
+        if self.tie:
+            return 0.5 * (candidate in (self.a, self.b))
+        return float(self.winner == candidate)
 
 
 class Standing(NamedTuple):
     """What the games say of one candidate.
 
-    `wins` of `games` that could be read give the win rate, None without any. `score` is the Bradley-Terry log-strength:
-    0 is the average candidate, and a candidate beats another with probability 1 / (1 + exp(-difference)).
+    `wins` of `games` that count give the win rate, None without any; a tie is half a win. `score` is the Bradley-Terry
+    log-strength: 0 is the average candidate, and one beats another with probability 1 / (1 + exp(-difference)).
     """
 
-    wins: int
+    wins: float
     games: int
     score: Estimate
 
     @property
     def win_rate(self) -> float | None:
-        """Share of readable games won."""
+        """Share of the games that count."""
         return self.wins / self.games if self.games else None
 
 
@@ -111,12 +130,26 @@ def swiss_rounds(count: int) -> int:
     return min(math.ceil(math.log2(count)) + 1, count - 1)
 
 
+def renumbered(games: Sequence[Game], numbers: Sequence[int]) -> list[Game]:
+    """Return games under other numbers of the candidates, in the order of these: of the same games, the same list.
+
+    >>> renumbered([Game(0, 2, 2), Game(0, 1, None)], [2, 1, 0])
+    [Game(a=0, b=2, winner=0, tie=False), Game(a=1, b=2, winner=None, tie=False)]
+    """
+    new = []
+    for game in games:
+        a, b = sorted((numbers[game.a], numbers[game.b]))
+        new.append(Game(a, b, None if game.winner is None else numbers[game.winner], game.tie))
+    return sorted(new, key=lambda game: (game.a, game.b, game.wins(game.a)))
+
+
 def standings(count: int, games: Sequence[Game]) -> list[Standing]:
-    """Return the standing of each of `count` candidates; games without a winner do not count."""
-    read = [game for game in games if game.winner is not None]
+    """Return the standing of each of `count` candidates; games that cannot be read do not count."""
+    read = [game for game in games if game.readable]
     scores = bradley_terry(count, read)
     return [
-        Standing(sum(g.winner == i for g in read), sum(i in (g.a, g.b) for g in read), scores[i]) for i in range(count)
+        Standing(sum(game.wins(i) for game in read), sum(i in (game.a, game.b) for game in read), scores[i])
+        for i in range(count)
     ]
 
 
@@ -132,12 +165,12 @@ def bradley_terry(count: int, games: Sequence[Game]) -> list[Estimate]:
     results: dict[Pair, list[float]] = defaultdict(list)
     for game in games:
         low, high = sorted((game.a, game.b))
-        results[low, high].append(float(game.winner == low))
+        results[low, high].append(game.wins(low))
     strength = np.zeros(count)
     precision = np.eye(count) / PRIOR_SD**2
     if results:
         pairs = np.array(list(results))
-        share = np.array([sum(said) / len(said) for said in results.values()])
+        share = np.array([sum(outcomes) / len(outcomes) for outcomes in results.values()])
         design = np.zeros((len(pairs), count))
         design[np.arange(len(pairs)), pairs[:, 0]] = 1
         design[np.arange(len(pairs)), pairs[:, 1]] = -1

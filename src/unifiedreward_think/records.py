@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from unifiedreward_think import labels, lines
+from unifiedreward_think.checksums import checked, summed
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.forms import FORMS, PAIRWISE
-from unifiedreward_think.order import ORDERS, STORED_ORDER, Order, candidate_at, in_order, letters
+from unifiedreward_think.order import STORED_ORDER, Order, candidate_at, in_order, is_order
+from unifiedreward_think.strict_json import read_json
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
 from unifiedreward_think.verdict import Verdict
 
@@ -42,8 +44,8 @@ class PreferenceRecord:
         id: unique in its data set; names the row in every later file and error.
         task: one of TASK_NAMES.
         prompt: the caption (generation) or the question (understanding).
-        media: generation: one entry for each candidate; understanding: the images or the video the question
-            is about. An entry is a tuple of paths: one image or video file, or the frames of a video in order.
+        media: generation: one entry for each candidate; understanding: what the question is about. An entry is a tuple
+            of paths: one image or video file, or the frames of a video in order.
         answers: the candidates of the understanding tasks, empty otherwise.
         preferred: the best candidate from 1, or "tie", in the order stored here; None when unlabelled. It follows
             from ranks or scores where it is absent.
@@ -52,11 +54,12 @@ class PreferenceRecord:
         scale: lowest and highest possible score.
         margin: by how much the preferred one is better, in the units of the source.
         votes: how many people stand behind the label.
+        judged_by: who they are: people, a model, a metric.
         source: data set the record comes from.
         group: rows that must stay together in splits and clustered intervals (same prompt, same images).
-        instruction: a complete instruction to use word for word in place of the task's prompt, as in the
-            released SFT and GRPO files; such a row of an understanding task has its answers inside and cannot be
-            swapped.
+        instruction: a complete instruction in place of the task's prompt, as in the released SFT and GRPO files; that
+            of an understanding task has its answers inside and cannot be swapped.
+        places: the characters of the instruction before each media entry, or before each frame; empty: media first.
     """
 
     id: str
@@ -70,9 +73,11 @@ class PreferenceRecord:
     scale: tuple[float, float] | None = None
     margin: float | None = None
     votes: int | None = None
+    judged_by: str = ""
     source: str = ""
     group: str = ""
     instruction: str = ""
+    places: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a row no stage could use; derive `preferred`."""
@@ -80,10 +85,9 @@ class PreferenceRecord:
             raise RecordError(f"record {self.id!r}: task {self.task!r} is not one of {', '.join(TASK_NAMES)}")
         needs = f"record {self.id!r}: {self.task} needs"
         compares_media = TASKS[self.task].compares_media
-        if compares_media and not self.media:
-            raise RecordError(f"{needs} media of 2 candidates, found 0")
-        if not compares_media and not self.media:
-            raise RecordError(f"{needs} the media the question is about, found none")
+        if not self.media:
+            what = "media of 2 candidates, found 0" if compares_media else "the media the question is about, found none"
+            raise RecordError(f"{needs} {what}")
         if not compares_media and not self.instruction and not self.answers:
             raise RecordError(f"{needs} 2 answers, found 0")
         if any(not entry or not all(entry) for entry in self.media):
@@ -119,14 +123,13 @@ class PreferenceRecord:
         leave candidates out: "a" is the first one alone, whose rank among the others says nothing and goes.
 
         Raises:
-            RecordError: the instruction holds the answers, so they cannot change places; or the order names a
-                candidate twice, or one that is not there.
+            RecordError: the instruction holds the answers, or the order names a candidate twice or one not there.
         """
         if order == STORED_ORDER and self.count == len(order):
             return self
         if not self.swappable:
             raise RecordError(f"record {self.id!r}: its instruction holds the answers; only order 'ab' works")
-        if len(set(order)) != len(order) or not set(order) <= set(letters(self.count)) or not order:
+        if not is_order(order, self.count):
             raise RecordError(f"record {self.id!r}: order {order!r} does not name some of its {self.count} candidates")
         compares_media = TASKS[self.task].compares_media
         return replace(
@@ -137,10 +140,7 @@ class PreferenceRecord:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form: empty optional fields are left out, one-file media entries plain strings.
-
-        Two candidates are written as `media`, `answers`; other numbers as `candidates`, `context` (`lines`).
-        """
+        """Return the JSON form (`lines`): empty optional fields are left out, one-file media entries plain strings."""
         return lines.record_to_json(self)
 
     @classmethod
@@ -155,10 +155,10 @@ class PreferenceRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """A chain of thought on a record, shown in `order`: one supervised training row."""
+    """A chain of thought on a record, shown in `order`: one supervised training row; empty in a folder of records."""
 
     record: PreferenceRecord
-    completion: str
+    completion: str = ""
     order: Order = "ab"
 
     def to_json(self) -> dict[str, Any]:
@@ -170,17 +170,16 @@ class Trace:
         """Build a trace from its JSON form.
 
         Raises:
-            RecordError: the record, the order or the completion is missing or wrong.
+            RecordError: a part is missing or wrong.
         """
         if not isinstance(row.get("record"), Mapping):
             raise RecordError(f"a trace holds its record as an object under 'record', found {row.get('record')!r}")
         record = PreferenceRecord.from_json(row["record"])
         if unknown := set(row) - set(cls.__slots__):
-            known = ", ".join(cls.__slots__)
-            raise RecordError(f"record {record.id!r}: unknown key {min(unknown)!r}; known: {known}")
+            raise RecordError(f"record {record.id!r}: unknown key {min(unknown)!r}; known: {', '.join(cls.__slots__)}")
         order, completion = row.get("order", "ab"), row.get("completion")
-        if order not in ORDERS:
-            raise RecordError(f"record {record.id!r}: order is {order!r}; write 'ab' or 'ba'")
+        if not is_order(order, record.count):
+            raise RecordError(f"record {record.id!r}: order is {order!r}; write letters of its candidates, as 'ba'")
         if not isinstance(completion, str) or not completion.strip():
             raise RecordError(f"record {record.id!r}: completion must be a non-empty string")
         return cls(record=record, completion=completion, order=order)
@@ -196,12 +195,11 @@ class Judgment:
         form: what was asked for, a key of `forms.FORMS`.
         sample: which of the K samples this is.
         completion: what the model wrote, None when the item failed before the model answered (see `error`).
-        finish_reason: "stop" or "length" (the token limit cut it).
-        verdict: what the completion says, in the order shown.
-        preferred, task, source, group: copied from the record so that the row stands alone.
-        model, sampling, decoder, seconds: how it came about; `seconds` is the wall time of the item's batch
-            divided by its rows.
+        finish_reason, verdict: "stop" or "length" (the token limit); what it says, in the order shown.
+        preferred, scores, scale, task, source, group: those of the record.
+        model, settings, decoder, seconds: how it came about; `seconds` is the time of its batch, divided by its rows.
         error: why the item failed, empty otherwise.
+        content: digest of what was judged (`judging.content`); empty for a failure, and in older files.
     """
 
     record_id: str
@@ -212,45 +210,72 @@ class Judgment:
     finish_reason: str = "stop"
     verdict: Verdict
     preferred: Preferred | None = None
+    scores: tuple[float | None, ...] = ()
+    scale: tuple[float, float] | None = None
     task: str
     source: str = ""
     group: str = ""
     model: str = ""
-    sampling: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     decoder: str = ""
     seconds: float = 0.0
     error: str = ""
+    content: str = ""
 
     @property
-    def candidate(self) -> int | None:
+    def choice(self) -> int | None:
         """The winning candidate in the record's own order; None when unparsed."""
-        winner = self.verdict.winner
-        return None if winner is None else candidate_at(winner, self.order)
+        return self.verdict.winner and candidate_at(self.verdict.winner, self.order)
+
+    @property
+    def cluster(self) -> str:
+        """What it hangs together with in intervals: its group, or its record where that is empty."""
+        return self.group or self.record_id
+
+    @property
+    def readable(self) -> bool:
+        """Whether the verdict says what was asked for."""
+        return FORMS[self.form].readable(self.verdict)
+
+    @property
+    def why_unreadable(self) -> str:
+        """Why nothing can be read: it failed, was cut, or is malformed."""
+        if self.error:
+            return self.error
+        if self.finish_reason == "length":
+            return "cut at the token limit; raise max_new_tokens"
+        return "; ".join(self.verdict.problems)
 
     @property
     def correct(self) -> bool | None:
-        """Whether the preferred candidate won (unparsed: False); None for ties and unlabelled rows."""
+        """Whether the verdict agrees with the label (unparsed: False); None without a gold answer, as for ties."""
         form = FORMS[self.form]
-        agreement = form.agreement(self.verdict, form.gold(self.preferred, self.order))
+        agreement = form.agreement(self.verdict, form.gold(self, self.order))
         return None if agreement is None else agreement == 1
 
+    def labelled(self, record: PreferenceRecord) -> Judgment:
+        """Return the judgment with the labels of a record."""
+        names = ("preferred", "scores", "scale", "source", "group")
+        return replace(self, **{name: getattr(record, name) for name in names})
+
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form; a pairwise form is left out, as in files from before there were others."""
-        row = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.form == PAIRWISE.name:
-            del row["form"]
-        return {**row, "verdict": self.verdict.to_json()}
+        """Return the JSON form, without what older files did not hold: a pairwise form, no scores, scale or content."""
+        older = {"form": PAIRWISE.name, "content": "", "scores": (), "scale": None}
+        row = {field.name: getattr(self, field.name) for field in fields(self)} | {"verdict": self.verdict.to_json()}
+        return summed({key: value for key, value in row.items() if value != older.get(key, ...)}, without="seconds")
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Judgment:
         """Build a judgment from its JSON form.
 
         Raises:
-            RecordError: the row was not written by `to_json`.
+            RecordError: the row was not written by `to_json`, or has changed since.
         """
         try:
-            verdict = Verdict.from_json(row["verdict"])
-            return cls(**{**row, "verdict": verdict})
+            held = checked(row, without="seconds")
+            named = {{"sampling": "settings"}.get(key, key): value for key, value in held.items()}  # as 0.1 named them
+            tuples = {key: tuple(named[key]) for key in ("scores", "scale") if named.get(key)}
+            return cls(**{**named, "verdict": Verdict.from_json(row["verdict"]), **tuples})
         except (KeyError, TypeError, ValueError) as error:
             name = row.get("record_id")
             raise RecordError(f"record {name!r}: not a judgment ({error}); remove the line and judge again") from error
@@ -264,11 +289,6 @@ def digest(*parts: object) -> int:
     """
     text = json.dumps([str(part) for part in parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def order_shown(record: PreferenceRecord, seed: int) -> Order:
-    """Return the order to show, from (seed, record id) alone: limit, resume and shards never change it."""
-    return "ba" if record.swappable and digest("order", seed, record.id) % 2 else "ab"
 
 
 def json_lines(rows: Iterable[PreferenceRecord | Trace | Judgment]) -> str:
@@ -287,10 +307,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # syntax, bytes, a number too long, brackets too deep
-                message = f"{path}:{number}: not valid JSON ({error}); mend or remove the line"
-                raise RecordError(message) from error
+                row = read_json(line)
+            except (ValueError, RecursionError) as error:  # syntax, keys, bytes, length of a number, depth
+                raise RecordError(f"{path}:{number}: not valid JSON ({error}); fix or remove the line") from error
             if not isinstance(row, dict):
                 raise RecordError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
             yield number, row

@@ -14,61 +14,32 @@ None where the reward does not apply to the row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
 
 from unifiedreward_think.forms import FORMS, PAIRWISE, Form
 from unifiedreward_think.metrics import VERDICT_MEASURES
 from unifiedreward_think.order import candidate_at
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Style, Verdict, answer_text
+from unifiedreward_think.verdict import Verdict, answer_text
 
 Completion = str | Sequence[dict[str, Any]]
-LogMetric = Callable[[str, float], None]
-LogExtra = Callable[[str, list[Any]], None]
 
 
-def format_reward(
-    completions: Sequence[Completion],
-    task: Sequence[str] | None = None,
-    solution: Sequence[str | None] | None = None,
-    style: Sequence[str] | None = None,
-    id: Sequence[str] | None = None,
-    order: Sequence[str] | None = None,
-    log_metric: LogMetric | None = None,
-    log_extra: LogExtra | None = None,
-    **_: Any,
-) -> list[float | None]:
+def format_reward(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
     """Return 1 where the whole completion is strictly well formed, else 0 (the paper's format reward).
 
-    Args:
-        completions: texts, or TRL's conversational completions.
-        task: each row's task; where absent the noun is taken from `solution`.
-        solution: gold answer strings.
-        style: "cot" or "direct" for each row; "cot" where absent.
-        id: each row's pair, for the completions table.
-        order: the order it was shown in, likewise.
-        log_metric: TRL's hook; receives parse, readable and arithmetic rates, and how often the first one wins.
-        log_extra: TRL's hook; receives the winner and the problems for the completions table, and which pair it is.
+    The columns are those of `read_verdicts`.
     """
-    verdicts = _verdicts(completions, task, solution, style)
-    if log_metric is not None:
-        for name, value in verdict_rates(verdicts, style or ["cot"] * len(verdicts)).items():
-            log_metric(name, value)
-    if log_extra is not None:
-        log_extra("winner", [v.winner for v in verdicts])
-        log_extra("problems", ["; ".join(v.problems) for v in verdicts])
-        for name, column in (("task", task), ("id", id), ("order", order)):
-            if column is not None:
-                log_extra(name, list(column))
-    return [float(v.strict) for v in verdicts]
+    return [float(v.strict) for v in read_verdicts(completions, **columns)]
 
 
 def accuracy_reward(
     completions: Sequence[Completion],
     solution: Sequence[str | None],
     task: Sequence[str] | None = None,
-    form: Sequence[str] | None = None,
+    form: Sequence[str | None] | None = None,
     **_: Any,
 ) -> list[float | None]:
     """Return how far each completion agrees with its gold answer, by its form (`forms.Form.agreement`).
@@ -83,37 +54,31 @@ def accuracy_reward(
     """
     rewards: list[float | None] = []
     for i, text in enumerate(solution):
-        asked = FORMS[form[i]] if form is not None else PAIRWISE
-        gold = _gold(text, asked)
+        row_form = form_of(form[i] if form is not None else None)
+        gold = _gold(text, row_form)
         noun = _noun(task[i] if task is not None else None, text) if text else ""
-        verdict = asked.parse(_text(completions[i]), noun) if text else Verdict(winner=None, strict=False)
-        rewards.append(asked.agreement(verdict, gold))
+        verdict = row_form.parse(_text(completions[i]), noun) if text else Verdict(winner=None, strict=False)
+        rewards.append(row_form.agreement(verdict, gold))
     return rewards
 
 
 def consistency_reward(
-    completions: Sequence[Completion],
-    task: Sequence[str] | None = None,
-    solution: Sequence[str | None] | None = None,
-    style: Sequence[str] | None = None,
-    **_: Any,
+    completions: Sequence[Completion], style: Sequence[str | None] | None = None, **columns: Any
 ) -> list[float | None]:
     """Return 1 where each total is the sum of its scores and the larger total wins, else 0 (opt-in).
 
-    A row of style "direct" asks for no scores and gets None.
+    A row of style "direct" asks for no scores and gets None. The other columns are those of `read_verdicts`.
     """
-    verdicts = _verdicts(completions, task, solution, style)
-    asked = [True] * len(verdicts) if style is None else [name == "cot" for name in style]
-    return [float(v.arithmetic_ok) if scored else None for v, scored in zip(verdicts, asked, strict=True)]
+    verdicts = read_verdicts(completions, **columns)
+    scores_asked = [True] * len(verdicts) if style is None else [name != "direct" for name in style]
+    return [float(v.arithmetic_ok) if scored else None for v, scored in zip(verdicts, scores_asked, strict=True)]
 
 
 def swap_agreement_reward(
     completions: Sequence[Completion],
-    task: Sequence[str] | None = None,
-    solution: Sequence[str | None] | None = None,
     id: Sequence[str] | None = None,
     order: Sequence[str] | None = None,
-    **_: Any,
+    **columns: Any,
 ) -> list[float | None]:
     """Return how often the completions of the same pair in the other order name the same candidate (opt-in).
 
@@ -122,15 +87,16 @@ def swap_agreement_reward(
     """
     if id is None or order is None:
         raise ValueError("swap_agreement_reward needs the columns `id` and `order`; train with `orders: both`")
-    verdicts = _verdicts(completions, task, solution, None)
+    verdicts = read_verdicts(completions, **columns)
     named = [
         None if verdict.winner is None else candidate_at(verdict.winner, shown)
         for verdict, shown in zip(verdicts, order, strict=True)
     ]
     rewards: list[float | None] = []
     for i, candidate in enumerate(named):
-        others = [named[j] for j in range(len(named)) if id[j] == id[i] and order[j] != order[i]]
-        rewards.append(None if not others else 0.0 if candidate is None else _share(o == candidate for o in others))
+        same = [j for j in range(len(named)) if id[j] == id[i] and sorted(order[j]) == sorted(order[i])]
+        others = [named[j] for j in same if order[j] != order[i]]
+        rewards.append(None if not others else 0.0 if candidate is None else fmean(o == candidate for o in others))
     return rewards
 
 
@@ -148,40 +114,52 @@ def length_reward(
     return [0.0 - min(1.0, max(0.0, (len(ids) - (limit - margin)) / margin)) for ids in completion_ids]
 
 
-def verdict_rates(verdicts: Sequence[Verdict], styles: Sequence[str]) -> dict[str, float]:
+def verdict_rates(
+    verdicts: Sequence[Verdict], styles: Sequence[str | None], forms: Sequence[str | None]
+) -> dict[str, float]:
     """Return the rates that evaluation reports, of the completions of a step; one that no row counts in is left out.
 
     >>> verdict = PAIRWISE.parse("<answer>Image 1 is better</answer>", "Image", style="direct")
-    >>> sorted(verdict_rates([verdict], ["direct"]))
+    >>> sorted(verdict_rates([verdict], ["direct"], [None]))
     ['first_position_rate', 'parse_rate', 'readable_rate']
     """
     rates = {}
     for name, measure in VERDICT_MEASURES.items():
-        values = [measure(verdict, style) for verdict, style in zip(verdicts, styles, strict=True)]
+        rows = zip(verdicts, styles, map(form_of, forms), strict=True)
+        values = [measure(verdict, style or "cot", form) for verdict, style, form in rows]
         if counted := [value for value in values if value is not None]:
-            rates[name] = _share(counted)
+            rates[name] = fmean(counted)
     return rates
 
 
-def _verdicts(
+def read_verdicts(
     completions: Sequence[Completion],
-    task: Sequence[str] | None,
-    solution: Sequence[str | None] | None,
-    style: Sequence[str] | None,
+    task: Sequence[str] | None = None,
+    solution: Sequence[str | None] | None = None,
+    style: Sequence[str | None] | None = None,
+    form: Sequence[str | None] | None = None,
+    **_: Any,
 ) -> list[Verdict]:
+    """Return what each completion says.
+
+    Args:
+        completions: texts, or TRL's conversational completions.
+        task: each row's task; where absent the noun of its candidates is taken from `solution`.
+        solution: gold answer strings.
+        style: "cot" or "direct" for each row; "cot" where absent.
+        form: key of `forms.FORMS` for each row; "pairwise" where absent.
+    """
+    nothing = [None] * len(completions)
+    columns = (nothing if column is None else column for column in (task, solution, style, form))
     return [
-        _verdict(
-            completion,
-            task[i] if task is not None else None,
-            solution[i] if solution is not None else None,
-            style[i] if style is not None else "cot",
-        )
-        for i, completion in enumerate(completions)
+        form_of(form_name).parse(_text(completion), _noun(name, gold), style=how or "cot")
+        for completion, name, gold, how, form_name in zip(completions, *columns, strict=True)
     ]
 
 
-def _verdict(completion: Completion, task: str | None, gold: str | None, style: str = "cot") -> Verdict:
-    return PAIRWISE.parse(_text(completion), _noun(task, gold), style=cast(Style, style))
+def form_of(name: str | None) -> Form:
+    """Return the form of a row; pairwise where the row has no such column."""
+    return FORMS[name or PAIRWISE.name]
 
 
 def _text(completion: Completion) -> str:
@@ -197,10 +175,6 @@ def _noun(task: str | None, gold: str | None) -> str:
 def _gold(solution: str | None, form: Form) -> Any:
     gold = form.read_solution(solution) if solution else None
     if solution and gold is None:
-        raise ValueError(f"solution {solution!r} cannot be read; write it like {answer_text(1, 'Image')!r}, or null")
+        example = f"; write it like {answer_text(1, 'Image')!r}, or null" if form is PAIRWISE else f" as {form.name}"
+        raise ValueError(f"solution {solution!r} cannot be read{example}")
     return gold
-
-
-def _share(flags: Iterable[bool]) -> float:
-    values = list(flags)
-    return sum(values) / len(values) if values else 0.0

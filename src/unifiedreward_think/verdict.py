@@ -23,34 +23,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-Style = Literal["cot", "direct"]
+from unifiedreward_think.blocks import Style, form_problems, last_answer, thinking
+from unifiedreward_think.scores import (
+    NUMBER,
+    Dimension,
+    Score,
+    read_dimension,
+    read_score,
+    score_problems,
+    sums_of,
+    winner_problems,
+)
+
 Layout = Literal["one_line", "three_line"]
 NOUNS = ("Image", "Video", "Answer")
-STOP_STRING = "</answer>"
-
-_STRICT = {
-    "cot": re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL),
-    "direct": re.compile(r"\s*()<answer>(.*?)</answer>\s*", re.DOTALL),
-}
-_TAGS = {"cot": ("<think>", "</think>", "<answer>", "</answer>"), "direct": ("<answer>", "</answer>")}
-_NUMBER = r"(\d{1,4}(?:\.\d{1,2})?)"
 _CANDIDATE = r"(Image|Video|Answer) {1,3}([12])"
 # "Image 1 (9/10)", "Image 1: 9/10", "**Image 1** (9/10)", "**Image 1:** 9/10"
-_SCORE = re.compile(rf"{_CANDIDATE}\*{{0,2}} ?[(:]\*{{0,2}} ?{_NUMBER} ?/ ?10(?!\d)")
+_SCORE = re.compile(rf"{_CANDIDATE}\*{{0,2}} ?[(:]\*{{0,2}} ?{NUMBER} ?/ ?10(?!\d)")
 # "Image 1: 9+8+8=25", "Image 1: 25", "**Image 1**: 9 + 8 = 17/20", but not the unfinished "Image 1: 9+8"
 _TOTAL = re.compile(
-    rf"[\s*-]{{0,8}}{_CANDIDATE}\*{{0,2}} ?: ?\*{{0,2}} ?(?:[\d.+/ ]{{1,200}}= ?\*{{0,2}})?{_NUMBER}"
+    rf"[\s*-]{{0,8}}{_CANDIDATE}\*{{0,2}} ?: ?\*{{0,2}} ?(?:[\d.+/ ]{{1,200}}= ?\*{{0,2}})?{NUMBER}"
     r"(?:/\d{2,3})?(?! ?[\d/+]|\.\d)"
 )
 _TOTALS = re.compile(r"totals?(?: (?:raw )?(?:score|point)s?\b.*)?", re.IGNORECASE)
+_AROUND_NOTE = " \t*)(:;,-\u2013\u2014"  # brackets of the score, and what parts it from its reason
 _BULLET = re.compile(r"^[\s*#-]{0,8}(?:\d{1,2}[.)])?[\s*]{0,4}")
-
-
-class Dimension(NamedTuple):
-    """A named dimension and the score (out of 10) of each candidate, in the order shown."""
-
-    name: str
-    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +58,12 @@ class Verdict:
         winner: the place of the winner in the order shown, from 1; None when no answer can be read (`problems` says
             why).
         strict: the whole completion is one think block and one answer block ('direct': one answer block),
-            and the answer is letter for letter one of the two allowed strings.
+            and the answer is letter for letter one of the allowed strings.
         dimensions: those that score all candidates, in the order written.
         totals: the sum of each candidate as stated by the model, None unless all are stated.
-        problems: why `strict` or `arithmetic_ok` is False, or `winner` is None; empty for a perfect chain of thought.
+        problems: why `strict` or `arithmetic_ok` is False, or nothing can be read; empty for a perfect chain of
+            thought.
+        score: of the one candidate that was shown, where a score was asked for and can be read (`points.py`).
     """
 
     winner: int | None
@@ -72,16 +71,19 @@ class Verdict:
     dimensions: tuple[Dimension, ...] = ()
     totals: tuple[float, ...] | None = None
     problems: tuple[str, ...] = ()
+    score: Score | None = None
 
     @property
     def arithmetic_ok(self) -> bool:
-        """Whether each stated total is the sum of its scores and the larger total belongs to the winner."""
-        return self.winner is not None and not _arithmetic_problems(self.winner, self.dimensions, self.totals)
+        """Whether each stated total is the sum of its scores and the answer follows from the totals."""
+        if self.score is not None:
+            return not score_problems(self.score, self.dimensions, self.totals)
+        return self.winner is not None and not winner_problems(self.winner, self.dimensions, self.totals)
 
     @property
     def sums(self) -> tuple[float, ...]:
         """The sum of each candidate's scores, in the order shown; empty without scores."""
-        return _sums(self.dimensions)
+        return sums_of(self.dimensions)
 
     @property
     def margin(self) -> float | None:
@@ -89,14 +91,15 @@ class Verdict:
         return self.sums[0] - self.sums[1] if len(self.sums) == 2 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form: a dimension is a list of its name and the scores."""
-        return {
+        """Return the JSON form: a dimension is a list of its name and the scores, a score one of value and scale."""
+        row = {
             "winner": self.winner,
             "strict": self.strict,
             "scores": [[dimension.name, *dimension.scores] for dimension in self.dimensions],
             "totals": self.totals,
             "problems": self.problems,
         }
+        return row if self.score is None else {**row, "score": list(self.score)}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Verdict:
@@ -109,9 +112,10 @@ class Verdict:
         return cls(
             winner=row["winner"],
             strict=row["strict"],
-            dimensions=tuple(map(_read_dimension, row["scores"])),
+            dimensions=tuple(map(read_dimension, row["scores"])),
             totals=None if row["totals"] is None else tuple(row["totals"]),
             problems=tuple(row["problems"]),
+            score=read_score(row["score"]) if "score" in row else None,
         )
 
 
@@ -135,7 +139,7 @@ def read_answer(text: str, noun: str | None = None) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def parse(text: str, noun: str, *, style: Style = "cot", lenient: bool = False) -> Verdict:
+def parse(text: str, noun: str, *, style: Style = "cot") -> Verdict:
     """Parse a completion; never raises, whatever the text.
 
     The winner is what the last answer block after the thinking says. An answer inside a think block, or after one
@@ -145,29 +149,21 @@ def parse(text: str, noun: str, *, style: Style = "cot", lenient: bool = False) 
         text: the completion, without the prompt.
         noun: "Image", "Video" or "Answer": what the candidates are called in this task.
         style: "cot" asks for a think block, "direct" for the answer block alone; it only affects `strict`.
-        lenient: when no answer block can be read, accept a text that calls exactly one candidate better, as the
-            published evaluation scripts did (they searched the whole output for the sentence).
 
     >>> parse("<answer>Image 1 is better</answer>", "Image").problems[0]
     'no think block'
-    >>> parse("so Image 1 is better", "Image").winner, parse("so Image 1 is better", "Image", lenient=True).winner
-    (None, 1)
     """
     winner, problems = _read_winner(text, noun)
-    if winner is None and lenient:
-        named = [k for k in (1, 2) if answer_text(k, noun) in text]
-        winner = named[0] if len(named) == 1 else None
-    strict_problems = _strict_problems(text, noun, style)
-    think = "\n".join(piece.partition("<think>")[2] for piece in text.split("</think>"))
-    scores, totals, score_problems = _read_scores(think, noun)
+    strict_problems = form_problems(text, style, {answer_text(k, noun) for k in (1, 2)}.__contains__)
+    scores, totals, found = _read_scores(thinking(text), noun)
     if style == "cot" and winner is not None:
-        score_problems += _arithmetic_problems(winner, scores, totals)
+        found += winner_problems(winner, scores, totals)
     return Verdict(
         winner=winner,
         strict=not strict_problems,
         dimensions=scores,
         totals=totals,
-        problems=tuple(dict.fromkeys([*strict_problems, *problems, *score_problems])),
+        problems=tuple(dict.fromkeys([*strict_problems, *problems, *found])),
     )
 
 
@@ -194,14 +190,14 @@ def render(
     lines = [preamble] if preamble else []
     for i, (name, *values) in enumerate(scores):
         reasons = notes[i] if notes else [""] * len(values)
-        said = [
+        sides = [
             f"{noun} {k} ({value:g}/10)" + (f" - {why}" if why else "")
             for k, (value, why) in enumerate(zip(values, reasons, strict=True), start=1)
         ]
         if layout == "one_line":
-            lines.append(f"{i + 1}. {name}: " + "; ".join(said))
+            lines.append(f"{i + 1}. {name}: " + "; ".join(sides))
         else:
-            lines += [f"{i + 1}. {name}:", *(f"   {line}" for line in said)]
+            lines += [f"{i + 1}. {name}:", *(f"   {line}" for line in sides)]
     if scores:
         lines.append("Total score:")
         _, *columns = zip(*scores, strict=True)
@@ -212,40 +208,44 @@ def render(
 
 
 def _read_winner(text: str, noun: str) -> tuple[int | None, list[str]]:
-    tail = text.rpartition("</think>")[2]
-    if "<think>" in tail:
-        return None, ["think block not closed"]
-    head, closed, _ = tail.rpartition("</answer>")
-    _, opened, block = head.rpartition("<answer>")
-    if not (opened and closed):
-        return None, ["no answer block"]
-    winner = read_answer(block.partition("</answer>")[0], noun)
+    block, problem = last_answer(text)
+    if block is None:
+        return None, [problem]
+    winner = read_answer(block, noun)
     if winner is None:
         allowed = " or ".join(repr(answer_text(k, noun)) for k in (1, 2))
         return None, [f"answer is not {allowed}"]
     return winner, []
 
 
-def _strict_problems(text: str, noun: str, style: Style) -> list[str]:
-    problems = []
-    for tag in _TAGS[style]:
-        if (count := text.count(tag)) != 1 and tag.startswith("</") is False:
-            block = tag.strip("<>")
-            problems.append(f"no {block} block" if count == 0 else f"{count} {block} blocks")
-    if problems:
-        return problems
-    match = _STRICT[style].fullmatch(text)
-    if match is None or any(text.count(tag) != 1 for tag in _TAGS[style]):
-        return ["text outside the blocks, or blocks not closed or out of order"]
-    if style == "cot" and not match.group(1).strip():
-        problems.append("empty think block")
-    if match.group(2).strip() not in {answer_text(k, noun) for k in (1, 2)}:
-        problems.append("answer string is not exact")
-    return problems
+def read_notes(text: str, noun: str) -> list[tuple[str, ...]]:
+    r"""Return the reason of each score, for the dimensions that `parse` reads; "" where none is given.
+
+    >>> read_notes("<think>\n1. Light: Image 1 (9/10) - even; Image 2 (4/10)\n</think>", "Image")
+    [('even', '')]
+    """
+    rows, _ = _read_lines(thinking(text), noun)
+    return [(row[1].note, row[2].note) for _, row in rows if len(row) == 2]
+
+
+class _Mention(NamedTuple):
+    """A score of a candidate, and the text between it and the next one on its line."""
+
+    score: float
+    note: str
 
 
 def _read_scores(think: str, noun: str) -> tuple[tuple[Dimension, ...], tuple[float, ...] | None, list[str]]:
-    found: list[tuple[str, dict[int, float]]] = []
+    rows, totals = _read_lines(think, noun)
+    whole = tuple(Dimension(name, (row[1].score, row[2].score)) for name, row in rows if len(row) == 2)
+    problems = [f"{name!r} scores one candidate only" for name, row in rows if len(row) == 1]
+    problems += [f"score over 10 in {s.name!r}" for s in whole if max(s.scores) > 10]
+    return whole, (totals[1], totals[2]) if len(totals) == 2 else None, problems
+
+
+def _read_lines(think: str, noun: str) -> tuple[list[tuple[str, dict[int, _Mention]]], dict[int, float]]:
+    """Return each heading with what its lines say of each candidate, and the totals."""
+    rows: list[tuple[str, dict[int, _Mention]]] = []
     totals: dict[int, float] = {}
     in_totals = False
     for line in think.splitlines():
@@ -253,17 +253,16 @@ def _read_scores(think: str, noun: str) -> tuple[tuple[Dimension, ...], tuple[fl
         if head := _heading(line[: mentions[0].start()] if mentions else line):
             in_totals = _TOTALS.fullmatch(head) is not None
             if not in_totals:
-                found.append((head, {}))
+                rows.append((head, {}))
         if in_totals:
             if (total := _TOTAL.match(line)) and total.group(1) == noun:
                 totals.setdefault(int(total.group(2)), float(total.group(3)))
-        elif found:
-            for mention in mentions:
-                found[-1][1].setdefault(int(mention.group(2)), float(mention.group(3)))
-    whole = tuple(Dimension(name, (s[1], s[2])) for name, s in found if len(s) == 2)
-    problems = [f"{name!r} scores one candidate only" for name, s in found if len(s) == 1]
-    problems += [f"score over 10 in {s.name!r}" for s in whole if max(s.scores) > 10]
-    return whole, (totals[1], totals[2]) if len(totals) == 2 else None, problems
+        elif rows:
+            ends = [*(mention.start() for mention in mentions[1:]), len(line)]
+            for mention, end in zip(mentions, ends, strict=False):
+                note = line[mention.end() : end].strip(_AROUND_NOTE)
+                rows[-1][1].setdefault(int(mention.group(2)), _Mention(float(mention.group(3)), note))
+    return rows, totals
 
 
 def _heading(text: str) -> str:
@@ -273,32 +272,3 @@ def _heading(text: str) -> str:
         return ""
     name = _BULLET.sub("", stripped[:-1], count=1).strip(" *")
     return "" if re.fullmatch(_CANDIDATE, name) else name
-
-
-def _read_dimension(row: Any) -> Dimension:
-    if not isinstance(row, list | tuple):
-        raise TypeError(f"a dimension is a list of its name and the scores, found {row!r}")
-    name, *scores = row
-    if not isinstance(name, str) or not all(isinstance(score, int | float) for score in scores):
-        raise TypeError(f"a dimension is a list of its name and the scores, found {row!r}")
-    return Dimension(name, tuple(scores))
-
-
-def _sums(dimensions: Sequence[Dimension]) -> tuple[float, ...]:
-    return tuple(map(sum, zip(*(dimension.scores for dimension in dimensions), strict=True)))
-
-
-def _arithmetic_problems(winner: int, dimensions: Sequence[Dimension], totals: tuple[float, ...] | None) -> list[str]:
-    if not dimensions:
-        return ["no dimension scores both candidates"]
-    if totals is None:
-        return ["totals are not stated"]
-    problems = []
-    for k, (stated, actual) in enumerate(zip(totals, _sums(dimensions), strict=True), start=1):
-        if abs(stated - actual) > 1e-6:
-            problems.append(f"total of candidate {k} is stated as {stated:g}, its scores add up to {actual:g}")
-    if totals.count(max(totals)) > 1:
-        problems.append("totals are equal, so the answer does not follow from them")
-    elif totals[winner - 1] != max(totals):
-        problems.append("the winner has the smaller total")
-    return problems

@@ -26,9 +26,7 @@ from typing import Any
 from unifiedreward_think.metrics import candidate_margin, majority
 from unifiedreward_think.order import as_stored
 from unifiedreward_think.records import Judgment, Preferred
-from unifiedreward_think.verdict import Dimension
-
-TIE_MARGIN_HELP = "call a tie where the score sums differ by this at most, in the mean over votes (default: never)"
+from unifiedreward_think.scores import Dimension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +63,7 @@ class Result:
             return ""
         if self.votes["1"] or self.votes["2"]:
             return "the votes are split"
-        if self.chosen.error:
-            return self.chosen.error
-        if self.chosen.finish_reason == "length":
-            return "cut at the token limit; raise max_new_tokens"
-        return "; ".join(self.chosen.verdict.problems)
+        return self.chosen.why_unreadable
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, without the judgments."""
@@ -87,25 +81,24 @@ class Result:
 def combine(judgments: Sequence[Judgment], *, tie_margin: float | None = None) -> Result:
     """Return the result of all judgments of one record."""
     name = judgments[0].record_id
-    readable = [row for row in judgments if row.candidate is not None]
+    readable = [row for row in judgments if row.choice is not None]
     margin = mean_margin(judgments)
-    most = majority(judgments)[name]
-    winner = call_tie(None if most is None else 1 if most == 1 else 2, margin, tie_margin)
-    votes = {str(k): sum(row.candidate == k for row in judgments) for k in (1, 2)}
+    winner = call_tie(majority(judgments)[name], margin, tie_margin)
+    votes = {str(k): sum(row.choice == k for row in judgments) for k in (1, 2)}
     return Result(
         record_id=name,
         winner=winner,
         margin=margin,
         dimensions=_mean_scores(readable),
         votes={**votes, "abstained": len(judgments) - len(readable)},
-        chosen=next((row for row in readable if row.candidate == winner), (readable or judgments)[0]),
+        chosen=next((row for row in readable if row.choice == winner), (readable or judgments)[0]),
         error=next((row.error for row in judgments if row.error), ""),
     )
 
 
 def mean_margin(judgments: Sequence[Judgment]) -> float | None:
     """Return the mean score sum of candidate 1 minus that of candidate 2 over readable votes; None without scores."""
-    readable = [row for row in judgments if row.candidate is not None]
+    readable = [row for row in judgments if row.choice is not None]
     margins = [margin for row in readable if (margin := candidate_margin(row)) is not None]
     return sum(margins) / len(margins) if margins else None
 

@@ -18,24 +18,27 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import TextIO
 
 from unifiedreward_think.errors import InputError
 
-MENDS = {
+FIXES = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EFBIG: "the file would be larger than the limit (ulimit -f): raise it",
     errno.EROFS: "the disk is read-only: choose another folder",
+    errno.ENOSYS: "the file system knows no locks: mount it with flock, or choose another folder",
+    errno.ENOTSUP: "the file system knows no locks: mount it with flock, or choose another folder",
+    errno.EAGAIN: "another run holds it open and does not go on: end that one",
     errno.EACCES: "change the permissions, or choose another folder",
 }
 
 
 class OutputError(InputError):
-    """A result that cannot be written, on a full disk for example; the message names the file and the mend."""
+    """A result that cannot be written, on a full disk for example; the message names the file and the fix."""
 
 
 def write_whole(path: Path, content: str | bytes, *, cache: bool = False) -> None:
@@ -51,6 +54,18 @@ def write_whole(path: Path, content: str | bytes, *, cache: bool = False) -> Non
     """
     with whole(path, cache=cache) as scratch:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of a cache, unless it is there and holds this.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with suppress(OSError):  # not there, or no longer to be read
+        if path.read_bytes() == content:
+            return
+    write_whole(path, content, cache=True)
 
 
 @contextmanager
@@ -77,7 +92,7 @@ def whole(path: Path, *, cache: bool = False) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(scratch), str(path.parent)):
             raise  # the block read another file
-        raise _cannot(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         if scratch.is_file():
             scratch.unlink()
@@ -100,7 +115,7 @@ def open_to_append(path: Path) -> FileIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("ab", buffering=0)  # a buffer would try to write its rest once more where a write failed
     except OSError as error:
-        raise _cannot(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def append(file: FileIO, text: str) -> None:
@@ -115,7 +130,7 @@ def append(file: FileIO, text: str) -> None:
             data = data[file.write(data) :]
         os.fsync(file.fileno())
     except OSError as error:
-        raise _cannot(Path(str(file.name)), error) from error
+        raise unwritable(Path(str(file.name)), error) from error
 
 
 def _sync(path: Path) -> None:
@@ -123,9 +138,10 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _cannot(path: Path, error: OSError) -> OutputError:
-    mend = MENDS.get(error.errno or 0, "mend that")
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """Return the error that names a file which cannot be written, and the fix."""
+    fix = FIXES.get(error.errno or 0, "fix that")
     return OutputError(
-        f"{path}: cannot be written ({error}); {mend}. What was stored before stays, and the same command goes on from "
+        f"{path}: cannot be written ({error}); {fix}. What was stored before stays, and the same command goes on from "
         "there"
     )

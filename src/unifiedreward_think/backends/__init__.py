@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from unifiedreward_think.blocks import STOP_STRING
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.media import Clip
-from unifiedreward_think.verdict import STOP_STRING
+
+Request = tuple[Mapping[str, Any], Sequence[int]]  # a prompt, and a seed for each of its completions
 
 
 class BackendError(InputError):
     """No item can be judged: the server is out of reach, a package is missing, the arguments do not fit together."""
 
 
+class Tokens(NamedTuple):
+    """How many tokens a prompt has, its pictures included, and how many were written."""
+
+    prompt: int
+    completion: int
+
+
 class Completion(NamedTuple):
-    """A completion and why it ended: "stop" or "length"; the seconds it took where the backend knows them."""
+    """A completion and why it ended: "stop" or "length"; its seconds and tokens where the backend knows them."""
 
     text: str
     finish_reason: str
     seconds: float | None = None
+    tokens: Tokens | None = None
 
 
 class Video(NamedTuple):
@@ -31,19 +41,25 @@ class Video(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why there is no completion: this item failed, which says nothing of the others."""
+    """Why there is no completion: this item failed, which says nothing of the others.
+
+    Attributes:
+        reason: what went wrong.
+        refused: whether the prompt is at fault, so that it would fail again.
+    """
 
     reason: str
+    refused: bool = False
 
 
-def end_at_tag(text: str, finish_reason: str) -> Completion:
+def end_at_tag(text: str, finish_reason: str, tokens: Tokens | None = None) -> Completion:
     """Return a completion that ends where every backend stops: at the first closing answer tag.
 
     >>> end_at_tag("<answer>Image 1 is better</answer> As I said", "length").finish_reason
     'stop'
     """
     head, tag, _ = text.partition(STOP_STRING)
-    return Completion(head + tag, "stop" if tag else finish_reason)
+    return Completion(head + tag, "stop" if tag else finish_reason, tokens=tokens)
 
 
 def with_images(
@@ -63,8 +79,8 @@ def with_images(
     shows = {"image": show, "video": show_video}
 
     def filled(part: dict[str, Any]) -> dict[str, Any]:
-        said = shows.get(part["type"])
-        return said(next(media[part["type"]])) if said else part
+        as_part = shows.get(part["type"])
+        return as_part(next(media[part["type"]])) if as_part else part
 
     return [{"role": turn["role"], "content": [filled(part) for part in turn["content"]]} for turn in prompt["prompt"]]
 
@@ -77,10 +93,7 @@ class Backend(Protocol):
         batch_size: prompts in one call of `complete`.
         settings: what else decides the completions, such as pixel limits; stored in every judgment.
 
-    One that takes the next prompt as soon as it has room, not batch after batch, has a method `complete_each` (see
-    `TransformersBackend`). One that takes videos as such, not as pictures, says by an attribute `native_video` what it
-    takes of them: "frames", sampled here, or the "file", which a server samples by itself. One that remembers what it
-    made of pictures has an attribute `cache` with the numbers `hits`, `misses` and `bytes`.
+    What some backends can do besides stands below.
     """
 
     model: str
@@ -96,4 +109,37 @@ class Backend(Protocol):
         the `id` and `order` of what is judged; with native video also `videos`, each a `Video`; and `sample`, the
         number of the sample that the first seed is for, where that is not 0.
         """
-        ...
+
+
+@runtime_checkable
+class RefillingBackend(Protocol):
+    """A backend that takes the next prompt as soon as it has room, not batch after batch."""
+
+    def complete_each(
+        self, requests: Iterable[Request], *, sampling: Sampling, samples: int
+    ) -> Iterator[Sequence[tuple[int, Sequence[Completion | Failure]]]]:
+        """Yield the completions of prompts with their seeds as they are done, each with the number of its prompt."""
+
+
+@runtime_checkable
+class StreamingBackend(Protocol):
+    """A backend that tells what it writes while it writes."""
+
+    def stream(
+        self, prompt: Mapping[str, Any], *, sampling: Sampling, seed: int, on_text: Callable[[str], object]
+    ) -> Completion | Failure:
+        """Return the completion that `complete` would, having passed each piece of it to `on_text`."""
+
+
+@runtime_checkable
+class VideoBackend(Protocol):
+    """A backend that may take videos as such: their "frames", sampled here, or the "file", which a server samples."""
+
+    native_video: str
+
+
+@runtime_checkable
+class RememberingBackend(Protocol):
+    """A backend that keeps the features of pictures; its cache, if it has one, counts `hits`, `misses` and `bytes`."""
+
+    cache: Any

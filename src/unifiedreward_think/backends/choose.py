@@ -1,63 +1,103 @@
-"""From command line arguments to a backend."""
+"""The one place where a backend is made, from what a command line, a YAML file or Python asks for."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib import import_module
+from inspect import signature
+from typing import Any, Literal
 
 from unifiedreward_think.backends import Backend, BackendError
+from unifiedreward_think.backends.padding import BATCH_TOKENS
+from unifiedreward_think.flags import Count, Positive, Whole, check_ranges, option
 
-# Backend -> its class, and the arguments it takes beside the model. Each module is imported when it is chosen.
+# Backend -> its class. Each module is imported when it is chosen; the class takes what its signature names.
 BACKENDS = {
-    "transformers": (
-        "TransformersBackend",
-        {"batch_size", "dtype", "attn_implementation", "device", "min_pixels", "max_pixels", "cache_mib"},
-    ),
-    "server": ("ServerBackend", {"batch_size", "server", "concurrency", "timeout", "max_retries", "stop"}),
-    "vllm": (
-        "VllmBackend",
-        {"batch_size", "dtype", "min_pixels", "max_pixels", "max_images", "tensor_parallel_size", "max_model_len"},
-    ),
-    "replay": ("ReplayBackend", {"batch_size"}),
+    "transformers": "TransformersBackend",
+    "server": "ServerBackend",
+    "vllm": "VllmBackend",
+    "replay": "ReplayBackend",
 }
+NAMES = ("backend", "model")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that `make_backend` reads; what is not given is left to the backend's own default."""
-    group = parser.add_argument_group("backend", "where completions come from")
-    add = group.add_argument
-    add("--backend", choices=list(BACKENDS), default="transformers", help="what answers (default: transformers)")
-    add("--model", help="folder or Hub name of the model; server: its name there; replay: a judgments.jsonl")
-    add("--batch-size", type=int, help="pairs in one batch (default: 8; server: 4 x concurrency; others: 256)")
-    add("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="of the weights (default: auto)")
-    add("--attn-implementation", help="attention kernel of transformers")
-    add("--device", help="of transformers: cuda, cpu ... (default: cuda if there is one)")
-    add("--min-pixels", type=int, help="smaller pictures are scaled up to this area (default: the model's)")
-    add("--max-pixels", type=int, help="larger pictures are scaled down to this area (default: the model's)")
-    add("--cache-mib", type=int, help="of features of pictures that transformers keeps (default: 1024; 0: none)")
-    add("--server", help="address of an OpenAI-compatible API (default: http://127.0.0.1:8000/v1)")
-    add("--concurrency", type=int, help="requests to the server in flight (default: 16)")
-    add("--timeout", type=float, help="seconds for one request (default: 600)")
-    add("--max-retries", type=int, help="of a request that the server failed (default: 4)")
-    add("--stop", action="store_true", default=None, help="ask a vLLM or SGLang server to stop at the answer tag")
-    add("--max-images", type=int, help="vllm: pictures and frames in one prompt (default: 16)")
-    add("--tensor-parallel-size", type=int, help="vllm: GPUs that share the model (default: 1)")
-    add("--max-model-len", type=int, help="vllm: tokens of prompt and completion (default: the model's)")
+@dataclass(kw_only=True)
+class BackendArguments:
+    """Where completions come from. What is None is left to the backend's own default."""
+
+    backend: Literal["transformers", "server", "vllm", "replay"] = option("what answers", default="transformers")
+    model: str | None = option(
+        "folder or Hub name of the model; server: its name there; replay: a judgments.jsonl", default=None
+    )
+    batch_size: Count | None = option(
+        "pairs in one batch (default: 8; server: 4 x concurrency; others: 256)", default=None
+    )
+    batch_tokens: Count | None = option(
+        "of the prompts in one batch of transformers, each padded to the longest; a longer one is answered alone "
+        f"(default: {BATCH_TOKENS:,})",
+        default=None,
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = option(
+        "of the weights (default: auto)", default=None
+    )
+    attn_implementation: str | None = option("attention kernel of transformers", default=None)
+    device: str | None = option("of transformers: cuda, cpu ... (default: cuda if there is one)", default=None)
+    min_pixels: Count | None = option(
+        "smaller pictures are scaled up to this area (default: the model's)", default=None
+    )
+    max_pixels: Count | None = option(
+        "larger pictures are scaled down to this area (default: the model's)", default=None
+    )
+    cache_mib: Whole | None = option(
+        "of features of pictures that transformers keeps (default: 1024; 0: none)", default=None
+    )
+    server: list[str] | str | None = option(
+        "addresses of OpenAI-compatible APIs of one model (default: http://127.0.0.1:8000/v1); key: OPENAI_API_KEY",
+        default=None,
+    )
+    concurrency: Count | None = option("requests in flight, for each server (default: 16)", default=None)
+    timeout: Positive | None = option("seconds for one request (default: 600)", default=None)
+    max_retries: Whole | None = option("of a request that the server failed (default: 4)", default=None)
+    stop: bool | None = option("ask a vLLM or SGLang server to stop at the answer tag", default=None)
+    max_images: Whole | None = option("vllm: pictures and frames in one prompt (default: 16)", default=None)
+    tensor_parallel_size: Count | None = option("vllm: GPUs that share the model (default: 1)", default=None)
+    max_model_len: Count | None = option("vllm: tokens of prompt and completion (default: the model's)", default=None)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            InputError: names the first of them.
+        """
+        check_ranges(self)
+
+    def given(self) -> dict[str, Any]:
+        """Return the arguments that are set, besides the backend and its model."""
+        return {key: value for key, value in asdict(self).items() if value is not None and key not in NAMES}
 
 
-def make_backend(args: argparse.Namespace) -> Backend:
+def make_backend(
+    args: BackendArguments, *, kind: Callable[..., Backend] | None = None, thinking: bool = True, **more: Any
+) -> Backend:
     """Return the backend that the arguments ask for.
+
+    Args:
+        args: what to make.
+        kind: makes it in place of the backend's own class, such as a teacher of a server.
+        thinking: whether the model may think where its chat template has a switch; nothing to stored completions.
+        more: what comes from no flag, such as a model in memory.
 
     Raises:
         BackendError: no model is named, or an argument is given that this backend would ignore.
     """
-    name, takes = BACKENDS[args.backend]
     if args.model is None:
         raise BackendError("name a --model")
-    names = sorted(set.union(*(known for _, known in BACKENDS.values())))
-    given = {key: value for key in names if (value := getattr(args, key)) is not None}
-    if foreign := sorted(given.keys() - takes):
-        option = foreign[0].replace("_", "-")
-        raise BackendError(f"--{option} means nothing to --backend {args.backend}; leave it out")
-    backend: Backend = getattr(import_module(f"unifiedreward_think.backends.{args.backend}"), name)(args.model, **given)
-    return backend
+    make: Any = getattr(import_module(f"unifiedreward_think.backends.{args.backend}"), BACKENDS[args.backend])
+    takes = signature(make).parameters.keys()
+    if foreign := sorted(args.given().keys() - takes):
+        flag = f"--{foreign[0].replace('_', '-')}"
+        raise BackendError(f"{flag} means nothing to --backend {args.backend}; leave it out, or set it to none")
+    if "thinking" in takes:
+        more["thinking"] = thinking
+    return (kind or make)(args.model, **args.given(), **more)

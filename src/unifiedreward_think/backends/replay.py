@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.backends import BackendError, Completion, Failure
+from unifiedreward_think.backends.placement import PLACEMENT
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.records import Judgment, read_json_lines
@@ -39,7 +40,7 @@ class ReplayBackend:
 
     def __init__(self, path: str | Path, *, batch_size: int = 256) -> None:
         rows = [row for row in _read(Path(path)) if row.completion is not None]
-        made = {str((row.model, sorted(row.sampling.items()))): row for row in rows}
+        made = {str((row.model, sorted((k, v) for k, v in row.settings.items() if k != PLACEMENT))) for row in rows}
         decoders = sorted({row.decoder for row in rows} - {""})
         if len(made) != 1 or len(decoders) > 1:
             raise BackendError(f"{path}: {len(made) or 'no'} settings among its completions; one run is needed")
@@ -47,7 +48,7 @@ class ReplayBackend:
         self.batch_size = batch_size
         self.settings: Mapping[str, Any] = {
             # How to parse is asked anew; everything else was decided when the completion was made.
-            **{key: value for key, value in rows[0].sampling.items() if key != "style"},
+            **{key: value for key, value in rows[0].settings.items() if key != "style"},
             **({"decoder": decoders[0]} if decoders else {}),
         }
         self._path = path
@@ -58,8 +59,8 @@ class ReplayBackend:
     ) -> list[list[Completion | Failure]]:
         """Return the stored completions of the samples of prompt i, from 0 on; `sampling` changes nothing."""
         return [
-            [self._find(prompt["id"], prompt["order"], prompt.get("sample", 0) + k) for k in range(len(mine))]
-            for prompt, mine in zip(prompts, seeds, strict=True)
+            [self._find(prompt["id"], prompt["order"], prompt.get("sample", 0) + k) for k in range(len(prompt_seeds))]
+            for prompt, prompt_seeds in zip(prompts, seeds, strict=True)
         ]
 
     def stream(
@@ -70,14 +71,14 @@ class ReplayBackend:
         A slow one is told faster, so that nobody waits longer than LONGEST_TALE seconds. An exception of `on_text` is
         passed on.
         """
-        found = self._find(prompt["id"], prompt["order"], 0)
-        if isinstance(found, Completion):
-            words = re.findall(r"\s*\S+|\s+$", found.text)
-            pause = min(found.seconds or 0.0, LONGEST_TALE) / max(1, len(words))
+        answer = self._find(prompt["id"], prompt["order"], 0)
+        if isinstance(answer, Completion):
+            words = re.findall(r"\s*\S+|\s+$", answer.text)
+            pause = min(answer.seconds or 0.0, LONGEST_TALE) / max(1, len(words))
             for word in words:
                 time.sleep(pause)
                 on_text(word)
-        return found
+        return answer
 
     def _find(self, name: str, order: str, sample: int) -> Completion | Failure:
         row = self._stored.get((name, order, sample))

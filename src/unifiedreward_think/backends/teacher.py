@@ -18,8 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from unifiedreward_think.backends import BackendError, Completion, Failure
+from unifiedreward_think.backends import BackendError, Completion, Failure, Tokens
 from unifiedreward_think.backends.server import ServerBackend
+from unifiedreward_think.backends.server_replies import read_usage
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.records import read_json_lines
@@ -92,7 +93,7 @@ class Teacher(ServerBackend):
             BudgetSpent: no request of this batch fits into the budget.
         """
         answers = super().complete(prompts, sampling=sampling, seeds=seeds)
-        if all(isinstance(answer, Failure) and answer is _NO_MONEY for mine in answers for answer in mine):
+        if all(isinstance(answer, Failure) and answer is _NO_MONEY for samples in answers for answer in samples):
             raise BudgetSpent(f"{self.spent:.4f} USD are spent of {self._max_usd}; raise --max-usd and run again")
         return answers
 
@@ -118,18 +119,18 @@ class Teacher(ServerBackend):
         """Send a request that fits the budget, and settle what it cost."""
         number = self._send(most)
         await self._wait()
-        usage: dict[str, Any] = {}
+        used: list[Tokens] = []
 
         async def create(**request: Any) -> Any:
             reply = await client.chat.completions.with_raw_response.create(**request)
-            usage.update(read_usage(reply.text))
+            used.extend(filter(None, [_used(reply.text)]))
             return reply
 
         raw = SimpleNamespace(create=create)
         metered = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(with_raw_response=raw)))
         answer = await ask(metered)
-        if usage:
-            self._settle(number, most, self._prices.usd(usage["prompt_tokens"], usage["completion_tokens"]))
+        if used:
+            self._settle(number, most, self._prices.usd(*used[-1]))
         return answer
 
     async def _wait(self) -> None:
@@ -177,7 +178,7 @@ def read_ledger(path: Path) -> tuple[int, float]:
                     most[row["request"]] = float(row["at_most_usd"])
             except (KeyError, TypeError, ValueError) as error:
                 raise RecordError(
-                    f"{path}:{number}: no entry of a ledger ({error!r}); mend or remove the line"
+                    f"{path}:{number}: no entry of a ledger ({error!r}); fix or remove the line"
                 ) from error
     return last, settled + sum(most.values())
 
@@ -192,14 +193,13 @@ def estimate_tokens(messages: Sequence[Mapping[str, Any]]) -> float:
     return sum(len(p["text"]) / CHARS_PER_TOKEN if p["type"] == "text" else IMAGE_TOKENS for p in pieces)
 
 
-def read_usage(body: str) -> dict[str, Any]:
-    """Return the tokens a reply says it used, nothing if it does not say.
+def _used(body: str) -> Tokens | None:
+    """Return the tokens that the body of a reply says it used.
 
-    >>> read_usage('{"usage": {"prompt_tokens": 9, "completion_tokens": 2}}'), read_usage("[]"), read_usage("oops")
-    ({'prompt_tokens': 9, 'completion_tokens': 2}, {}, {})
+    >>> _used('{"usage": {"prompt_tokens": 9, "completion_tokens": 2}}'), _used("[]"), _used("oops")
+    (Tokens(prompt=9, completion=2), None, None)
     """
     try:
-        usage = json.loads(body)["usage"]
-        return {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens")}
-    except (ValueError, TypeError, LookupError):
-        return {}
+        return read_usage(json.loads(body))
+    except ValueError:
+        return None

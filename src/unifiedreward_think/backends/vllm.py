@@ -11,13 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, end_at_tag, with_images
+from unifiedreward_think.backends import BackendError, Completion, Failure, Request, Tokens, end_at_tag, with_images
+from unifiedreward_think.backends.isolation import apart
+from unifiedreward_think.backends.launch import alone
+from unifiedreward_think.blocks import STOP_STRING
 from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.verdict import STOP_STRING
+from unifiedreward_think.models.adapters import must_be_whole
+from unifiedreward_think.models.chat_template import thinking_of
+from unifiedreward_think.models.loading import load_processor, must_be_sound
 
 
 class VllmBackend:
-    """Run a checkpoint with vLLM 0.22 to 0.31.
+    """Run a checkpoint with vLLM 0.30.
 
     Args:
         path: folder or Hub name of the model.
@@ -25,11 +30,13 @@ class VllmBackend:
         dtype: of the weights.
         min_pixels, max_pixels: area that smaller and larger pictures are scaled to; None keeps the model's.
         max_images: pictures and frames in one prompt; two videos of 8 frames need 16.
-        tensor_parallel_size: GPUs that share the model.
+        tensor_parallel_size: GPUs that share the model; under torchrun each process has that many of its own.
         max_model_len: tokens of prompt and completion; None takes the model's, which may need too much memory.
+        thinking: whether a chat template that has a switch lets the model think.
 
     Raises:
         BackendError: vLLM is not installed.
+        InputError: the folder is an adapter's, or damaged or incomplete.
     """
 
     def __init__(
@@ -43,52 +50,63 @@ class VllmBackend:
         max_images: int = 16,
         tensor_parallel_size: int = 1,
         max_model_len: int | None = None,
+        thinking: bool = True,
     ) -> None:
+        must_be_whole(path, "vLLM")
+        must_be_sound(path)
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         self.model = path
         self.batch_size = batch_size
-        self.settings: Mapping[str, Any] = {"backend": "vllm", "dtype": dtype, **limits}
         self._vllm = _library()
-        self._llm = self._vllm.LLM(
-            model=path,
-            dtype=dtype,
-            limit_mm_per_prompt={"image": max_images},
-            mm_processor_kwargs={name: area for name, area in limits.items() if area is not None} or None,
-            tensor_parallel_size=tensor_parallel_size,
-            max_model_len=max_model_len,
-            seed=0,
-            generation_config="vllm",  # a checkpoint's own defaults must not change what `sampling` says
-        )
+        self._processor: Any = load_processor(path)
+        self._thinking = thinking_of(self._processor, thinking)
+        self.settings: Mapping[str, Any] = {"backend": "vllm", "dtype": dtype, **limits, **self._thinking.settings}
+        with alone(tensor_parallel_size):
+            self._llm = self._vllm.LLM(
+                model=path,
+                dtype=dtype,
+                limit_mm_per_prompt={"image": max_images},
+                mm_processor_kwargs={name: area for name, area in limits.items() if area is not None} or None,
+                tensor_parallel_size=tensor_parallel_size,
+                max_model_len=max_model_len,
+                seed=0,
+                generation_config="vllm",  # a checkpoint's own defaults must not change what `sampling` says
+            )
 
     def complete(
         self, prompts: Sequence[Mapping[str, Any]], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion | Failure]]:
-        """Return len(seeds[i]) completions of prompt i; vLLM's reason for a prompt that it refuses."""
-        try:
-            return self._chat(prompts, sampling, seeds)
-        except ValueError as error:  # one prompt is too long, or holds too many pictures: vLLM takes none of them
-            if len(prompts) == 1:
-                return [[Failure(f"vLLM refuses the prompt: {error}")] * len(seeds[0])]
-            pairs = zip(prompts, seeds, strict=True)
-            return [self.complete([prompt], sampling=sampling, seeds=[mine])[0] for prompt, mine in pairs]
+        """Return len(seeds[i]) completions of prompt i; vLLM's reason for a prompt that it refuses.
 
-    def _chat(
-        self, prompts: Sequence[Mapping[str, Any]], sampling: Sampling, seeds: Sequence[Sequence[int]]
-    ) -> list[list[Completion | Failure]]:
+        Where one is too long, or holds too many images, vLLM takes none of them.
+        """
+        answers: list[list[Completion | Failure]] = []
+        refusals = (ValueError, self._vllm.exceptions.VLLMClientError)
+        seeded = list(zip(prompts, seeds, strict=True))
+        for group, completed in apart(lambda some: self._chat(some, sampling), seeded, refusals):
+            if isinstance(completed, Exception):
+                answers.append([Failure(f"vLLM refuses the prompt: {completed}")] * len(group[0][1]))
+            else:
+                answers += completed
+        return answers
+
+    def _chat(self, seeded: Sequence[Request], sampling: Sampling) -> list[list[Completion | Failure]]:
         # A greedy completion is the same for every seed.
-        drawn = [mine if sampling.temperature > 0 else mine[:1] for mine in seeds]
-        asked = zip(prompts, drawn, strict=True)
-        requests = [(with_images(prompt, _image_part), seed) for prompt, mine in asked for seed in mine]
+        drawn = [
+            (prompt, prompt_seeds if sampling.temperature > 0 else prompt_seeds[:1]) for prompt, prompt_seeds in seeded
+        ]
+        requests = [(with_images(prompt, _image_part), seed) for prompt, prompt_seeds in drawn for seed in prompt_seeds]
         outputs = iter(
             self._llm.chat(
                 [messages for messages, _ in requests],
                 sampling_params=[self._params(sampling, seed) for _, seed in requests],
                 use_tqdm=False,
                 chat_template_content_format="openai",
+                chat_template_kwargs=dict(self._thinking.options),
             )
         )
-        answers = [[_completion(next(outputs)) for _ in mine] for mine in drawn]
-        return [mine * (len(wanted) // len(mine)) for mine, wanted in zip(answers, seeds, strict=True)]
+        answers = [[self._completion(next(outputs)) for _ in prompt_seeds] for _, prompt_seeds in drawn]
+        return [some * (len(wanted) // len(some)) for some, (_, wanted) in zip(answers, seeded, strict=True)]
 
     def _params(self, sampling: Sampling, seed: int) -> Any:
         return self._vllm.SamplingParams(
@@ -101,23 +119,26 @@ class VllmBackend:
             seed=seed % 2**63,
             stop=[STOP_STRING],
             include_stop_str_in_output=True,
+            skip_special_tokens=False,  # tags may be such, and vLLM would not see the one to stop at
         )
+
+    def _completion(self, output: Any) -> Completion | Failure:
+        generated = output.outputs[0]
+        if generated.finish_reason not in ("stop", "length"):
+            return Failure(f"vLLM ended the request (finish reason {generated.finish_reason!r})")
+        text = self._processor.tokenizer.decode(generated.token_ids, skip_special_tokens=True)
+        prompt = output.prompt_token_ids
+        tokens = None if prompt is None else Tokens(len(prompt), len(generated.token_ids))
+        return end_at_tag(self._thinking.opening + text, generated.finish_reason, tokens)
 
 
 def _image_part(image: Any) -> dict[str, Any]:
     return {"type": "image_pil", "image_pil": image}
 
 
-def _completion(output: Any) -> Completion | Failure:
-    said = output.outputs[0]
-    if said.finish_reason not in ("stop", "length"):
-        return Failure(f"vLLM ended the request (finish reason {said.finish_reason!r})")
-    return end_at_tag(said.text, said.finish_reason)
-
-
 def _library() -> Any:
     try:
-        import vllm
+        import vllm.exceptions
     except ImportError as error:
         raise BackendError("vLLM is not installed: pip install -e '.[vllm]' (Linux with CUDA)") from error
     return vllm

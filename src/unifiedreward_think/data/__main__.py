@@ -3,7 +3,8 @@
     python -m unifiedreward_think.data COMMAND --help
 
 Commands: import (a source into records), check (clean them), split (train, rejection sampling, held-out), export
-(to training formats), report (one HTML page), distill (chains of thought of a teacher).
+(to training formats), report (one HTML page), distill (chains of thought of a teacher), cut
+(those of pairs into those of scores).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ COMMANDS = {
     "export": "unifiedreward_think.data.exporting",
     "report": "unifiedreward_think.data.report",
     "distill": "unifiedreward_think.traces.distillation",
+    "cut": "unifiedreward_think.traces.cutting",
 }
 
 

@@ -1,7 +1,7 @@
-"""What the data commands ask for on the command line, where several ask for the same.
+"""How a record becomes a prompt, and what the data commands ask for, where several ask for the same.
 
 >>> parser = command("check", "Clean records.", output="folder for the records that stay")
->>> add_frames(parser)
+>>> parser.add(ShownArguments, *FRAMES)
 >>> args = parser.parse_args(["--input", "data/hpd", "--output", "data/clean"])
 >>> args.input, frame_sampling(args, Path("frames")).frames
 ([PosixPath('data/hpd')], 8)
@@ -10,36 +10,72 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from unifiedreward_think.media import DECODERS, FrameSampling
+from unifiedreward_think.blocks import Style
+from unifiedreward_think.decoders import Decoder
+from unifiedreward_think.errors import InputError
+from unifiedreward_think.flags import Count, Parser, Seed, option
+from unifiedreward_think.forms import FORMS, PAIRWISE, Form
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.order import Orders
+from unifiedreward_think.prompting import load_prompts
+from unifiedreward_think.verdict import Layout
+
+FRAMES = ("frames", "decoder")
+PROMPTS = ("style", "layout", "prompts")
 
 
-def command(name: str, doc: str | None, *, output: str, inputs: bool = True) -> argparse.ArgumentParser:
-    """Return the parser of a data command: `doc` as its help, `--output`, and `--input` folders of records."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m unifiedreward_think.data {name}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@dataclass(kw_only=True)
+class ShownArguments:
+    """How a record is shown."""
+
+    form: str = option("what is asked for: pairwise (who is better) or pointwise (a score)", default=PAIRWISE.name)
+    style: Style = option("chain of thought or answer alone", default="cot")
+    layout: Layout = option("how the prompt asks for a dimension", default="one_line")
+    prompts: str | None = option(
+        "prompt templates of your own: a folder of <task>.txt, or one such file (default: the package's)", default=None
     )
+    orders: Orders = option("show each pair in one order or in both; each candidate is scored anyway", default="one")
+    order_seed: Seed = option("decides which candidate is shown first, where the order is one", default=0)
+    frames: Count = option("of each video, evenly spaced", default=8)
+    decoder: Decoder = option("reads the videos", default="decord")
+    frame_cache: str = option("folder that keeps decoded frames", default="outputs/frames")
+
+    @property
+    def frame_sampling(self) -> FrameSampling:
+        """How videos become frames."""
+        return FrameSampling(frames=self.frames, cache=Path(self.frame_cache), decoder=self.decoder)
+
+    @property
+    def asked_form(self) -> Form:
+        """The form of judgment.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        if self.form not in FORMS:
+            raise InputError(f"form {self.form!r} is none of {', '.join(FORMS)}")
+        return FORMS[self.form]
+
+    def templates(self, task: str = "") -> dict[str, str]:
+        """Return task -> prompt template; see `prompting.load_prompts`."""
+        form = self.asked_form
+        return load_prompts(
+            self.style, layout=self.layout, path=self.prompts, task=task, candidates=form.candidates, home=form.prompts
+        )
+
+
+def command(name: str, doc: str | None, *, output: str, inputs: bool = True) -> Parser:
+    """Return the parser of a data command: `doc` as its help, `--output`, and `--input` folders of records."""
+    parser = Parser(doc, prog=f"python -m unifiedreward_think.data {name}")
     if inputs:
         parser.add_argument("--input", type=Path, nargs="+", required=True, help="folders of records")
     parser.add_argument("--output", type=Path, required=True, help=output)
     return parser
 
 
-def add_frames(parser: argparse.ArgumentParser) -> None:
-    """Add what decides how videos become frames."""
-    parser.add_argument("--frames", type=int, default=8, help="frames of each video")
-    parser.add_argument("--decoder", choices=DECODERS, default="decord", help="reads the videos")
-
-
-def add_prompts(parser: argparse.ArgumentParser) -> None:
-    """Add what decides the text of a prompt."""
-    parser.add_argument("--layout", choices=["one_line", "three_line"], default="one_line", help="form of a dimension")
-    parser.add_argument("--prompt-dir", help="folder of prompt templates of your own")
-
-
 def frame_sampling(args: argparse.Namespace, cache: Path) -> FrameSampling:
-    """Return what the arguments of `add_frames` mean, frames being kept in `cache`."""
+    """Return how videos become frames, by the flags of `ShownArguments`, frames being kept in `cache`."""
     return FrameSampling(frames=args.frames, cache=cache.absolute(), decoder=args.decoder)

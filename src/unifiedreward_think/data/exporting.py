@@ -17,37 +17,39 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from unifiedreward_think.data.arguments import add_frames, add_prompts, command, frame_sampling
+from unifiedreward_think.blocks import Style
+from unifiedreward_think.checksums import read_checked, summed
+from unifiedreward_think.data.arguments import FRAMES, PROMPTS, ShownArguments, command, frame_sampling
+from unifiedreward_think.data.export_files import WRITTEN, is_whole, listed, write_rows
 from unifiedreward_think.data.formats.files import BadRow
-from unifiedreward_think.data.formats.released import PLACEHOLDER
-from unifiedreward_think.data.rows import grpo_row, sft_row, to_content, to_dataset, write_parquet
+from unifiedreward_think.data.rows import grpo_row, prompt_row, sft_row
 from unifiedreward_think.data.shards import (
+    MANIFEST,
     Removal,
-    Stored,
     as_json,
     claim,
     described,
     read_tracked,
     reason_kind,
 )
-from unifiedreward_think.entry import run_main
-from unifiedreward_think.errors import RecordError
-from unifiedreward_think.media import FrameSampling, MediaError
-from unifiedreward_think.prompting import build_parts, load_prompts, solution
+from unifiedreward_think.errors import MediaError, RecordError
+from unifiedreward_think.flags import read
+from unifiedreward_think.forms import PAIRWISE
+from unifiedreward_think.in_use import LOCK, release
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.plain_text import as_text
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Trace, digest
-from unifiedreward_think.verdict import Style
 from unifiedreward_think.writing import open_whole, write_whole
 
 FORMATS = ("records", "trl", "released-grpo", "released-sft", "llamafactory", "easyr1")
-PARQUET_ROWS = 1000  # pictures are inside: this is what memory holds
 IMAGE = "<image>"
 
 
@@ -77,21 +79,17 @@ class Exporter:
             "media root": str(self.media_root or ""),
         }
 
-    def asked(self, row: Stored) -> tuple[str, list[str]]:
+    def question(self, row: Trace) -> tuple[str, list[str]]:
         """Return the prompt of a row as one text with a placeholder for each picture, and the pictures.
 
         Raises:
-            RecordError: the text itself holds a placeholder, which no tool could tell from a picture.
             MediaError: a picture cannot be found.
         """
-        parts = build_parts(row.record, order=row.order, prompts=self.prompts)
-        content, images = to_content(parts, self.sampling)
-        texts = [piece["text"] for piece in content]
-        if any(text and PLACEHOLDER.search(text) for text in texts):
-            raise RecordError("a text of the row holds <image> or <video>; the tool would take it for a picture")
-        return "".join(text or IMAGE for text in texts), [self._path(image) for image in images]
+        shown = prompt_row(row.record, row.order, self.prompts, self.sampling)
+        texts = [piece["text"] for piece in shown["prompt"][0]["content"]]
+        return "".join(text or IMAGE for text in texts), [self._path(image) for image in shown["images"]]
 
-    def answered(self, row: Stored) -> str:
+    def answered(self, row: Trace) -> str:
         """Return the target of supervised training.
 
         Raises:
@@ -103,61 +101,58 @@ class Exporter:
             raise RecordError("the row has no chain of thought; distill one, or export with --style direct")
         return row.completion
 
-    def solution(self, row: Stored) -> str:
+    def solution(self, row: Trace) -> str:
         """Return the gold answer of a row.
 
         Raises:
             RecordError: the row is a tie.
         """
-        said = solution(row.record, row.order)
-        if said is None:
+        text = PAIRWISE.solution_of(row.record, row.order)  # the form of all these tools
+        if text is None:
             raise RecordError("a tie")
-        return said
+        return text
 
-    def released_grpo(self, row: Stored) -> dict[str, Any]:
+    def released_grpo(self, row: Trace) -> dict[str, Any]:
         """Return a row with `problem`, `solution` and `images`."""
-        said = self.solution(row)
+        gold = self.solution(row)
         problem, images = self._released(row)
-        return {"id": row.record.id, "problem": problem, "solution": said, "images": images}
+        return {"id": row.record.id, "problem": problem, "solution": gold, "images": images}
 
-    def released_sft(self, row: Stored) -> dict[str, Any]:
+    def released_sft(self, row: Trace) -> dict[str, Any]:
         """Return a row with `conversations` and `images`."""
         self.solution(row)
-        said = self.answered(row)
+        answer = self.answered(row)
         problem, images = self._released(row)
-        turns = [{"from": "human", "value": problem}, {"from": "gpt", "value": said}]
+        turns = [{"from": "human", "value": problem}, {"from": "gpt", "value": as_text(answer)}]
         return {"id": row.record.id, "conversations": turns, "images": images}
 
-    def easyr1(self, row: Stored) -> dict[str, Any]:
+    def easyr1(self, row: Trace) -> dict[str, Any]:
         """Return a row with `problem`, `answer` and `images`."""
-        found = self.released_grpo(row)
-        return {"problem": found["problem"], "answer": found["solution"], "images": found["images"]}
+        released = self.released_grpo(row)
+        return {"problem": released["problem"], "answer": released["solution"], "images": released["images"]}
 
-    def trl_grpo(self, row: Stored) -> dict[str, Any]:
+    def trl_grpo(self, row: Trace) -> dict[str, Any]:
         """Return a GRPO row of TRL."""
         self.solution(row)
         return grpo_row(row.record, row.order, self.prompts, self.sampling, self.style)
 
-    def trl_sft(self, row: Stored) -> dict[str, Any]:
+    def trl_sft(self, row: Trace) -> dict[str, Any]:
         """Return an SFT row of TRL."""
         self.solution(row)
-        trace = Trace(record=row.record, order=row.order, completion=self.answered(row))
-        return sft_row(trace, self.prompts, self.sampling)
+        return sft_row(replace(row, completion=self.answered(row)), self.prompts, self.sampling)
 
-    def _released(self, row: Stored) -> tuple[str, list[str]]:
+    def _released(self, row: Trace) -> tuple[str, list[str]]:
         """Return prompt and pictures, refusing a video that the released formats tell from pictures by their number."""
-        problem, images = self.asked(row)
+        problem, images = self.question(row)
         if row.record.task == "video_understanding" and len(images) <= 2:
             raise RecordError(f"a video of {len(images)} frames is read back as pictures; raise --frames")
         return problem, images
 
-    def _path(self, image: Path) -> str:
-        if self.media_root is None:
-            return str(image)
-        return os.path.relpath(image, self.media_root)
+    def _path(self, image: str) -> str:
+        return image if self.media_root is None else os.path.relpath(image, self.media_root)
 
 
-Convert = Callable[[Stored], dict[str, Any]]
+Convert = Callable[[Trace], dict[str, Any]]
 
 
 def export(folders: Sequence[Path], output: Path, form: str, exporter: Exporter) -> dict[str, Any]:
@@ -172,20 +167,31 @@ def export(folders: Sequence[Path], output: Path, form: str, exporter: Exporter)
     inputs = [described(folder) for folder in folders]
     about = {"command": "export", "format": form, "inputs": inputs, "settings": exporter.settings()}
     claim(output, about)
-    manifest = output / "manifest.json"
-    if manifest.is_file():
-        counts: dict[str, Any] = json.loads(manifest.read_bytes())["counts"]
-        return counts
+    before = read_checked(output / MANIFEST) or {}
+    files: dict[str, str] = before.get("files", {})
+    counts: dict[str, Any] = before.get("counts", {})
+    if not files or not is_whole(output, files):
+        counts = _export(folders, output, form, exporter, files)
+        manifest = {**about, "counts": counts, "files": listed(output, files), **provenance()}
+        write_whole(output / MANIFEST, as_json(summed(manifest)))
+    shutil.rmtree(output / WRITTEN, ignore_errors=True)
+    release(output / LOCK)
+    return counts
+
+
+def _export(
+    folders: Sequence[Path], output: Path, form: str, exporter: Exporter, files: dict[str, str]
+) -> dict[str, Any]:
+    """Write all files but the manifest; return the counts."""
     written: dict[str, int] = {}
     reasons: Counter[str] = Counter()
     with open_whole(output / "left_out.jsonl") as left:
         for name, convert, wanted in _files(form, exporter):
-            written[name] = _write(output / name, _converted(folders, convert, wanted, left, reasons))
+            rows = _converted(folders, convert, wanted, left, reasons)
+            written[name] = write_rows(output, name, rows, files)
     if form == "llamafactory":
         write_whole(output / "dataset_info.json", as_json(DATASET_INFO))
-    counts = {"written": written, "left out": dict(reasons)}
-    write_whole(manifest, as_json({**about, "counts": counts, **provenance()}))
-    return counts
+    return {"written": written, "left out": dict(reasons)}
 
 
 # The default tags of LLaMA-Factory are those of the released files; they are written out all the same.
@@ -199,19 +205,19 @@ DATASET_INFO = {
 }
 
 
-def _files(form: str, exporter: Exporter) -> Sequence[tuple[str, Convert, Callable[[Stored], bool]]]:
+def _files(form: str, exporter: Exporter) -> Sequence[tuple[str, Convert, Callable[[Trace], bool]]]:
     """Return the files of a format: name, what makes a row, and which rows go in."""
 
-    def every(row: Stored) -> bool:
+    def every(row: Trace) -> bool:
         return True
 
-    def traced(row: Stored) -> bool:
+    def traced(row: Trace) -> bool:
         return bool(row.completion)
 
     return {
         "records": [
             ("records.jsonl", lambda row: row.record.to_json(), lambda row: not row.completion),
-            ("traces.jsonl", _trace, traced),
+            ("traces.jsonl", lambda row: row.to_json(), traced),
         ],
         "trl": [("train", exporter.trl_grpo, every), ("sft", exporter.trl_sft, traced)],
         "released-grpo": [("train_data.json", exporter.released_grpo, every)],
@@ -221,12 +227,8 @@ def _files(form: str, exporter: Exporter) -> Sequence[tuple[str, Convert, Callab
     }[form]
 
 
-def _trace(row: Stored) -> dict[str, Any]:
-    return Trace(record=row.record, order=row.order, completion=row.completion).to_json()
-
-
 def _converted(
-    folders: Sequence[Path], convert: Convert, wanted: Callable[[Stored], bool], left: TextIO, reasons: Counter[str]
+    folders: Sequence[Path], convert: Convert, wanted: Callable[[Trace], bool], left: TextIO, reasons: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     for file, number, row in read_tracked(folders, "exporting"):
         if not wanted(row):
@@ -239,44 +241,18 @@ def _converted(
             reasons[reason_kind(bad.reason)] += 1
 
 
-def _write(target: Path, rows: Iterator[dict[str, Any]]) -> int:
-    """Write rows as JSON lines, as a JSON list, or as parquet files in a folder of their own; return how many."""
-    count = 0
-    if not target.suffix:
-        while chunk := list(islice(rows, PARQUET_ROWS)):
-            part = target / f"train-{count // PARQUET_ROWS:05d}.parquet"
-            if not part.is_file():  # else a killed run has written it, of the same rows: it is whole
-                write_parquet(to_dataset(chunk), part)
-            count += len(chunk)
-        return count
-    opening, between, closing = ("[\n", ",\n", "\n]\n") if target.suffix == ".json" else ("", "\n", "\n")
-    with open_whole(target) as file:
-        file.write(opening)
-        for row in rows:
-            file.write((between if count else "") + json.dumps(row))
-            count += 1
-        file.write(closing if count or opening else "")
-    return count
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export from the command line."""
     parser = command("export", __doc__, output="folder for the files")
     add = parser.add_argument
     add("--format", choices=FORMATS, required=True, help="of the tool that reads them")
     add("--media-root", type=Path, help="write paths relative to this folder (image_folder); default: absolute")
-    add("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
-    add_prompts(parser)
-    add_frames(parser)
+    parser.add(ShownArguments, *PROMPTS, *FRAMES)
     args = parser.parse_args(arguments)
     exporter = Exporter(
-        prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
+        prompts=read(args, ShownArguments).templates(),
         style=args.style,
         sampling=frame_sampling(args, args.output / "frames"),
         media_root=args.media_root.absolute() if args.media_root else None,
     )
     print(as_json(export(args.input, args.output, args.format, exporter)), end="")
-
-
-if __name__ == "__main__":
-    run_main(main)

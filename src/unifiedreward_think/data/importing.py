@@ -10,8 +10,6 @@ preferred one always comes first. Nothing is decoded; `check` opens the media.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,21 +17,28 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.checksums import file_sha256
 from unifiedreward_think.data.arguments import command
-from unifiedreward_think.data.formats.files import BadRow, DataError, LeftOut
-from unifiedreward_think.data.shards import PART_ROWS, Part, Removal, ShardFolder, as_json
+from unifiedreward_think.data.formats.files import REASON_LIMIT, BadRow, DataError, LeftOut
+from unifiedreward_think.data.shards import PART_ROWS, Part, Removal, ShardFolder, as_json, parts_kept
 from unifiedreward_think.data.sources.convert import Converter
 from unifiedreward_think.data.sources.declaration import Source, load_source
 from unifiedreward_think.data.sources.media_store import MediaStore, sweep
 from unifiedreward_think.data.sources.mixture import read_entries, select
 from unifiedreward_think.data.sources.pairing import PAIRINGS, PairRow
-from unifiedreward_think.data.sources.readers import column_names, hub_commit, hub_rows, is_hub_name, read_rows
-from unifiedreward_think.entry import run_main
+from unifiedreward_think.data.sources.readers import (
+    column_names,
+    hub_commit,
+    hub_rows,
+    is_hub_name,
+    read_rows,
+    visible_files,
+)
 from unifiedreward_think.errors import RecordError
+from unifiedreward_think.flags import Count, Parser, Seed, option, read
 from unifiedreward_think.progress import progress
 
 HEAD = 20  # rows that tell the columns
-REASON_LIMIT = 500  # a value quoted in a reason can be of any length
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,12 @@ class Settings:
 
     renamed: Mapping[str, str]
     archives: tuple[Path, ...] = ()
-    url_folder: Path | None = None
-    limit: int | None = None
-    seed: int = 0
-    part_rows: int = PART_ROWS
+    url_folder: Path | None = option(
+        "folder of files fetched from URLs; without it rows with URLs are left out", default=None
+    )
+    limit: Count | None = option("pairs to read", default=None)
+    seed: Seed = option("decides which candidate stands first", default=0)
+    part_rows: Count = option("pairs in a part, which is what memory holds", default=PART_ROWS)
 
 
 def import_source(source: Source, inputs: Sequence[Input], output: Path, settings: Settings) -> dict[str, Any]:
@@ -122,15 +129,15 @@ def _pair_rows(
             rows = (row for i, row in enumerate(rows) if i in used)
         head = list(islice(rows, HEAD))
         seen = (key for _, row in head if isinstance(row, Mapping) for key in row)
-        found = column_names(Path(entry.name)) or list(dict.fromkeys(seen))
-        if not found:
-            raise DataError(f"{entry.name}: no object among its first {HEAD} rows; fetch it again or mend it")
+        columns = column_names(Path(entry.name)) or list(dict.fromkeys(seen))
+        if not columns:
+            raise DataError(f"{entry.name}: no object among its first {HEAD} rows; fetch it again or fix it")
         media = _store(source, entry, output, settings)
-        converter = Converter(source, found, settings.renamed, name, media, settings.seed)
+        converter = Converter(source, columns, settings.renamed, name, media, settings.seed)
         rows = chain(head, rows)
         declared = {**source.pairs, "folder": str(entry.root)}
         pairing = PAIRINGS[source.pairs["kind"]][0]
-        for row in pairing(rows, source.finder(found, settings.renamed), declared):
+        for row in pairing(rows, source.finder(columns, settings.renamed), declared):
             yield converter, entry.name, row
 
 
@@ -171,12 +178,11 @@ def _describe(entry: Input) -> dict[str, Any]:
     path = Path(entry.name)
     about = {"name": entry.name, "root": str(entry.root.absolute()), "strategy": entry.strategy}
     if path.is_dir():
-        sizes = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*.arrow"))}
+        sizes = {str(file.relative_to(path)): file.stat().st_size for file in visible_files(path, {".arrow"})}
         return {**about, "bytes": sum(sizes.values()), "files": sizes}
     if not path.is_file():
         return {**about, "bytes": 0, **({"revision": entry.revision} if entry.revision else {})}
-    with path.open("rb") as file:
-        return {**about, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {**about, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _megabytes(advance: Callable[[int], object]) -> Callable[[int], object]:
@@ -207,7 +213,7 @@ def expand(names: Sequence[str], media_root: Path | None) -> list[Input]:
     return inputs
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = command("import", __doc__, output="folder for the records; a rerun goes on from it", inputs=False)
     add = parser.add_argument
     add("--source", required=True, help="a declaration: a name in configs/data, or a YAML file of your own")
@@ -215,11 +221,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--input", nargs="*", default=[], help=hint)
     add("--media-root", type=Path, help="folder that media paths start from (default: that of each input)")
     add("--archive", type=Path, nargs="*", default=[], help="zip files that hold the media")
-    add("--url-folder", type=Path, help="folder of files fetched from URLs; without it rows with URLs are left out")
     add("--map", nargs="*", default=[], metavar="EXPECTED=FOUND", help="columns with another name")
-    add("--limit", type=int, help="pairs to read")
-    add("--seed", type=int, default=0, help="decides which candidate stands first")
-    add("--part-rows", type=int, default=PART_ROWS, help="pairs in a part, which is what memory holds")
+    parser.add(Settings, "url_folder", "limit", "seed", "part_rows")
     add("--skip-bad", action="store_true", help="broken rows are left out without making the command fail")
     return parser
 
@@ -230,27 +233,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     source = load_source(args.source)
     names = args.input or ([source.hub["name"]] if source.hub else [])
-    if not names or args.part_rows < 1 or any("=" not in pair for pair in args.map):
-        parser.error("name an --input; --part-rows is at least 1; --map takes EXPECTED=FOUND")
-    settings = Settings(
-        renamed=dict(pair.split("=", 1) for pair in args.map),
-        archives=tuple(args.archive),
-        url_folder=args.url_folder,
-        limit=args.limit,
-        seed=args.seed,
-        part_rows=args.part_rows,
-    )
-    manifest = import_source(source, expand(names, args.media_root), args.output, settings)
+    renamed = dict(pair.split("=", 1) for pair in args.map if "=" in pair)
+    if not names or len(renamed) < len(args.map):
+        parser.error("name an --input; --map takes EXPECTED=FOUND, once for each EXPECTED")
+    settings = read(args, Settings, renamed=renamed, archives=tuple(args.archive))
+    with parts_kept(args.output):
+        manifest = import_source(source, expand(names, args.media_root), args.output, settings)
     counts = manifest["counts"]
     print(as_json(counts), end="")
     if counts["broken"] and not args.skip_bad:
         print(
             f"error: {sum(counts['broken'].values())} of {counts['inputs']} rows are broken; {args.output}/left_out"
-            " lists them; mend them, or accept it with --skip-bad",
+            " lists them; fix them, or accept it with --skip-bad",
             file=sys.stderr,
         )
         raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -8,34 +8,34 @@ Counts are of all rows. Media sizes and token lengths are of `--sample` rows, dr
 
 from __future__ import annotations
 
-import base64
 import heapq
-import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.data.arguments import add_frames, command, frame_sampling
-from unifiedreward_think.data.rows import to_content
-from unifiedreward_think.data.shards import Stored, parts_of, read_tracked, total_rows
+from unifiedreward_think.data.arguments import FRAMES, ShownArguments, command, frame_sampling
+from unifiedreward_think.data.rows import prompt_row
+from unifiedreward_think.data.shards import MANIFEST, manifest_of, read_tracked, total_rows
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
-from unifiedreward_think.entry import run_main
+from unifiedreward_think.errors import MediaError
+from unifiedreward_think.flags import Count, Whole, ranged, read
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image
-from unifiedreward_think.pages import write_page
+from unifiedreward_think.media import FrameSampling, image_paths, thumbnails
+from unifiedreward_think.pages import in_turn, write_page
+from unifiedreward_think.pages.origin import NOT_RECORDED, recorded, versions
+from unifiedreward_think.pages.origin import table as fact_table
 from unifiedreward_think.progress import track
-from unifiedreward_think.prompting import build_parts, load_prompts
-from unifiedreward_think.records import digest
+from unifiedreward_think.records import Trace, digest
 from unifiedreward_think.tasks import TASKS
 
 CONTEXTS = (2048, 4096, 8192, 16384, 32768)
 SIDES = (256, 512, 768, 1024, 1536, 2048)
 CHARS = (50, 100, 200, 400, 800, 1600)
+PARTS = 3  # of a folder, named one by one
 TOKENS = (1024, 2048, 4096, 8192, 16384)
-THUMBNAIL = 320  # pixels on the longer side
 
 
 @dataclass(slots=True)
@@ -48,12 +48,12 @@ class Counts:
     traces: Counter[str] = field(default_factory=Counter)
     prompt_chars: Counter[str] = field(default_factory=Counter)
 
-    def add(self, row: Stored) -> None:
+    def add(self, row: Trace) -> None:
         """Count a row."""
         record = row.record
         self.tasks[record.source, record.task] += 1
         self.labels[record.source, str(record.preferred)] += 1
-        self.judged_by.setdefault(record.source, row.judged_by)
+        self.judged_by.setdefault(record.source, record.judged_by)
         self.traces[record.source] += bool(row.completion)
         self.prompt_chars[bin_of(len(record.prompt), CHARS)] += 1
 
@@ -109,64 +109,43 @@ def fitting(lengths: Sequence[int]) -> list[dict[str, Any]]:
     return [{"context": c, "share": 100 * sum(length <= c for length in lengths) / total} for c in CONTEXTS]
 
 
-def sampled(rows: Iterable[Stored], size: int) -> list[Stored]:
+def sampled(rows: Iterable[Trace], size: int) -> list[Trace]:
     """Return `size` rows, those of the smallest digests."""
     return heapq.nsmallest(size, rows, key=lambda row: digest("report", row.record.id))
 
 
-def spread(rows: Iterable[Stored], size: int) -> list[Stored]:
+def spread(rows: Iterable[Trace], size: int) -> list[Trace]:
     """Return `size` of the rows, every source and task in turn, so that a large source does not hide the others."""
-    seen: Counter[tuple[str, str]] = Counter()
-    turns = []
-    for row in rows:
-        kind = (row.record.source, row.record.task)
-        turns.append((seen[kind], kind, row))
-        seen[kind] += 1
-    return [row for *_, row in sorted(turns, key=lambda turn: turn[:2])[:size]]
+
+    def kind(row: Trace) -> tuple[str, str]:
+        return row.record.source, row.record.task
+
+    return in_turn(sorted(rows, key=kind), kind)[:size]
 
 
 def token_lengths(
-    rows: Sequence[Stored], counter: TokenCounter, sampling: FrameSampling, prompts: Mapping[str, str]
+    rows: Sequence[Trace], counter: TokenCounter, sampling: FrameSampling, prompts: Mapping[str, str]
 ) -> tuple[list[int], list[str]]:
     """Return the tokens of each row, its completion included, and why the other rows have none."""
     lengths, problems = [], []
     for row in track(rows, f"counting tokens of {counter.name}", unit="row"):
         try:
-            content, images = to_content(build_parts(row.record, order=row.order, prompts=prompts), sampling)
-            lengths.append(counter.count(content, [picture_size(path) for path in images], row.completion))
+            shown = prompt_row(row.record, row.order, prompts, sampling)
+            sizes = [picture_size(Path(path)) for path in shown["images"]]
+            lengths.append(counter.count(shown["prompt"][0]["content"], sizes, row.completion))
         except MediaError as error:
             problems.append(str(error))
     return lengths, problems
 
 
-def example(row: Stored, sampling: FrameSampling) -> dict[str, Any]:
+def example(row: Trace, sampling: FrameSampling) -> dict[str, Any]:
     """Return a pair as the page shows it."""
-    record = row.record
-    kind = TASKS[record.task].media_kind
-    media = []
-    for entry in record.media:
-        try:
-            media.append([_thumbnail(path) for path in image_paths(entry, kind, sampling)])
-        except MediaError as error:
-            media.append([{"problem": str(error)}])
-    return {
-        "record": record,
-        "stored": row,
-        "media": media,
-        "noun": TASKS[record.task].noun,
-        "compares_media": TASKS[record.task].compares_media,
-    }
+    record, task = row.record, TASKS[row.record.task]
+    media = thumbnails(record.media, task.media_kind, sampling)
+    return {"record": record, "media": media, "noun": task.noun, "compares_media": task.compares_media}
 
 
-def _thumbnail(path: Path) -> dict[str, str]:
-    image = open_image(path)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85)
-    return {"uri": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()}
-
-
-def media_sides(rows: Sequence[Stored], sampling: FrameSampling) -> Counter[str]:
+def media_sides(rows: Sequence[Trace], sampling: FrameSampling) -> Counter[str]:
     """Return how many pictures have which longer side; those that cannot be read are counted as such."""
     sides: Counter[str] = Counter()
     for row in rows:
@@ -183,11 +162,11 @@ def write_report(
     folders: Sequence[Path],
     output: Path,
     *,
+    prompts: Mapping[str, str],
     sampling: FrameSampling,
     processors: Sequence[str] = (),
     sample: int = 1000,
     examples: int = 12,
-    prompt_dir: str | None = None,
 ) -> None:
     """Write the page.
 
@@ -199,7 +178,6 @@ def write_report(
     for _, _, row in read_tracked(folders, "counting"):
         counts.add(row)
     drawn = sampled((row for _, _, row in read_tracked(folders, "drawing")), max(sample, examples))
-    prompts = load_prompts("cot", folder=prompt_dir)
     measured = [_measured(drawn[:sample], counter, sampling, prompts) for counter in counters]
     sides = media_sides(drawn[:sample], sampling)
     unreadable = sides.pop("unreadable", 0)
@@ -208,6 +186,7 @@ def write_report(
         Path(__file__).with_name("report.html"),
         title="Preference data",
         folders=[str(folder) for folder in folders],
+        origin=fact_table({str(folder): origin(folder) for folder in folders}),
         total=total_rows(folders),
         table=counts.rows(),
         removed=removals(folders),
@@ -221,7 +200,7 @@ def write_report(
 
 
 def _measured(
-    rows: Sequence[Stored], counter: TokenCounter, sampling: FrameSampling, prompts: Mapping[str, str]
+    rows: Sequence[Trace], counter: TokenCounter, sampling: FrameSampling, prompts: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return what the page says of the token lengths with one processor."""
     lengths, problems = token_lengths(rows, counter, sampling, prompts)
@@ -230,12 +209,39 @@ def _measured(
     return {**block, "longest": max(lengths, default=0), "fits": fitting(lengths)}
 
 
+def origin(folder: Path) -> dict[str, str]:
+    """Return how the records of a folder came about, from its manifest.
+
+    It names no time, so that the same input makes the same bytes: the date is that of the file.
+    """
+    manifest = manifest_of(folder)
+    written = datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime, UTC)
+    inputs = (recorded(each.get("name") or each.get("folder"), **_digest(each)) for each in manifest.get("inputs", ()))
+    asked = {name: value for name, value in manifest.get("settings", {}).items() if value not in (None, "", [], {})}
+    settings = ", ".join(f"{name} {value}" for name, value in asked.items())
+    parts = [f"{part['file']} (rows {part['rows']:,}, sha256 {part['sha256'][:12]})" for part in manifest["parts"]]
+    more = f"; {len(parts) - PARTS:,} more in {MANIFEST}" if len(parts) > PARTS else ""
+    return {
+        "Made by": recorded(manifest.get("command")),
+        "From": "; ".join(inputs) or NOT_RECORDED,
+        "Settings": settings or NOT_RECORDED,
+        "Parts": "; ".join(parts[:PARTS]) + more,
+        **versions(manifest),
+        "Date": f"{written:%Y-%m-%d %H:%M} UTC, that of {MANIFEST}",
+    }
+
+
+def _digest(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest knows of an input: the hash of a file, the commit of a data set, the hashes of parts."""
+    parts = " ".join(sha256[:12] for sha256 in known.get("parts", ())[:PARTS])
+    return {"sha256": known.get("sha256", "")[:12] or parts, "revision": known.get("revision")}
+
+
 def removals(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return how many rows each folder left out, for which reason."""
     lines = []
     for folder in folders:
-        parts_of(folder)
-        counts = json.loads((folder / "manifest.json").read_bytes())["counts"]
+        counts = manifest_of(folder)["counts"]
         for key in ("left out", "broken"):
             lines += [
                 {"folder": folder.name, "kind": key, "reason": reason, "rows": number}
@@ -249,10 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command("report", __doc__, output="the HTML file")
     add = parser.add_argument
     add("--processor", nargs="*", default=[], help="folders or Hub names of processors; token lengths are by each")
-    add("--sample", type=int, default=1000, help="rows whose media and tokens are measured")
-    add("--examples", type=int, default=12, help="pairs to show")
-    add("--prompt-dir", help="folder of prompt templates of your own")
-    add_frames(parser)
+    add("--sample", type=ranged(Count), default=1000, help="rows whose media and tokens are measured")
+    add("--examples", type=ranged(Whole), default=12, help="pairs to show")
+    parser.add(ShownArguments, "prompts", *FRAMES)
     args = parser.parse_args(arguments)
     write_report(
         args.input,
@@ -261,10 +266,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processors=args.processor,
         sample=args.sample,
         examples=args.examples,
-        prompt_dir=args.prompt_dir,
+        prompts=read(args, ShownArguments).templates(),
     )
     print(args.output)
-
-
-if __name__ == "__main__":
-    run_main(main)

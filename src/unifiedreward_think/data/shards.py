@@ -12,27 +12,36 @@ The same input and settings give the same bytes, in one run or in several.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.checksums import checked, differing, read_checked, summed
+from unifiedreward_think.data import table
 from unifiedreward_think.data.formats.files import BadRow, DataError
-from unifiedreward_think.order import Order
+from unifiedreward_think.data.sources.media_store import damaged
+from unifiedreward_think.in_use import LOCK, hold, release
+from unifiedreward_think.interrupts import kept
+from unifiedreward_think.plain_text import holds_control
 from unifiedreward_think.progress import progress
 from unifiedreward_think.provenance import provenance
-from unifiedreward_think.records import PreferenceRecord
-from unifiedreward_think.writing import whole, write_whole
+from unifiedreward_think.records import Trace
+from unifiedreward_think.terminal import note
+from unifiedreward_think.writing import write_whole
 
 Counts = dict[str, Any]
+Decided = tuple[str, int, Trace, str]  # where a row was, the row, and why it is left out ("": it is not)
 PART_ROWS = 20_000
-RECORD_COLUMNS = ("id", "task", "prompt", "media", "answers", "preferred", "source", "group", "instruction")
-OWN_COLUMNS = ("margin", "votes", "judged_by", "completion", "order")
+MANIFEST = "manifest.json"
+SETTINGS = "settings.json"
+_AGAIN = "run the command that made this folder again, and it is made again"
 CARD = """---
 configs:
 - config_name: default
@@ -41,25 +50,6 @@ configs:
 Preference records, not yet rows of a trainer: `python -m unifiedreward_think.data export --format trl` writes those.
 """
 KINDS = 60  # kinds of reasons counted apart
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """A record with what its source says beyond it.
-
-    Attributes:
-        record: the pair.
-        margin, votes: how clear the preference was, where the source says it.
-        judged_by: people, a model, a metric.
-        completion, order: of a trace.
-    """
-
-    record: PreferenceRecord
-    margin: float | None = None
-    votes: int | None = None
-    judged_by: str = ""
-    completion: str = ""
-    order: Order = "ab"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +69,7 @@ class Removal:
 class Part:
     """What goes into one part."""
 
-    rows: list[Stored] = field(default_factory=list)
+    rows: list[Trace] = field(default_factory=list)
     removals: list[Removal] = field(default_factory=list)
     first_as_found: Counter[str] = field(default_factory=Counter)  # by source, before the order was drawn
 
@@ -100,46 +90,87 @@ class ShardFolder:
         claim(folder, settings)
         (folder / "left_out").mkdir(exist_ok=True)
         self.done = 0
-        while (folder / f"part-{self.done:05d}.json").is_file():
+        while _is_whole(folder, self.done):
             self.done += 1
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return (self.folder / "manifest.json").is_file()
+        """Whether nothing is left to do: all parts are there, as they were written."""
+        manifest = read_checked(self.folder / MANIFEST)
+        return manifest is not None and self.done >= len(manifest["parts"])
 
     def write(self, part: Part, inputs: int) -> None:
         """Write the next part, made of `inputs` rows."""
         name = f"part-{self.done:05d}"
-        sha256 = write_table(self.folder / f"{name}.parquet", part.rows)
+        sha256 = table.write(self.folder / f"{name}.parquet", part.rows)
         lines = "".join(json.dumps(removal.to_json()) + "\n" for removal in part.removals)
         write_whole(self.folder / "left_out" / f"{self.done:05d}.jsonl", lines)
         meta = {"file": f"{name}.parquet", "rows": len(part.rows), "sha256": sha256, "counts": count(part, inputs)}
-        write_whole(self.folder / f"{name}.json", as_json(meta))
+        write_whole(self.folder / f"{name}.json", as_json(summed(meta)))
         self.done += 1
+
+    def write_decided(self, rows: Iterable[Decided]) -> None:
+        """Write all parts, from the first on: what is decided with all rows in sight starts over after a kill."""
+        self.done, left = 0, iter(rows)
+        while chunk := list(islice(left, PART_ROWS)):
+            part = Part()
+            for file, number, row, reason in chunk:
+                if reason:
+                    part.removals.append(Removal(BadRow(file, number, row.record.id, reason), broken=False))
+                else:
+                    part.rows.append(row)
+            self.write(part, len(chunk))
 
     def finish(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Write and return the manifest: `about`, the sum of all counts, and the hash of every part."""
-        parts = [json.loads((self.folder / f"part-{i:05d}.json").read_bytes()) for i in range(self.done)]
+        parts = [checked(json.loads((self.folder / f"part-{i:05d}.json").read_bytes())) for i in range(self.done)]
         counts = count(Part(), 0)
         for part in parts:
             merge(counts, part.pop("counts"))
         write_whole(self.folder / "README.md", CARD)
         manifest = {**about, "counts": counts, "parts": parts, **provenance()}
-        write_whole(self.folder / "manifest.json", as_json(manifest))
+        write_whole(self.folder / MANIFEST, as_json(summed(manifest)))
+        release(self.folder / LOCK)
         return manifest
 
 
+def _is_whole(folder: Path, number: int) -> bool:
+    """Return whether a part, and the media stored for it, are there as they were written."""
+    meta = read_checked(folder / f"part-{number:05d}.json")
+    if meta is None:
+        return False
+    lost = differing(folder, {meta["file"]: meta["sha256"]})
+    lost = lost or damaged(folder, _media_of(folder / meta["file"]))
+    if lost:
+        note(f"{folder / lost[0]} is not there, or not what was written; it is made again")
+    return not lost
+
+
+def _media_of(part: Path) -> list[str]:
+    """Return the media paths of a part, each once."""
+    from pyarrow import compute, parquet
+
+    entries = parquet.read_table(part, columns=["media"])["media"]
+    paths: list[str] = compute.unique(compute.list_flatten(compute.list_flatten(entries))).to_pylist()
+    return paths
+
+
+def parts_kept(folder: Path) -> AbstractContextManager[None]:
+    """Say at Ctrl-C that whole parts stay."""
+    return kept(lambda: f"whole parts are kept in {folder}; the same command goes on after them")
+
+
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make a folder the output of `settings`, less what a killed run left half written.
+    """Make a folder the output of `settings`, less what a killed run left half written, and hold it until `release`.
 
     Raises:
         DataError: the folder holds the output of other settings.
+        InputError: another live run writes into it.
     """
-    text, file = as_json(settings), folder / "settings.json"
+    text, file = as_json(settings), folder / SETTINGS
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         raise DataError(f"{folder}: holds the output of other settings or inputs; choose another, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
+    hold(folder / LOCK)
     write_whole(file, text)
     for scratch in [*folder.glob("*.new"), *folder.glob("*/*.new")]:
         scratch.unlink()
@@ -150,6 +181,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 def count(part: Part, inputs: int) -> Counts:
     """Return the counts of a part."""
     decided = [row.record for row in part.rows if row.record.preferred in (1, 2)]
+    held = sum(holds_control(row.record, row.completion) for row in part.rows)
     removed: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for removal in part.removals:
         removed[removal.broken][reason_kind(removal.row.reason)] += 1
@@ -160,6 +192,7 @@ def count(part: Part, inputs: int) -> Counts:
         "labels by source": dict(Counter(f"{r.record.source} {r.record.preferred}" for r in part.rows)),
         **({"preferred first as found": dict(part.first_as_found)} if part.first_as_found else {}),
         "preferred first": dict(Counter(record.source for record in decided if record.preferred == 1)),
+        **({"hold control tokens": held} if held else {}),
         "decided": dict(Counter(record.source for record in decided)),
         "left out": dict(removed[False]),
         "broken": dict(removed[True]),
@@ -186,41 +219,24 @@ def merge(total: Counts, more: Mapping[str, Any]) -> None:
             total["others"] = total.get("others", 0) + value
 
 
-def write_table(path: Path, rows: Sequence[Stored]) -> str:
-    """Write records as a parquet file, whole or not at all, and return its sha256."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    texts = pa.list_(pa.string())
-    kinds = {"media": pa.list_(texts), "answers": texts, "margin": pa.float64(), "votes": pa.int64()}
-    values = {name: [getattr(row.record, name) for row in rows] for name in RECORD_COLUMNS}
-    values["preferred"] = [None if label is None else str(label) for label in values["preferred"]]
-    values |= {name: [getattr(row, name) for row in rows] for name in OWN_COLUMNS}
-    columns = {name: pa.array(column, kinds.get(name, pa.string())) for name, column in values.items()}
-    with whole(path) as scratch:
-        parquet.write_table(pa.table(columns), scratch, compression="zstd")
-        with scratch.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_LABELS: dict[str | None, Any] = {"1": 1, "2": 2, "tie": "tie", None: None}
-
-
-def read_stored(folders: Iterable[Path]) -> Iterator[tuple[str, int, Stored]]:
+def read_stored(folders: Iterable[Path]) -> Iterator[tuple[str, int, Trace]]:
     """Yield (part, row number from 1, row) of complete folders, media paths made absolute.
 
     Raises:
-        DataError: a folder is not complete, or a part is broken.
+        DataError: a folder is not complete, or a part is not what was written.
     """
     from unifiedreward_think.data.sources.readers import read_rows
 
     for folder in folders:
-        for part in parts_of(folder):
-            for number, row in read_rows(part):
-                yield str(part), number, from_row(row, folder.absolute(), f"{part}: row {number}")
+        for part in manifest_of(folder)["parts"]:
+            path = folder / part["file"]
+            if differing(folder, {part["file"]: part["sha256"]}):
+                raise DataError(f"{path}: not there, or not what was written; {_AGAIN}")
+            for number, row in read_rows(path):
+                yield str(path), number, table.read_row(row, folder.absolute(), f"{path}: row {number}")
 
 
-def read_tracked(folders: Sequence[Path], label: str) -> Iterator[tuple[str, int, Stored]]:
+def read_tracked(folders: Sequence[Path], label: str) -> Iterator[tuple[str, int, Trace]]:
     """Yield what `read_stored` does, and show how far it has come."""
     with progress(total_rows(folders), label, unit="row") as advance:
         for item in read_stored(folders):
@@ -228,55 +244,28 @@ def read_tracked(folders: Sequence[Path], label: str) -> Iterator[tuple[str, int
             advance(1)
 
 
-def from_row(row: Mapping[str, Any], root: Path, place: str) -> Stored:
-    """Return a row of a part, its relative media paths starting from `root`.
-
-    Raises:
-        DataError: the row was not written by `write_table`.
-    """
-    if set(row) != {*RECORD_COLUMNS, *OWN_COLUMNS}:
-        raise DataError(f"{place}: no record of an import; found the columns {', '.join(row)}")
-    record = PreferenceRecord(
-        **{key: row[key] for key in ("id", "task", "prompt", "source", "group", "instruction")},
-        media=tuple(tuple(path if path[0] == "/" else f"{root}/{path}" for path in entry) for entry in row["media"]),
-        answers=tuple(row["answers"]),
-        preferred=_LABELS[row["preferred"]],
-    )
-    return Stored(record=record, **{key: row[key] for key in OWN_COLUMNS})
-
-
-def parts_of(folder: Path) -> list[Path]:
-    """Return the parts of a complete folder.
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a complete folder.
 
     Raises:
         DataError: the folder holds no records, or its command was not finished.
     """
-    if not (folder / "manifest.json").is_file():
-        raise DataError(f"{folder}: no manifest.json; run its command again until it is finished, or check the path")
-    names = [part["file"] for part in json.loads((folder / "manifest.json").read_bytes())["parts"]]
-    return [folder / name for name in names]
+    if not (folder / MANIFEST).is_file():
+        raise DataError(f"{folder}: no {MANIFEST}; run its command again until it is finished, or check the path")
+    manifest = read_checked(folder / MANIFEST)
+    if manifest is None:
+        raise DataError(f"{folder / MANIFEST}: not what was written; {_AGAIN}")
+    return manifest
 
 
 def described(folder: Path) -> dict[str, Any]:
     """Return what identifies a complete folder: its name and the hashes of its parts."""
-    parts_of(folder)
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    return {"folder": str(folder), "parts": [part["sha256"] for part in manifest["parts"]]}
+    return {"folder": str(folder), "parts": [part["sha256"] for part in manifest_of(folder)["parts"]]}
 
 
 def total_rows(folders: Iterable[Path]) -> int:
     """Return how many records complete folders hold."""
-    return sum(
-        part["rows"]
-        for folder in folders
-        if parts_of(folder)
-        for part in json.loads((folder / "manifest.json").read_bytes())["parts"]
-    )
-
-
-def with_record(stored: Stored, **changes: Any) -> Stored:
-    """Return a row with a changed record."""
-    return replace(stored, record=replace(stored.record, **changes))
+    return sum(part["rows"] for folder in folders for part in manifest_of(folder)["parts"])
 
 
 def as_json(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Ask for a judgment and hear the reasoning while it is written.
 
-    asking = Asking(record, "ab", setup.backend, setup.protocol(votes=3, temperature=0.7))
+    asking = Asking(record, "ab", setup.backend, setup.sampled(3, temperature=0.7))
     for text in asking:                 # what the model has written so far
         ...
     judgments = asking.judgments
@@ -12,36 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from unifiedreward_think.backends import Backend, Completion, Failure
+from unifiedreward_think.backends import Backend, Completion, Failure, StreamingBackend
+from unifiedreward_think.bounded import open_bounded
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.judge import judge_item
-from unifiedreward_think.judging.protocol import Protocol as JudgeProtocol
-from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.order import Order
 from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Style
 
 PACE = 0.05  # seconds between two updates of the page
 BATCH = 16  # pairs at most
-
-
-@runtime_checkable
-class StreamingBackend(Protocol):
-    """A backend that tells what it writes while it writes."""
-
-    def stream(
-        self, prompt: Mapping[str, Any], *, sampling: Sampling, seed: int, on_text: Callable[[str], object]
-    ) -> Completion | Failure:
-        """Return the completion that `complete` would, having passed each piece of it to `on_text`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,34 +38,28 @@ class Setup:
 
     Attributes:
         backend: the model.
-        prompts: task -> template.
-        style: "cot" or "direct".
-        frames: how videos become frames.
-        max_new_tokens: limit of an answer.
+        config: how one pair is judged, in one order and by one vote.
         media_root: media of an uploaded file of pairs lie in this folder; nothing outside it is opened.
         work: folder for the files that are offered for download, within the system's folder for temporary files.
         examples: pairs to try.
         known: the examples by their content; asked about, they keep their own id, by which a stored run is replayed.
-        note: what is to be known of the model, shown above the tabs.
+        judge: which model it is, shown above the tabs.
+        note: what is to be known of it, likewise.
     """
 
     backend: Backend
-    prompts: Mapping[str, str]
-    style: Style
-    frames: FrameSampling
-    max_new_tokens: int
+    config: JudgingConfig
     media_root: Path
     work: Path
     examples: Sequence[PreferenceRecord] = ()
     known: Mapping[str, PreferenceRecord] = field(default_factory=dict)
+    judge: str = ""
     note: str = ""
 
-    def protocol(self, *, votes: int = 1, temperature: float = 1.0) -> JudgeProtocol:
-        """Return how pairs are judged: one vote is greedy, more are sampled."""
-        sampling = Sampling(temperature=temperature if votes > 1 else 0.0, max_new_tokens=self.max_new_tokens)
-        return JudgeProtocol(
-            prompts=self.prompts, style=self.style, sampling=sampling, frames=self.frames, samples=votes
-        )
+    def sampled(self, samples: int, temperature: float) -> JudgingConfig:
+        """Return how a pair is judged by so many votes: one is greedy, more are sampled."""
+        sampling = replace(self.config.sampling, temperature=temperature if samples > 1 else 0.0)
+        return replace(self.config, samples=samples, sampling=sampling)
 
 
 def make_record(task: str, prompt: str, media: Sequence[str | None], answers: Sequence[str] = ()) -> PreferenceRecord:
@@ -199,7 +181,7 @@ class Asking:
     record: PreferenceRecord
     order: Order
     backend: Backend
-    protocol: JudgeProtocol
+    config: JudgingConfig
     stopped: Event = field(default_factory=Event)
     judgments: list[Judgment] = field(default_factory=list)
 
@@ -210,13 +192,13 @@ class Asking:
             InputError: the backend cannot judge anything.
             Stopped: before the answer was whole.
         """
-        said: SimpleQueue[str | None] = SimpleQueue()
-        backend = Watched(self.backend, self.stopped, said.put)
+        pieces: SimpleQueue[str | None] = SimpleQueue()
+        backend = Watched(self.backend, self.stopped, pieces.put)
         with ThreadPoolExecutor(max_workers=1) as thread:
-            judging = thread.submit(judge_item, self.record, self.order, backend, self.protocol)
-            judging.add_done_callback(lambda _: said.put(None))
+            judging = thread.submit(judge_item, self.record, self.order, backend, self.config, open_bounded)
+            judging.add_done_callback(lambda _: pieces.put(None))
             try:
-                yield from _texts(said, self.stopped)
+                yield from _texts(pieces, self.stopped)
             except GeneratorExit:
                 self.stopped.set()
                 raise
@@ -225,14 +207,14 @@ class Asking:
         self.judgments = judging.result()
 
 
-def _texts(said: SimpleQueue[str | None], stopped: Event) -> Iterator[str]:
+def _texts(pieces: SimpleQueue[str | None], stopped: Event) -> Iterator[str]:
     """Yield the text so far whenever there is more of it, until None is said or it is stopped."""
     text, done = "", False
     while not done:
         before = text
         done = stopped.wait(PACE)
         try:
-            while (piece := said.get_nowait()) is not None:
+            while (piece := pieces.get_nowait()) is not None:
                 text += piece
             done = True
         except Empty:

@@ -13,21 +13,25 @@ from typing import Any
 
 import gradio as gr
 
+from unifiedreward_think.backends import Backend
 from unifiedreward_think.data.formats.files import BadRow, format_bad_rows
 from unifiedreward_think.data.formats.loading import Loaded, load_records
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import Setup, Stopped, Stops, Watched
-from unifiedreward_think.demo.pair_tab import stop_handlers
+from unifiedreward_think.demo.faults import by_names, told
+from unifiedreward_think.demo.running import Buttons, follow, stale_when_changed, switch
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.evaluation.report import write_html
-from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.judge import judge, orders_of
+from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines
 from unifiedreward_think.writing import write_whole
 
 EVERY = 0.3  # seconds between two looks at the progress
-TAB = "batch"
+TAB = "ur-batch"
+EXAMPLE = "example_pairs.jsonl"
 QUEUED = '<p class="ur-empty">Waiting for the model.</p>'
 WAITING = '<p class="ur-empty">Progress and results appear here.</p>'
 DOWNLOADS = {"Judgments": "judgments.jsonl", "Records": "records.jsonl", "Report": "report.html"}
@@ -35,14 +39,22 @@ DOWNLOADS = {"Judgments": "judgments.jsonl", "Records": "records.jsonl", "Report
 
 def build_batch(setup: Setup, stops: Stops) -> None:
     """Lay out the batch tab and connect its events."""
+    example = write_example(setup)
+    root = setup.media_root.resolve()
+    lie = "in the folder of the examples" if root.is_relative_to(setup.work) else f"below `{root}`"
     gr.Markdown(
         "A JSONL file of pairs, a record a line, as every script of this repository reads them; labels are optional. "
-        f"Media are paths below `{setup.media_root.resolve()}`.",
+        f"Media are paths {lie}.",
         elem_classes="ur-about",
     )
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_id=TAB):
         with gr.Column(scale=4, min_width=300):
             file = gr.File(label="Pairs", file_types=[".jsonl", ".json"], height=130, elem_classes="ur-pairs")
+            if example:
+                with gr.Row():
+                    use = gr.Button("Try the example file", size="sm", min_width=130)
+                    gr.DownloadButton("Download it", value=str(example), size="sm", min_width=100)
+                use.click(lambda: str(example), outputs=[file], show_progress="hidden", api_visibility="private")
             orders = gr.Radio(
                 [("one order", "one"), ("both orders", "both")],
                 value="both",
@@ -51,28 +63,47 @@ def build_batch(setup: Setup, stops: Stops) -> None:
             )
             with gr.Row():
                 start = gr.Button("Judge the file", variant="primary", elem_classes="ur-judge", scale=2, min_width=140)
-                stop = gr.Button("Stop", variant="stop", elem_classes="ur-stop", scale=1, min_width=80)
-        with gr.Column(scale=6, min_width=320):
+                stop = gr.Button("Stop", elem_classes="ur-stop", scale=1, min_width=80, interactive=False)
+        with gr.Column(scale=6, min_width=320, elem_classes="ur-answered"):
             message = gr.HTML(elem_classes="ur-message", padding=False)
             progress = gr.HTML(WAITING, elem_classes="ur-batch", padding=False)
             with gr.Row():
                 links = [gr.DownloadButton(name, interactive=False, min_width=110) for name in DOWNLOADS]
-    outputs = [message, progress, *links]
 
     def judge_file(request: gr.Request, file: str | None, orders: str) -> Iterator[list[Any]]:
-        yield from _judge_file(setup, stops.event(str(request.session_hash), TAB), file, orders)
+        try:
+            yield from _judge_file(setup, stops.event(str(request.session_hash), TAB), file, orders)
+        except Exception as error:  # whatever it is: who asked must not wait for ever, nor lack the reason
+            yield [view.alert(_said(error, setup)), WAITING, *_off()]
 
-    begin, halt = stop_handlers(stops, TAB, QUEUED)
-    stop.click(halt, queue=False, api_visibility="private")
-    start.click(begin, outputs=[message, progress], queue=False, api_visibility="private").then(
-        judge_file,
+    stale_when_changed(TAB, [file, orders])
+    follow(
+        TAB,
+        stops,
+        Buttons([start], stop),
+        [judge_file],
         inputs=[file, orders],
-        outputs=outputs,
-        concurrency_limit=1,
-        concurrency_id="model",
-        show_progress="hidden",
-        api_visibility="private",
+        fields=[file, orders],
+        outputs=[message, progress, *links],
+        empty=[WAITING, *_off()],
+        waiting=QUEUED,
     )
+
+
+def write_example(setup: Setup) -> Path | None:
+    """Write a file of pairs to try, the first of each task, and return it; None where none lies below `media_root`."""
+    root = setup.media_root.resolve()
+    chosen: dict[str, PreferenceRecord] = {}
+    for record in setup.examples:
+        media = [[Path(path).resolve() for path in entry] for entry in record.media]
+        if record.task in setup.config.prompts and all(p.is_relative_to(root) for entry in media for p in entry):
+            shown = tuple(tuple(str(path.relative_to(root)) for path in entry) for entry in media)
+            chosen.setdefault(record.task, replace(record, media=shown))
+    if not chosen:
+        return None
+    file = setup.work / EXAMPLE
+    write_whole(file, json_lines(chosen.values()))
+    return file
 
 
 def load_pairs(file: Path, media_root: Path) -> Loaded[PreferenceRecord]:
@@ -89,61 +120,74 @@ def load_pairs(file: Path, media_root: Path) -> Loaded[PreferenceRecord]:
     for record, place in zip(loaded.rows, loaded.places, strict=True):
         outside = [path for entry in record.media for path in entry if not Path(path).resolve().is_relative_to(root)]
         if outside:
-            bad.append(BadRow(place.file, place.line, record.id, f"{outside[0]}: not below {root}; move it there"))
+            bad.append(
+                BadRow(place.file, place.line, record.id, f"{outside[0]}: not below the folder of media; move it there")
+            )
         else:
             rows.append(record)
-    named = [replace(row, file=Path(row.file).name) for row in sorted(bad, key=lambda row: row.line)]
+    named = [
+        replace(row, file=Path(row.file).name, reason=by_names(row.reason, file.parent, root=root))
+        for row in sorted(bad, key=lambda row: row.line)
+    ]
     return Loaded(rows, named)
 
 
+def _about_bad(bad: Sequence[BadRow]) -> str:
+    """Return the message about rows that are left out, '' for none."""
+    return f"{len(bad)} rows left out:\n{format_bad_rows(bad)}" if bad else ""
+
+
+def _said(error: Exception, setup: Setup) -> str:
+    return told(error, setup.work, root=setup.media_root)
+
+
+def _off() -> list[Any]:
+    return [switch(False) for _ in DOWNLOADS]
+
+
 def _judge_file(setup: Setup, stopped: Event, file: str | None, orders: str) -> Iterator[list[Any]]:
-    """Judge an uploaded file; where that is stopped, what was judged before it is kept."""
-    off = [gr.DownloadButton(interactive=False) for _ in DOWNLOADS]
-    try:
-        if file is None:
-            raise InputError("Choose a file of pairs first.")
-        loaded = load_pairs(Path(file), setup.media_root)
-        said = view.alert(_about_bad(loaded.bad)) if loaded.bad else ""
-        if not loaded.rows:
-            yield [said, WAITING, *off]
-            return
-        folder = Path(tempfile.mkdtemp(dir=setup.work))
-        done, total = 0, _total(loaded.rows, orders)
-        for done in _judged(setup, loaded.rows, orders, folder, stopped):
-            words = "Stopping after this batch: " if stopped.is_set() else ""
-            yield [said, view.bar(done, total, f"{words}{done} of {total} judgments"), *off]
-        if done < total:
-            said += view.alert(f"Stopped after {done} of {total} judgments.")
-        judgments = _finish(setup, loaded.rows, folder) if done else []
-    except InputError as error:
-        yield [view.alert(str(error).replace(str(Path(str(file)).parent) + "/", "")), WAITING, *off]
+    """Judge an uploaded file; where that is stopped or fails, what was judged before it is kept."""
+    if file is None:
+        raise InputError("Choose a file of pairs first.")
+    loaded = load_pairs(Path(file), setup.media_root)
+    alerts = view.alert(_about_bad(loaded.bad))
+    if not loaded.rows:
+        yield [alerts, WAITING, *_off()]
         return
+    folder = Path(tempfile.mkdtemp(dir=setup.work))
+    config = replace(setup.config, orders="both" if orders == "both" else "one")
+    done, total = 0, sum(len(orders_of(record, config)) for record in loaded.rows)
+    try:
+        for done in _judged(setup.backend, loaded.rows, config, folder, stopped):
+            words = "Stopping after this batch: " if stopped.is_set() else ""
+            yield [alerts, view.bar(done, total, f"{words}{done} of {total} judgments"), *_off()]
+        if done < total:
+            alerts += view.alert(f"Stopped after {done} of {total} judgments.")
+    except Exception as error:  # whatever the model's code raises
+        alerts += view.alert(f"Ended after {done} of {total} judgments. {_said(error, setup)}")
+    judgments = _finish(setup, loaded.rows, folder) if done else []
     failed = [row for row in judgments if row.error]
     if failed:
-        said += view.alert(f"{len(failed)} judgments failed; the first: {failed[0].record_id}: {failed[0].error}")
+        first = by_names(f"{failed[0].record_id}: {failed[0].error}", setup.work, root=setup.media_root)
+        alerts += view.alert(f"{len(failed)} judgments failed; the first: {first}")
     if not judgments:
-        yield [said, WAITING, *off]
+        yield [alerts, WAITING, *_off()]
         return
     links = [gr.DownloadButton(value=str(folder / name), interactive=True) for name in DOWNLOADS.values()]
-    yield [said, view.summary(summarize(judgments)), *links]
-
-
-def _total(records: Sequence[PreferenceRecord], orders: str) -> int:
-    return sum(2 if orders == "both" and record.swappable else 1 for record in records)
+    yield [alerts, view.summary(summarize(judgments)), *links]
 
 
 def _judged(
-    setup: Setup, records: Sequence[PreferenceRecord], orders: str, folder: Path, stopped: Event
+    backend: Backend, records: Sequence[PreferenceRecord], config: JudgingConfig, folder: Path, stopped: Event
 ) -> Iterator[int]:
     """Judge into a file beside the page, and yield how many judgments it holds; a stop ends it after the batch."""
-    protocol = replace(setup.protocol(), orders="both" if orders == "both" else "one")
     output = folder / DOWNLOADS["Judgments"]
 
     def written() -> int:
         return output.read_bytes().count(b"\n") if output.exists() else 0
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        judging = thread.submit(judge, records, Watched(setup.backend, stopped), protocol, output)
+        judging = thread.submit(judge, records, Watched(backend, stopped), config, output)
         try:
             while not judging.done():
                 yield written()
@@ -151,9 +195,9 @@ def _judged(
         except GeneratorExit:
             stopped.set()
             raise
+    yield written()
     with suppress(Stopped):
         judging.result()
-    yield written()
 
 
 def _finish(setup: Setup, records: Sequence[PreferenceRecord], folder: Path) -> list[Judgment]:
@@ -167,10 +211,6 @@ def _finish(setup: Setup, records: Sequence[PreferenceRecord], folder: Path) -> 
         judgments={name: judgments},
         records={record.id: record for record in records},
         title="Judgments",
-        sampling=setup.frames,
+        sampling=setup.config.frames,
     )
     return judgments
-
-
-def _about_bad(bad: Sequence[BadRow]) -> str:
-    return f"{len(bad)} rows left out:\n{format_bad_rows(bad)}"

@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import Setup, Stops
 from unifiedreward_think.demo.batch_tab import build_batch
+from unifiedreward_think.demo.faults import told
 from unifiedreward_think.demo.pair_tab import Session, build_tab
 from unifiedreward_think.evaluation.tables import title
 from unifiedreward_think.records import digest
@@ -36,12 +37,12 @@ KEYS = "Ctrl + Enter judges, Ctrl + Shift + Enter swaps and asks again."
 def build_demo(setup: Setup) -> gr.Blocks:
     """Return the page, to be launched with the options of `look`."""
     with gr.Blocks(title="UnifiedReward-Think", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as demo:
-        gr.HTML(view.heading(setup.note), padding=False)
+        gr.HTML(view.heading(setup.judge, setup.note), padding=False)
         session, stops = gr.State({}), Stops()
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             events = []
             for task in TASKS:
-                if task in setup.prompts:
+                if task in setup.config.prompts:
                     with gr.Tab(title(task)):
                         events += build_tab(task, setup, session, stops)
             with gr.Tab("Batch"):
@@ -55,8 +56,11 @@ def build_demo(setup: Setup) -> gr.Blocks:
                     ]
         gr.HTML(f'<p class="ur-small ur-keys">{KEYS}</p>', padding=False)
 
-        def show_history(request: gr.Request, asked: Session) -> list[Any]:
-            return _history(setup.work / f"history-{digest(str(request.session_hash)):016x}", asked)
+        def show_history(request: gr.Request, session: Session) -> list[Any]:
+            try:
+                return _history(setup.work / f"history-{digest(str(request.session_hash)):016x}", session)
+            except Exception as error:  # whatever it is, such as a full disk: the table must not seem whole
+                return [view.alert(told(error, setup.work)), gr.skip(), gr.skip()]
 
         for event in events:
             event.then(
@@ -83,6 +87,10 @@ def look() -> dict[str, Any]:
         body_background_fill_dark="#14171b",
         block_background_fill="#ffffff",
         block_background_fill_dark="#1b1f24",
+        body_text_color_subdued="#5d646e",
+        body_text_color_subdued_dark="#a3abb5",
+        checkbox_label_background_fill_selected="#2f62a3",
+        checkbox_label_background_fill_selected_dark="#2f62a3",
         block_border_width="1px",
         block_border_color="#e0e1de",
         block_border_color_dark="#343b43",
@@ -127,14 +135,14 @@ def only_named(host: str, more: Sequence[str]) -> dict[str, Any]:
 
 def _history(folder: Path, session: Session) -> list[Any]:
     """Return the table, and the files of all that was asked, which take the place of those before."""
-    asked = list(session.values())
-    if not asked:
+    judged = list(session.values())
+    if not judged:
         return [gr.skip()] * 3
     folder.mkdir(exist_ok=True)
     lines = {
-        "judgments.jsonl": [row.to_json() for _, rows in asked for row in rows],
-        "records.jsonl": list({record.id: record.to_json() for record, _ in asked}.values()),
+        "judgments.jsonl": [row.to_json() for _, rows in judged for row in rows],
+        "records.jsonl": list({record.id: record.to_json() for record, _ in judged}.values()),
     }
     for name, rows in lines.items():
         write_whole(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
-    return [view.history(asked), *(gr.DownloadButton(value=str(folder / name), interactive=True) for name in lines)]
+    return [view.history(judged), *(gr.DownloadButton(value=str(folder / name), interactive=True) for name in lines)]

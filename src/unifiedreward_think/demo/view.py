@@ -11,24 +11,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.backends import Completion
 from unifiedreward_think.evaluation.examples import shown_verdict
 from unifiedreward_think.evaluation.tables import HEADLINE, counts, table_rows, title
+from unifiedreward_think.judging.judge import judgment
+from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.metrics import both_orders, pair_orders
 from unifiedreward_think.order import Order
 from unifiedreward_think.pages import load_template
-from unifiedreward_think.prompting import Media, build_parts
-from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.prompting import Media
+from unifiedreward_think.records import Judgment, PreferenceRecord, Preferred
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Style, parse
 from unifiedreward_think.votes import combine
 
 Asked = tuple[PreferenceRecord, list[Judgment]]  # a pair, and the samples of one order
 
 
-def writing(record: PreferenceRecord, order: Order, text: str, style: Style) -> str:
+def writing(record: PreferenceRecord, order: Order, text: str, config: JudgingConfig) -> str:
     """Return the verdict card while the model writes: the bars grow with the text."""
-    verdict = parse(text, TASKS[record.task].noun, style=style)
-    row = Judgment(record_id=record.id, task=record.task, order=order, completion=text, verdict=verdict)
+    row = judgment(record, order, Completion(text, "stop"), config)
     return _render("card", v=shown_verdict(row), record=record, **_names(record, order), writing=True)
 
 
@@ -46,6 +47,7 @@ def card(record: PreferenceRecord, rows: Sequence[Judgment], other: Sequence[Jud
         other: those of the other order, if it was asked.
     """
     result = combine(rows)
+    winner = letter_of(result.winner)
     verdict = shown_verdict(result.chosen)
     flat = [(name, *scores) for name, scores in result.dimensions]
     totals = [sum(column) for column in list(zip(*flat, strict=True))[1:]] if flat else None
@@ -55,10 +57,27 @@ def card(record: PreferenceRecord, rows: Sequence[Judgment], other: Sequence[Jud
         record=record,
         **_names(record, rows[0].order),
         writing=False,
-        winner={1: "A", 2: "B"}.get(result.winner if isinstance(result.winner, int) else 0),
+        winner=winner,
+        doubt=doubt(winner, letter_of(combine(other).winner)) if other else "",
         votes=result.votes if len(rows) > 1 else None,
         agreement=agreement([*rows, *other]),
     )
+
+
+def letter_of(winner: Preferred | None) -> str | None:
+    """Return the candidate that won as the page calls it; None where none did."""
+    return {1: "A", 2: "B"}.get(winner if isinstance(winner, int) else 0)
+
+
+def doubt(winner: str | None, other: str | None) -> str:
+    """Return why the winner of the order asked last is no winner of the pair, in view of the other order; '' if it is.
+
+    >>> doubt("A", "B"), doubt("A", "A")
+    ('it depends on the order', '')
+    """
+    if winner is None or winner == other:
+        return ""
+    return "it depends on the order" if other else "in the other order there is none"
 
 
 def agreement(rows: Sequence[Judgment]) -> tuple[str, str] | None:
@@ -81,8 +100,8 @@ def agreement(rows: Sequence[Judgment]) -> tuple[str, str] | None:
     ab, ba = pairs[0]
     if agreeing:
         return "right", "Both orders agree"
-    if ab.candidate is None or ba.candidate is None:
-        both = ab.candidate is None and ba.candidate is None
+    if ab.choice is None or ba.choice is None:
+        both = ab.choice is None and ba.choice is None
         return "mixed", "Neither order can be read" if both else "Only one order can be read"
     place = "first" if ab.verdict.winner == 1 else "second"
     return "wrong", f"The verdict depends on the order: the one shown {place} wins"
@@ -93,25 +112,26 @@ def raw(rows: Sequence[Judgment]) -> str:
     return _render("raw", rows=rows)
 
 
-def prompt(record: PreferenceRecord, order: Order, prompts: Mapping[str, str]) -> str:
+def prompt(record: PreferenceRecord, order: Order, config: JudgingConfig) -> str:
     """Return what the model is asked, each picture or video in its place by its file name."""
-    parts = build_parts(record, order=order, prompts=prompts)
+    parts = config.form.render(record, order=order, prompts=config.prompts)
     shown = [(isinstance(p, Media), Path(p.paths[0]).name if isinstance(p, Media) else p) for p in parts]
     return _render("prompt", parts=shown, kind=TASKS[record.task].media_kind)
 
 
-def history(asked: Sequence[Asked]) -> str:
+def history(judged: Sequence[Asked]) -> str:
     """Return the table of all that was asked in this session, the newest first."""
     lines = []
-    for record, rows in reversed(asked):
-        other = [row for r, part in asked for row in part if r.id == record.id and row.order != rows[0].order]
+    for record, rows in reversed(judged):
+        other = [row for r, part in judged for row in part if r.id == record.id and row.order != rows[0].order]
         result = combine(rows)
         lines.append(
             {
                 "record": record,
                 "task": title(record.task),
                 "order": rows[0].order.upper(),
-                "winner": {1: "A", 2: "B"}.get(result.winner if isinstance(result.winner, int) else 0),
+                "winner": letter_of(result.winner),
+                "doubt": doubt(letter_of(result.winner), letter_of(combine(other).winner)) if other else "",
                 "error": result.error,
                 "votes": result.votes if len(rows) > 1 else None,
                 "margin": result.margin,
@@ -137,9 +157,14 @@ def summary(results: Mapping[str, Any]) -> str:
     return _render("summary", cells=cells, counts=counts(results))
 
 
-def heading(text: str) -> str:
-    """Return the heading of the page, with what is to be known of the model."""
-    return _render("heading", note=text)
+def heading(judge: str, note: str) -> str:
+    """Return the heading of the page: which model judges, and what is to be known of it."""
+    return _render("heading", judge=judge, note=note)
+
+
+def frames(shown: Mapping[str, Any]) -> str:
+    """Return a clip as its frames (`media.thumbnails`), for one that the browser cannot play."""
+    return _render("frames", images=shown["images"], error=shown["error"])
 
 
 def _names(record: PreferenceRecord, order: Order) -> dict[str, Any]:

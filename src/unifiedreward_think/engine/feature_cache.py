@@ -1,108 +1,103 @@
-"""Picture features of a frozen vision tower, kept on disk: from the second epoch on, nothing goes through the tower.
+"""Image features of a frozen vision tower on disk: from the second epoch on, nothing goes through the tower.
 
-A file holds the features of one prompt's pictures. Its name is a digest of everything they depend on: the processed
-pixels (and with them the files and the processor's settings), the weights and settings of the tower, its number type,
-and the version of transformers. Another model finds nothing here, and a changed picture finds nothing of the old one.
+A file holds the features of one image. Its name is a digest of everything they depend on: the image's key (see
+`features`), the weights and settings of the tower, the settings of the image processor, the dtype, and the version of
+transformers. Another model finds nothing here, and a changed image finds nothing of the old one.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from PIL.Image import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from unifiedreward_think.engine import streams as shared_prefix
-from unifiedreward_think.errors import InputError
-
-
-def encoder(folder: str | None, network: Any, accelerator: Any, *, frozen: bool) -> Callable[..., shared_prefix.Prompt]:
-    """Return what encodes the pictures of a prompt: the tower, or with a folder the cache before it.
-
-    Raises:
-        InputError: the tower is trained, or its weights are partitioned.
-    """
-    if folder is None:
-        return shared_prefix.encode_pictures
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if not frozen or (plugin is not None and plugin.zero_stage == 3):
-        raise InputError(
-            "embedding_cache: needs freeze_vision: true, no projector beside the tower (LLaVA-OneVision's is trained), "
-            "and no ZeRO-3; leave it out"
-        )
-    return EmbeddingCache(Path(folder), network, f"{accelerator.mixed_precision} {network.dtype}").encode_pictures
+from unifiedreward_think.engine.features import ImageFeatures, ImageKey, image_keys
+from unifiedreward_think.engine.packing import Prompt, encode_prompt
+from unifiedreward_think.writing import whole
 
 
-class EmbeddingCache:
-    """Encodes pictures as `shared_prefix.encode_pictures` does, unless they were encoded before.
+class FeatureFolder:
+    """Encodes the images of prompts, unless all of them were encoded before.
 
     Args:
         folder: created if needed; several processes and runs may share it.
-        network: the model; what its pictures go through must not be trained.
-        number_type: of the encoding, where autocast decides it.
+        network: the model; what its images go through must not be trained.
+        image_processor: of the same model.
+        dtype: of the encoding, where autocast decides it.
     """
 
-    def __init__(self, folder: Path, network: Any, number_type: str) -> None:
+    def __init__(self, folder: Path, network: Any, image_processor: Any, dtype: str) -> None:
         self._folder = folder
-        settings = {key: value for key, value in network.config.to_dict().items() if key != "text_config"}
-        settings.pop("_name_or_path", None)
-        digest = sha256(json.dumps([transformers.__version__, number_type, settings], default=str).encode())
+        config = {key: value for key, value in network.config.to_dict().items() if key != "text_config"}
+        config.pop("_name_or_path", None)
+        settings = [transformers.__version__, dtype, config, image_processor.to_dict()]
+        digest = sha256(json.dumps(settings, default=str).encode())
         for name, weight in network.model.named_parameters():
             if not name.startswith("language_model."):
-                _add(digest, name, weight)
-        self._tower = digest
+                for part in _content(name, weight):
+                    digest.update(part)
+        self._model = digest.hexdigest()
 
-    def encode_pictures(self, network: Any, prompt: shared_prefix.Prompt) -> shared_prefix.Prompt:
-        """Return the prompt with the features of its pictures.
+    def encode(self, network: Any, prompt: Prompt, images: Sequence[Image]) -> Prompt:
+        """Return the prompt with the features of its images; what is missing or damaged is encoded again."""
+        (keys,) = image_keys(network, [images])
+        files = [self._file(key) for key in keys]
+        stored = [features for file in files if (features := _load(file, prompt.ids.device)) is not None]
+        if len(stored) == len(files):
+            return replace(prompt, features=stored)
+        prompt = encode_prompt(network, prompt)
+        for file, features in zip(files, prompt.features, strict=True):
+            _store(file, features)
+        return prompt
 
-        Raises:
-            InputError: a file of the cache is damaged.
-        """
-        digest = self._tower.copy()
-        for name, value in sorted(prompt.pixels.items()):
-            _add(digest, name, value)
-        name = digest.hexdigest()
-        file = self._folder / name[:2] / f"{name}.safetensors"
-        if not file.exists():
-            prompt = shared_prefix.encode_pictures(network, prompt)
-            _write(file, prompt.features)
-            return prompt
-        try:
-            stored = load_file(file, device=str(prompt.ids.device))
-        except SafetensorError as error:
-            raise InputError(f"embedding_cache: {file} is damaged ({error}); delete it") from error
-        return replace(prompt, features=_features(stored))
+    def _file(self, key: ImageKey) -> Path:
+        name = sha256(f"{self._model} {key}".encode()).hexdigest()
+        return self._folder / name[:2] / f"{name}.safetensors"
 
 
-def _add(digest: Any, name: str, tensor: torch.Tensor) -> None:
+def _store(file: Path, features: ImageFeatures) -> None:
+    tensors = {str(number): layer.clone() for number, layer in enumerate(features.layers)}
+    if features.grid is not None:
+        tensors["grid"] = features.grid.clone()
+    with whole(file, cache=True) as scratch:
+        save_file(tensors, scratch, metadata={"crc32": _checksum(tensors)})
+
+
+def _load(file: Path, device: torch.device) -> ImageFeatures | None:
+    """Return the features of a file, None where it is missing, cut or damaged."""
+    try:
+        with safe_open(file, "pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+            checksum = (stored.metadata() or {}).get("crc32")
+    except (FileNotFoundError, SafetensorError):
+        return None
+    if checksum != _checksum(tensors):
+        return None
+    placed = {name: tensor.to(device) for name, tensor in tensors.items()}
+    grid = placed.pop("grid", None)
+    return ImageFeatures(tuple(placed[str(number)] for number in range(len(placed))), grid)
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a checksum that is made faster than an image is encoded: disks lose bits without a word."""
+    value = 0
+    for part in chain.from_iterable(_content(*item) for item in sorted(tensors.items())):
+        value = zlib.crc32(part, value)
+    return f"{value:08x}"
+
+
+def _content(name: str, tensor: torch.Tensor) -> tuple[bytes, Any]:
+    """Return what a digest of a tensor is made of: its name, dtype and shape, and its bytes."""
     plain = tensor.detach().cpu().contiguous()
-    digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-    digest.update(plain.reshape(-1).view(torch.uint8).numpy())
-
-
-def _write(file: Path, features: Any) -> None:
-    """Write a file whole or not at all, whoever else writes it."""
-    layers = [features.pooler_output, *features.deepstack_features]
-    tensors = {f"{i} {j}": one.clone() for i, layer in enumerate(layers) for j, one in enumerate(layer)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, partial)
-    partial.replace(file)
-
-
-def _features(stored: dict[str, torch.Tensor]) -> Any:
-    layers: dict[int, dict[int, torch.Tensor]] = {}
-    for key, tensor in stored.items():
-        layer, picture = map(int, key.split())
-        layers.setdefault(layer, {})[picture] = tensor
-    pooled, *deep = (tuple(layers[i][j] for j in range(len(layers[i]))) for i in range(len(layers)))
-    return SimpleNamespace(pooler_output=pooled, deepstack_features=deep)
+    return f"{name} {plain.dtype} {tuple(plain.shape)}".encode(), plain.reshape(-1).view(torch.uint8).numpy()

@@ -11,27 +11,24 @@ output folder. A benchmark is two functions, from a row to a record and from jud
 from __future__ import annotations
 
 import argparse
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.backends import Backend
-from unifiedreward_think.backends.choose import add_arguments, make_backend
-from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.backends.choose import BackendArguments
 from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.evaluation.rescore import rescore
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
 from unifiedreward_think.evaluation.tables import headline, numbers
+from unifiedreward_think.flags import Count, Parser, Whole, ranged, read
 from unifiedreward_think.judging.judge import judge
-from unifiedreward_think.judging.protocol import Protocol
+from unifiedreward_think.judging.settings import JudgingArguments, set_up
 from unifiedreward_think.judging.store import load_judgments, write_evaluation
-from unifiedreward_think.media import DECODERS, FrameSampling
-from unifiedreward_think.metrics import group_accuracy, summarize
-from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.provenance import config_yaml
+from unifiedreward_think.metrics import by_record, group_accuracy, summarize
+from unifiedreward_think.provenance import config_yaml, data_files
 from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines, read_json_lines
 from unifiedreward_think.writing import write_whole
 
@@ -48,7 +45,7 @@ def run_benchmark(
     group: Callable[[PreferenceRecord], str] | None = None,
     data: str | None,
     split: str = "test",
-    config: str | None = None,
+    subset: str | None = None,
     about: str | None = None,
     arguments: Sequence[str] | None = None,
     backend: Backend | None = None,
@@ -64,24 +61,29 @@ def run_benchmark(
         group: names the group of a record for our own accuracy by group and its macro average.
         data: Hub name by default; None where it must be given.
         split: of the Hub's data set by default.
-        config: configuration of the Hub's data set by default.
+        subset: configuration of the Hub's data set by default.
         about: description of the command; the report quotes what it says of the metrics.
         arguments: the command line; that of the process by default.
         backend: judges in place of the model that the arguments name.
     """
-    parser = _parser(name, data, split, config, about)
+    parser = _parser(name, data, split, subset, about)
     args = parser.parse_args(arguments)
     if args.model is None and args.replay is None and backend is None:
         parser.error("name a --model, or stored judgments with --replay")
-    if args.data is None and args.replay is None:
-        args.data = data
+    if args.input is None and args.replay is None:
+        args.input = data
         if data is None:
-            parser.error("name the rows with --data: this benchmark is not on the Hub in a form that can be loaded")
-    if args.votes > 1 and args.temperature == 0:
-        parser.error("--votes needs a --temperature above 0: greedy answers are all the same")
+            parser.error("name the rows with --input: this benchmark is not on the Hub in a form that can be loaded")
     try:
+        judging = read(args, JudgingArguments)
         records, left_out = _load(args, to_record)
-        judgments = _replayed(args, name, records) if args.replay else _judged(args, name, records, backend)
+        rows_from = str(args.input or _beside(args.replay))
+        about_run = config_yaml(vars(args), data=data_files([rows_from], {rows_from: len(records)}), benchmark=name)
+        if args.replay:
+            judgments = _replayed(args, records, about_run)
+        else:
+            config, backend = set_up(judging, backend or read(args, BackendArguments))
+            judgments = judge(records, backend, config, args.output / "judgments.jsonl", config_yaml=about_run)
         results = {
             "benchmark": name,
             "records": len(records),
@@ -91,55 +93,37 @@ def run_benchmark(
         }
         if group is not None:
             results["strict"] |= group_accuracy(judgments, {record.id: group(record) for record in records})
-        _write(args, name, records, judgments, results, about)
+        _write(args, judging, name, records, judgments, results, about)
     except (InputError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     return results
 
 
-def _parser(name: str, data: str | None, split: str, config: str | None, about: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser(name: str, data: str | None, split: str, subset: str | None, about: str | None) -> Parser:
+    parser = Parser(about)
     add = parser.add_argument
-    add_arguments(parser)
     source = f"Hub name, file or folder with the rows (default: {data})" if data else "file or folder with the rows"
-    add("--data", help=source)
+    add("--input", help=source)
     add("--split", default=split, help=f"of a Hub data set (default: {split})")
-    add("--config", default=config, help=f"configuration of a Hub data set (default: {config})")
+    add("--config", default=subset, help=f"configuration of a Hub data set (default: {subset})")
     add("--media-root", type=Path, help="folder that media paths start from (default: that of the rows)")
-    stored = "score stored judgments again, without a model; the records.jsonl beside them stands for --data"
+    stored = "score stored judgments again, without a model; the records.jsonl beside them stands for --input"
     add("--replay", type=Path, metavar="JUDGMENTS", help=stored)
     add("--output", type=Path, default=Path("outputs", name), help=f"folder to write (default: outputs/{name})")
-    add("--limit", type=int, help="only the first N pairs")
-    add("--orders", choices=["one", "both"], default="both", help="orders each pair is shown in")
-    add("--order-seed", type=int, default=0, help="decides the order shown, where it is one")
-    add("--votes", type=int, default=1, help="samples of each pair and order")
-    add("--temperature", type=float, default=0.0, help="of sampling; 0 is greedy")
-    add("--top-p", type=float, default=1.0, help="nucleus of sampling")
-    add("--seed", type=int, default=0, help="of sampling")
-    add(
-        "--tie-margin",
-        type=float,
-        help="call a tie where the score sums differ by this at most in the mean over votes (default: never)",
-    )
-    add("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
-    add("--layout", choices=["one_line", "three_line"], default="one_line", help="how the prompt asks for a dimension")
-    add("--prompt-dir", help="folder of prompt templates of your own")
-    add("--max-new-tokens", type=int, default=2048, help="limit of an answer")
-    add("--frames", type=int, default=8, help="frames of each video")
-    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
-    add("--frame-cache", type=Path, default=Path("outputs/frames"), help="keeps decoded frames")
-    add("--native-video", action="store_true", help="show videos as videos, not as pictures: released Qwen checkpoints")
+    add("--limit", type=ranged(Count), help="only the first N pairs")
     add("--media-cache", type=Path, default=Path("outputs/media"), help="keeps media that rows hold or link to")
-    add("--max-examples", type=int, default=40, help="pairs shown in the report")
+    add("--max-examples", type=ranged(Whole), default=40, help="pairs shown in the report")
+    parser.add(JudgingArguments, without=["form"], orders="both")  # their metrics are of pairs
+    parser.add(BackendArguments)
     return parser
 
 
 def _load(args: argparse.Namespace, to_record: ToRecord) -> tuple[list[PreferenceRecord], dict[str, int] | None]:
     """Return the records, and by part how many rows fit no task (None: unknown, the rows were not read)."""
-    if args.data is None:
-        path = args.replay.parent / "records.jsonl"
+    if args.input is None:
+        path = _beside(args.replay)
         if not path.is_file():
-            raise RecordError(f"{path}: no such file; name the rows with --data")
+            raise RecordError(f"{path}: no such file; name the rows with --input")
         return _stored_records(path)[: args.limit], None
     records: dict[str, PreferenceRecord] = {}
     left_out = Counter[str]()
@@ -147,12 +131,16 @@ def _load(args: argparse.Namespace, to_record: ToRecord) -> tuple[list[Preferenc
         if record is None:
             left_out[row.part] += 1
         elif records.setdefault(record.id, record) is not record:
-            raise RecordError(f"{args.data}: row {row.number} ({row.part}): duplicate id {record.id!r}; remove one")
+            raise RecordError(f"{args.input}: row {row.number} ({row.part}): duplicate id {record.id!r}; remove one")
         if len(records) == args.limit:
             break
     if not records:
-        raise RecordError(f"{args.data}: holds no pair that one of the four tasks can show")
+        raise RecordError(f"{args.input}: holds no pair that one of the four tasks can show")
     return list(records.values()), dict(left_out)
+
+
+def _beside(judgments: Path) -> Path:
+    return judgments.parent / "records.jsonl"
 
 
 def _stored_records(path: Path) -> list[PreferenceRecord]:
@@ -160,45 +148,24 @@ def _stored_records(path: Path) -> list[PreferenceRecord]:
 
 
 def _records(args: argparse.Namespace, to_record: ToRecord) -> Iterator[tuple[Row, PreferenceRecord | None]]:
-    path = Path(args.data)
+    path = Path(args.input)
     root = args.media_root or (path if path.is_dir() else path.parent if path.is_file() else None)
     media = partial(media_file, root=root and root.absolute(), cache=args.media_cache.absolute())
-    for row in read_rows(args.data, split=args.split, config=args.config):
+    for row in read_rows(args.input, split=args.split, config=args.config):
         try:
             yield row, to_record(row, media)
         except RecordError as error:
-            raise RecordError(f"{args.data}: row {row.number} ({row.part}): {error}") from error
+            raise RecordError(f"{args.input}: row {row.number} ({row.part}): {error}") from error
 
 
-def _judged(
-    args: argparse.Namespace, name: str, records: Sequence[PreferenceRecord], backend: Backend | None
-) -> list[Judgment]:
-    protocol = Protocol(
-        prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
-        style=args.style,
-        sampling=Sampling(
-            temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed
-        ),
-        frames=_frames(args),
-        samples=args.votes,
-        orders=args.orders,
-        order_seed=args.order_seed,
-        native_video=args.native_video,
-    )
-    config = config_yaml(vars(args), benchmark=name)
-    return judge(records, backend or make_backend(args), protocol, args.output / "judgments.jsonl", config=config)
-
-
-def _replayed(args: argparse.Namespace, name: str, records: Sequence[PreferenceRecord]) -> list[Judgment]:
+def _replayed(args: argparse.Namespace, records: Sequence[PreferenceRecord], about_run: str) -> list[Judgment]:
     """Return stored judgments in the order of the records, read by the parser of today, labelled by the records."""
-    stored: dict[str, list[Judgment]] = defaultdict(list)
-    for row in rescore(load_judgments(args.replay).values(), style=args.style)[0]:
-        stored[row.record_id].append(row)
+    stored = by_record(rescore(load_judgments(args.replay).values(), style=args.style)[0])
     if missing := [record.id for record in records if record.id not in stored]:
         text = f"{len(missing)} of {len(records)} pairs are not judged, the first is {missing[0]!r}"
         raise RecordError(f"{args.replay}: {text}; finish the run, or use --limit")
     rows = [
-        replace(row, preferred=record.preferred, source=record.source, group=record.group)
+        row.labelled(record)
         for record in records
         for row in sorted(stored[record.id], key=lambda row: (row.order, row.sample))
     ]
@@ -209,16 +176,13 @@ def _replayed(args: argparse.Namespace, name: str, records: Sequence[PreferenceR
             raise RecordError(f"{target}: holds other judgments; choose another output folder")
         args.output.mkdir(parents=True, exist_ok=True)
         write_whole(target, text)
-    write_whole(args.output / "config.yaml", config_yaml(vars(args), benchmark=name))
+    write_whole(args.output / "config.yaml", about_run)
     return rows
-
-
-def _frames(args: argparse.Namespace) -> FrameSampling:
-    return FrameSampling(frames=args.frames, cache=args.frame_cache, decoder=args.decoder)
 
 
 def _write(
     args: argparse.Namespace,
+    judging: JudgingArguments,
     name: str,
     records: Sequence[PreferenceRecord],
     judgments: Sequence[Judgment],
@@ -239,13 +203,14 @@ def _write(
         judgments={name: judgments},
         records=known,
         title=name,
-        sampling=_frames(args),
+        sampling=judging.frame_sampling,
+        folders={name: args.output},
         published=published,
         about=_prose(about or ""),
         max_examples=args.max_examples,
     )
     print("\n".join(map(str, numbers(published))))
-    print(f"strict {headline(results['strict'])} -> {args.output / 'results.json'}")
+    print(f"ours: {headline(results['strict'])} -> {args.output / 'results.json'}")
 
 
 def _prose(about: str) -> str:

@@ -5,21 +5,20 @@ examples({"GRPO": judgments}, records, FrameSampling(frames=4, cache=Path("outpu
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.plots import COLOURS, Runs
-from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image
+from unifiedreward_think.forms import POINTWISE
+from unifiedreward_think.media import FrameSampling, thumbnails
 from unifiedreward_think.order import as_stored
+from unifiedreward_think.pages import in_turn
+from unifiedreward_think.point_metrics import rightly_ordered
 from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
 
-THUMBNAIL = 320  # pixels on the longer side
 STATUSES = {
     "right": "Right",
     "wrong": "Wrong",
@@ -32,44 +31,49 @@ def examples(
     judgments: Runs, records: Mapping[str, PreferenceRecord], sampling: FrameSampling, limit: int
 ) -> list[dict[str, Any]]:
     """Choose pairs in turn from every stage, task and status, the same ones in all stages where possible."""
-    pairs: dict[tuple[str, str, int], list[Judgment]] = defaultdict(list)
-    for stage, rows in judgments.items():
-        for row in rows:
-            pairs[stage, row.record_id, row.sample].append(row)
-    kinds: dict[tuple[str, str, str], list[tuple[int, tuple[str, str, int]]]] = defaultdict(list)
-    for key, rows in pairs.items():
-        kinds[key[0], rows[0].task, status(rows)].append((digest("example", key[1], key[2]), key))
-    ranked = sorted((rank, *item) for kind in kinds.values() for rank, item in enumerate(sorted(kind)))
+    pairs = judged_pairs(judgments)
     stages = list(judgments)
-    chosen = sorted(ranked[:limit], key=lambda item: (item[1], stages.index(item[2][0])))
+    drawn = sorted(pairs, key=lambda key: (digest("example", *key[1:]), key))
+    chosen = in_turn(drawn, lambda key: (key[0], pairs[key][0].task, status(pairs[key])))[:limit]
     shown: dict[str, list[dict[str, Any]]] = {}
     cards = []
-    for _, _, key in chosen:
+    for key in sorted(chosen, key=lambda key: (digest("example", *key[1:]), stages.index(key[0]))):
         stage, name, _ = key
         if name not in records:
             raise RecordError(f"record {name!r} is judged in {stage!r} but not among the records; add it")
         if name not in shown:
-            shown[name] = _shown_media(records[name], sampling)
-        cards.append(_example(stage, stages.index(stage), records[name], shown[name], pairs[key]))
+            shown[name] = _media(records[name], sampling)
+        card = _card(records[name], shown[name], sorted(pairs[key], key=lambda row: row.order))
+        colour = stages.index(stage) % COLOURS
+        cards.append({"stage": stage, "colour": colour, "status": status(pairs[key]), **card})
     return cards
 
 
+def judged_pairs(judgments: Runs) -> dict[tuple[str, str, int], list[Judgment]]:
+    """Return (stage, record id, sample) -> its judgments in all orders: what an example is chosen from."""
+    pairs: defaultdict[tuple[str, str, int], list[Judgment]] = defaultdict(list)
+    for stage, rows in judgments.items():
+        for row in rows:
+            pairs[stage, row.record_id, row.sample].append(row)
+    return pairs
+
+
 def status(rows: Sequence[Judgment]) -> str:
-    """Return the key of STATUSES for the judgments of one pair."""
+    """Return the key of STATUSES for the judgments of one pair; of scores: whether they order it as its label does."""
+    if rows[0].form == POINTWISE.name:
+        ordered = rightly_ordered(rows)
+        return "unlabelled" if not ordered else "right" if min(ordered) == 1 else "wrong"
     rights = {row.correct for row in rows}
     return "unlabelled" if None in rights else "mixed" if len(rights) > 1 else "right" if True in rights else "wrong"
 
 
 def pair_card(record: PreferenceRecord, rows: Sequence[Judgment], sampling: FrameSampling) -> dict[str, Any]:
     """Return a pair with its media and the given verdicts in their order, as the macros of parts.html take it."""
-    return _card(record, _shown_media(record, sampling), rows)
+    return _card(record, _media(record, sampling), rows)
 
 
-def _example(
-    stage: str, index: int, record: PreferenceRecord, media: list[dict[str, Any]], rows: Sequence[Judgment]
-) -> dict[str, Any]:
-    card = _card(record, media, sorted(rows, key=lambda row: row.order))
-    return {"stage": stage, "colour": index % COLOURS, "status": status(rows), **card}
+def _media(record: PreferenceRecord, sampling: FrameSampling) -> list[dict[str, Any]]:
+    return thumbnails(record.media, TASKS[record.task].media_kind, sampling)
 
 
 def _card(record: PreferenceRecord, media: list[dict[str, Any]], rows: Sequence[Judgment]) -> dict[str, Any]:
@@ -90,7 +94,8 @@ def shown_verdict(row: Judgment) -> dict[str, Any]:
     think, closed, answer = text.rpartition("</think>")
     return {
         "order": row.order.upper(),
-        "winner": {1: "A", 2: "B", None: None}[row.candidate],
+        "winner": {1: "A", 2: "B", None: None}[row.choice],
+        "score": row.verdict.score,
         "right": row.correct,
         "think": think + closed,
         "answer": answer.strip() if closed else text,
@@ -100,25 +105,3 @@ def shown_verdict(row: Judgment) -> dict[str, Any]:
         "error": row.error,
         "cut": row.finish_reason == "length",
     }
-
-
-def _shown_media(record: PreferenceRecord, sampling: FrameSampling) -> list[dict[str, Any]]:
-    """Return the thumbnails of each media entry; an entry that cannot be opened says why in their place."""
-    kind = TASKS[record.task].media_kind
-    entries: list[dict[str, Any]] = []
-    for paths in record.media:
-        try:
-            entries.append({"images": [_thumbnail(file) for file in image_paths(paths, kind, sampling)], "error": ""})
-        except MediaError as error:
-            entries.append({"images": [], "error": str(error)})
-    return entries
-
-
-def _thumbnail(file: Path) -> dict[str, Any]:
-    image = open_image(file)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    small = max(image.size) <= 96  # drawings keep their pixels, photographs become JPEG
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG" if small else "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"uri": f"data:image/{'png' if small else 'jpeg'};base64,{data}", "small": small}

@@ -43,11 +43,11 @@ def samples(judgments: Iterable[Judgment], *, order: Literal["stored", "drawn"])
     every sample, from (sample, record id) alone: of sample 0 the order that `--orders one` shows. Where one was judged,
     it is taken.
     """
-    found: dict[tuple[str, int], dict[str, Judgment]] = defaultdict(dict)
+    by_sample: dict[tuple[str, int], dict[str, Judgment]] = defaultdict(dict)
     for row in judgments:
-        found[row.record_id, row.sample][row.order] = row
+        by_sample[row.record_id, row.sample][row.order] = row
     rows: dict[str, list[Judgment]] = defaultdict(list)
-    for (name, sample), judged in sorted(found.items(), key=lambda item: item[0][1]):
+    for (name, sample), judged in sorted(by_sample.items(), key=lambda item: item[0][1]):
         swapped = order == "drawn" and digest("order", sample, name) % 2
         wanted = "ba" if swapped else "ab"
         rows[name].append(judged[wanted] if wanted in judged else next(iter(judged.values())))
@@ -77,11 +77,11 @@ def first_named(row: Judgment) -> Preferred:
     noun = TASKS[row.task].noun
     for shown, candidate in ((place, candidate_at(place, row.order)) for place in (1, 2)):
         if answer_text(shown, noun) in (row.completion or ""):
-            return 1 if candidate == 1 else 2
+            return candidate
     return "tie"
 
 
-def exact_match(said: Sequence[Choice], gold: Sequence[Preferred]) -> dict[str, Any]:
+def exact_match(choices: Sequence[Choice], gold: Sequence[Preferred]) -> dict[str, Any]:
     """Return "Acc." (all pairs, a tie must be called) and "Acc. w/o tie" (pairs with a winner) of the paper's scripts.
 
     The paper prints the second as "diff". What cannot be read is wrong in both.
@@ -89,7 +89,7 @@ def exact_match(said: Sequence[Choice], gold: Sequence[Preferred]) -> dict[str, 
     >>> [block["value"] for block in exact_match([1, "tie", None, 1], [1, "tie", 2, 2]).values()]
     [0.5, 0.3333333333333333]
     """
-    right = [a is not None and a == b for a, b in zip(said, gold, strict=True)]
+    right = [a is not None and a == b for a, b in zip(choices, gold, strict=True)]
     decided = [ok for ok, label in zip(right, gold, strict=True) if label != "tie"]
     return {
         "accuracy": share(Rate(sum(right), len(right))),
@@ -129,8 +129,8 @@ def vl_rewardbench(votes: Mapping[str, Sequence[bool | None]], *, k: int) -> dic
     """
     rates = {group: Rate(0, 0) for group in VL_GROUPS}
     dropped = Counter(unparsed=0, split=0)
-    for name, said in votes.items():
-        cast = list(said)[:k]
+    for name, choices in votes.items():
+        cast = list(choices)[:k]
         agree = cast.count(True)
         if None in cast:
             dropped["unparsed"] += 1
@@ -187,8 +187,8 @@ def genai_vote(output: str) -> str | None:
     >>> genai_vote("Final verdict: [[A=B=Bad]]."), genai_vote("no verdict")
     ('[[A=B=Bad]]', None)
     """
-    found = re.search(r"\[\[.*\]\]", output)
-    return found.group() if found else None
+    match = re.search(r"\[\[.*\]\]", output)
+    return match.group() if match else None
 
 
 def genai_bench(votes: Iterable[tuple[str | None, str]]) -> dict[str, Any]:
@@ -262,12 +262,12 @@ def multimodal_rewardbench(rows: Iterable[tuple[str, str, Choice, Choice]]) -> d
     coin = random.Random(123)
     right: dict[str, list[bool]] = defaultdict(list)
     flips = 0
-    for name, category, said, label in rows:
-        if said is None:
+    for name, category, choice, label in rows:
+        if choice is None:
             flips += 1
-            said = 1 if coin.random() < 0.5 else 2
+            choice = 1 if coin.random() < 0.5 else 2
         for group in ("all", _subcategory(name.lower(), category)):
-            right[group].append(said == label)
+            right[group].append(choice == label)
     table = {group: share(Rate(sum(part), len(part))) for group, part in right.items()}
     return {**table, "coin_flips": flips}
 
@@ -288,5 +288,5 @@ def mmrb2(judgments: Iterable[Judgment]) -> Rate:
 
     Only the first sample is looked at, and a verdict that cannot be read leaves the denominator.
     """
-    said = [row for row in judgments if row.sample == 0 and row.candidate is not None and row.preferred is not None]
-    return Rate(sum(bool(row.correct) for row in said), len(said))
+    readable = [row for row in judgments if row.sample == 0 and row.choice is not None and row.preferred is not None]
+    return Rate(sum(bool(row.correct) for row in readable), len(readable))

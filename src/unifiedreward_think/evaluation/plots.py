@@ -31,7 +31,8 @@ COLOURS = 6  # as many as pages/style.css defines; further stages start over
 CURVES = {
     "reward": "Reward",
     "rewards/accuracy_reward/mean": "Accuracy reward",
-    "parse_rate": "Parse rate",
+    "readable_rate": "Readable",
+    "parse_rate": "Strict",
     "kl": "KL to the reference model",
     "completions/mean_length": "Completion length (tokens)",
     "loss": "Loss",

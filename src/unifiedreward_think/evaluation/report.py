@@ -16,27 +16,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.data.arguments import FRAMES, ShownArguments, frame_sampling
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.errors import RecordError
-from unifiedreward_think.evaluation.examples import STATUSES, examples
+from unifiedreward_think.errors import InputError, RecordError
+from unifiedreward_think.evaluation.examples import STATUSES, examples, judged_pairs
+from unifiedreward_think.evaluation.origin import of_judgments, read_config
 from unifiedreward_think.evaluation.plots import COLOURS, Runs, curve_plots, plots
 from unifiedreward_think.evaluation.rescore import read_judgments
 from unifiedreward_think.evaluation.tables import (
     HEADLINE,
     RATES,
+    READABLE_AND_STRICT,
     Results,
     counts,
     numbers,
     stage_table,
     table_rows,
+    task_counts,
     tasks_of,
 )
 from unifiedreward_think.evaluation.tables import (
     title as titled,
 )
-from unifiedreward_think.media import DECODERS, FrameSampling
+from unifiedreward_think.flags import Parser, Whole, ranged
+from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import summarize
 from unifiedreward_think.pages import write_page
+from unifiedreward_think.pages.origin import table as fact_table
 from unifiedreward_think.records import Judgment, PreferenceRecord, read_json_lines
 
 # Parts of a benchmark's results, and what is said of their numbers.
@@ -55,6 +61,7 @@ def write_html(
     records: Mapping[str, PreferenceRecord],
     title: str,
     sampling: FrameSampling,
+    folders: Mapping[str, Path] | None = None,
     published: Mapping[str, Mapping[str, Any]] | None = None,
     about: str = "",
     curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
@@ -69,6 +76,7 @@ def write_html(
         records: record id -> the judged record, with media paths that can be opened from here.
         title: heading of the page.
         sampling: how videos become the frames that are shown.
+        folders: stage -> its folder, whose config.yaml says how it came about.
         published: of a benchmark, a key of PROTOCOLS -> the numbers of that protocol, as in results.json.
         about: what is to be known of them.
         curves: run -> `trainer.state.log_history`; None draws no curves.
@@ -77,14 +85,20 @@ def write_html(
     Raises:
         RecordError: a judgment that is to be shown has no record.
     """
+    folders = folders or {}
+    configs = {stage: read_config(folders[stage]) if stage in folders else {} for stage in judgments}
     write_page(
         path,
         Path(__file__).with_name("report.html"),
         title=title,
+        origin=fact_table({stage: of_judgments(configs[stage], rows) for stage, rows in judgments.items()}),
+        folders={stage: str(folder) for stage, folder in folders.items()},
         table=table_rows(results),
         counts=list(dict.fromkeys(map(counts, results.values()))),
+        task_counts=task_counts(judgments),
         headline=HEADLINE,
         rates=RATES,
+        readable_and_strict=READABLE_AND_STRICT,
         published=[(PROTOCOLS[key], list(numbers(block))) for key, block in (published or {}).items()],
         about=about,
         statuses=STATUSES,
@@ -93,6 +107,7 @@ def write_html(
         plots=plots(results, judgments),
         curves=curve_plots(curves or {}, list(judgments)),
         stages=list(judgments),
+        pairs=len(judged_pairs(judgments)),
         examples=examples(judgments, records, sampling, max_examples),
     )
 
@@ -134,26 +149,22 @@ def read_runs(
 
 def main() -> None:
     """Report from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--run", action="append", type=_named, required=True, metavar="NAME=FOLDER", help="a stage")
     parser.add_argument("--curves", action="append", default=[], metavar="[STAGE=]FILE", help="a log_history.json")
     parser.add_argument("--output", type=Path, required=True, help="the HTML file")
     parser.add_argument("--title", default="Judgments", help="heading of the page")
-    parser.add_argument("--frames", type=int, default=4, help="frames shown of each video")
-    parser.add_argument("--decoder", choices=DECODERS, default="decord", help="reads the videos")
-    parser.add_argument("--max-examples", type=int, default=40, help="pairs to show")
+    parser.add(ShownArguments, *FRAMES, frames=4)
+    parser.add_argument("--max-examples", type=ranged(Whole), default=40, help="pairs to show")
     args = parser.parse_args()
-    try:
-        judgments, records = read_runs(args.run)
-        results = {name: summarize(rows) for name, rows in judgments.items()}
-    except (RecordError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    judgments, records = read_runs(args.run)
+    results = {name: summarize(rows) for name, rows in judgments.items()}
     files = {name: folder / "log_history.json" for name, folder in args.run}
     files = {name: file for name, file in files.items() if file.is_file()}
     for text in args.curves:
         stage, _, file = text.rpartition("=")
         if not Path(file).is_file():
-            raise SystemExit(f"error: {file}: no such file; --curves names a log_history.json")
+            raise InputError(f"{file}: no such file; --curves names a log_history.json")
         files[stage or Path(file).parent.name] = Path(file)
     with tempfile.TemporaryDirectory() as cache:
         write_html(
@@ -162,7 +173,8 @@ def main() -> None:
             judgments=judgments,
             records=records,
             title=args.title,
-            sampling=FrameSampling(frames=args.frames, cache=Path(cache), decoder=args.decoder),
+            sampling=frame_sampling(args, Path(cache)),
+            folders=dict(args.run),
             curves={name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()},
             max_examples=args.max_examples,
         )

@@ -16,14 +16,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unifiedreward_think.blocks import Style
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.tables import stage_table
+from unifiedreward_think.forms import FORMS
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.metrics import PairedTest, paired_test, summarize
 from unifiedreward_think.records import Judgment
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Style, parse
 from unifiedreward_think.writing import write_whole
 
 
@@ -57,8 +58,8 @@ def rescore(judgments: Iterable[Judgment], *, style: Style = "cot") -> tuple[lis
         if row.completion is None:
             rows.append(row)
             continue
-        said: Style = row.sampling.get("style", style)
-        verdict = parse(row.completion, TASKS[row.task].noun, style=said)
+        row_style: Style = row.settings.get("style", style)
+        verdict = FORMS[row.form].parse(row.completion, TASKS[row.task].noun, style=row_style)
         rows.append(replace(row, verdict=verdict))
         if verdict != row.verdict:
             changed.append(rows[-1])
@@ -86,6 +87,7 @@ def check_replaceable(folder: Path) -> None:
 def describe(test: PairedTest, names: Sequence[str]) -> str:
     """Write a paired test in words.
 
+    >>> from unifiedreward_think.verdict import parse
     >>> row = Judgment(record_id="kite", order="ab", completion="", verdict=parse("", "Image"), preferred=1,
     ...                task="image_generation")
     >>> print(describe(paired_test([row], [row]), ["before", "after"]))
@@ -120,20 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if bool(args.folders) == bool(args.compare):
         parser.error("name folders to score again, or --compare A B")
     runs = {}
-    try:
-        for folder in args.folders if args.write else []:
-            check_replaceable(folder)
-        for folder in args.compare or args.folders:
-            runs[folder], changed = rescore(read_judgments(folder), style=args.style)
-            what = f", first: record {changed[0].record_id!r}" if changed else ""
-            print(f"{folder}: {len(changed)} of {len(runs[folder])} verdicts differ from the stored ones{what}")
-        if args.compare:
-            a, b = args.compare
-            print(describe(paired_test(runs[a], runs[b]), [str(a), str(b)]))
-            return
-        results = {str(folder): summarize(rows) for folder, rows in runs.items()}
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    for folder in args.folders if args.write else []:
+        check_replaceable(folder)
+    for folder in args.compare or args.folders:
+        runs[folder], changed = rescore(read_judgments(folder), style=args.style)
+        what = f", first: record {changed[0].record_id!r}" if changed else ""
+        print(f"{folder}: {len(changed)} of {len(runs[folder])} verdicts differ from the stored ones{what}")
+    if args.compare:
+        a, b = args.compare
+        print(describe(paired_test(runs[a], runs[b]), [str(a), str(b)]))
+        return
+    results = {str(folder): summarize(rows) for folder, rows in runs.items()}
     for folder in args.folders if args.write else []:
         write_whole(folder / "results.json", json.dumps(results[str(folder)], indent=1) + "\n")
     print(stage_table(results))

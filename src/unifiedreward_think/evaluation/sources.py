@@ -8,20 +8,24 @@ unifiedreward_think.errors.RecordError: no column 'image'; found 'id', 'label'; 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
+from unifiedreward_think.checksums import differing, read_checked, summed
+from unifiedreward_think.data.sources import readers
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.records import digest, read_json_lines
-from unifiedreward_think.writing import write_whole
+from unifiedreward_think.strict_json import read_json
+from unifiedreward_think.writing import keep, write_whole
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -49,8 +53,8 @@ class Row(NamedTuple):
         """
         for column in columns:
             if column not in self.values:
-                found, expected = (", ".join(map(repr, names)) for names in (self.values, columns))
-                raise RecordError(f"no column {column!r}; found {found}; expected {expected}")
+                present, expected = (", ".join(map(repr, names)) for names in (self.values, columns))
+                raise RecordError(f"no column {column!r}; found {present}; expected {expected}")
         return [self.values[column] for column in columns]
 
 
@@ -116,7 +120,7 @@ def media_file(value: Any, *, root: Path | None, cache: Path) -> str:
 
 def _files(path: Path) -> list[Path]:
     """Return a file, or the files of a folder, of one kind and in the order of their names."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = [path] if path.is_file() else readers.visible_files(path, SUFFIXES)
     kinds = sorted({file.suffix.lower() for file in files})
     if not files or not set(kinds) <= set(SUFFIXES):
         raise RecordError(f"{path}: no file of a known kind; expected one of {', '.join(SUFFIXES)}")
@@ -130,22 +134,18 @@ def _read(path: Path) -> Iterator[Mapping[str, Any]]:
     kind = path.suffix.lower()
     if kind == ".jsonl":
         yield from (row for _, row in read_json_lines(path))
-    elif kind == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file)
-    elif kind == ".parquet":
-        from pyarrow.parquet import ParquetFile
-
-        with ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=64):
-                yield from batch.to_pylist()
-    else:
+    elif kind == ".json":
         yield from _read_json(path)
+    else:
+        for number, row in readers.read_rows(path):
+            if isinstance(row, RecordError):
+                raise RecordError(f"{path}: row {number}: {row}")
+            yield row
 
 
 def _read_json(path: Path) -> list[Mapping[str, Any]]:
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path.read_bytes())
     except ValueError as error:
         raise RecordError(f"{path}: not valid JSON ({error}); name it .jsonl if each line is an object") from error
     rows = value.get("pairs") if isinstance(value, dict) else value
@@ -164,20 +164,26 @@ def _read_hub(name: str, split: str, config: str | None) -> Iterator[Mapping[str
 
 def _stored(data: bytes, suffix: str, cache: Path) -> str:
     file = cache / f"{hashlib.sha256(data).hexdigest()[:32]}{suffix}"
-    if not file.exists():
-        write_whole(file, data, cache=True)  # a killed run leaves no half-written file
+    keep(file, data)
     return str(file)
 
 
 def _fetched(url: str, name: str, cache: Path) -> str:
-    """Return the file of a URL, fetched if it is not there; one that cannot be had becomes an error row when judged."""
-    file = cache / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-    if not file.exists():
+    """Return the file of a URL, fetched if it is not there; one that cannot be had becomes an error row when judged.
+
+    Beside its folder stands the digest of what was fetched. A file that is another is set aside and fetched again.
+    """
+    folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
+    file, digest = folder / name, folder.with_suffix(".json")
+    if differing(folder, read_checked(digest) or {name: ""}):
+        with suppress(FileNotFoundError):
+            file.rename(f"{file}.damaged")
         try:
             with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
                 data = answer.read()
-        except OSError as error:
+        except (OSError, HTTPException) as error:  # the second one is a connection that ends too early
             print(f"{url}: cannot be fetched ({error})", file=sys.stderr)
         else:
             write_whole(file, data, cache=True)
+            write_whole(digest, json.dumps(summed({name: hashlib.sha256(data).hexdigest()})), cache=True)
     return str(file)

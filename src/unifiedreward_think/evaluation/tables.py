@@ -2,9 +2,9 @@
 
 >>> from unifiedreward_think.metrics import summarize
 >>> print(stage_table({"base": summarize([])}))
-| stage | Accuracy | Parse rate | Arithmetic consistent | Both orders agree |
-| ----- | -------- | ---------- | --------------------- | ----------------- |
-| base  |      n/a |        n/a |                   n/a |               n/a |
+| stage | Accuracy | Readable | Strict | Arithmetic consistent | Both orders agree |
+| ----- | -------- | -------- | ------ | --------------------- | ----------------- |
+| base  |      n/a |      n/a |    n/a |                   n/a |               n/a |
 >>> for number in numbers({"k1": {"overall": {"value": 0.5, "count": 2, "total": 4}}, "coin_flips": 3}):
 ...     print(number)
 k1 overall: 50.00% (2 of 4)
@@ -13,18 +13,21 @@ coin flips: 3
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unifiedreward_think.intervals import Estimate
+from unifiedreward_think.records import Judgment
 from unifiedreward_think.tasks import TASK_NAMES
 
 Results = Mapping[str, Mapping[str, Any]]  # stage -> `metrics.summarize`, with `group_accuracy` in a benchmark
 Cell = tuple[str, Estimate]
-HEADLINE = ("Accuracy", "Parse rate", "Arithmetic consistent", "Both orders agree")
+HEADLINE = ("Accuracy", "Pairs ordered by points", "Readable", "Strict", "Arithmetic consistent", "Both orders agree")
+POINTS = {"Pairs ordered by points": ("points", "pair_accuracy")}  # where some stage was asked for scores
 # Title -> where the rate stands in a summary. The markdown table holds the headline alone.
 RATES = {
-    "Parse rate": ("overall", "parse_rate"),
+    "Readable": ("overall", "readable_rate"),
+    "Strict": ("overall", "parse_rate"),
     "Arithmetic consistent": ("overall", "arithmetic_rate"),
     "Both orders agree": ("both_orders", "overall", "agreement"),
     "Both orders right": ("both_orders", "overall", "accuracy"),
@@ -32,6 +35,11 @@ RATES = {
     "First one wins": ("overall", "first_position_rate"),
     "Cut by the token limit": ("overall", "truncation_rate"),
 }
+READABLE_AND_STRICT = (
+    "Readable: the answer says what was asked for, so the completion is a judgment, right or wrong; one that cannot be "
+    "read counts as wrong. Strict: the completion is, letter for letter, of the published form, as GRPO rewards it. A "
+    "judgment need not be strict to be right."
+)
 
 
 class Number(NamedTuple):
@@ -75,9 +83,9 @@ def accuracy_cells(results: Results, part: str) -> list[tuple[str, list[Cell]]]:
     names = tasks_of(results) if part == "tasks" else groups_of(results)
     rows = []
     for stage, summary in results.items():
-        found = summary.get(part, {})
+        section = summary.get(part, {})
         # A task holds all rates, a group its accuracy alone.
-        blocks = [(title(n), found.get(n, {}).get("accuracy") if part == "tasks" else found.get(n)) for n in names]
+        blocks = [(title(n), section.get(n, {}).get("accuracy") if part == "tasks" else section.get(n)) for n in names]
         cells = [("Accuracy", summary["overall"]["accuracy"]), *blocks]
         rows.append((stage, [(name, estimate(block)) for name, block in cells]))
     return rows
@@ -89,12 +97,13 @@ def table_rows(results: Results) -> list[tuple[str, list[Cell]]]:
     A single task has no column of its own: it is the whole.
     """
     by_task, by_group = accuracy_cells(results, "tasks"), accuracy_cells(results, "groups")
+    paths = (POINTS if any("points" in summary for summary in results.values()) else {}) | RATES
     rows = []
     for (stage, tasks), (_, groups) in zip(by_task, by_group, strict=True):
         cells = tasks if len(tasks) > 2 else tasks[:1]
         if len(groups) > 1:
             cells = [*cells, *groups[1:], ("Mean of groups", estimate(results[stage].get("macro_groups")))]
-        rates = [(name, estimate(_at(results[stage], path))) for name, path in RATES.items()]
+        rates = [(name, estimate(_at(results[stage], path))) for name, path in paths.items()]
         rows.append((stage, [*cells, *rates]))
     return rows
 
@@ -121,10 +130,13 @@ def headline(summary: Mapping[str, Any]) -> str:
 
     >>> from unifiedreward_think.metrics import summarize
     >>> headline(summarize([]))
-    'accuracy n/a, parse rate n/a, 0 judgments of 0 pairs'
+    'accuracy n/a, readable n/a, strict n/a, 0 judgments of 0 pairs'
     """
-    overall = summary["overall"]
-    rates = f"accuracy {estimate(overall['accuracy'])}, parse rate {estimate(overall['parse_rate'])}"
+    overall, points = summary["overall"], summary.get("points")
+    keys = {"readable": "readable_rate", "strict": "parse_rate"}
+    shown = {"pair accuracy": points["pair_accuracy"]} if points else {"accuracy": overall["accuracy"]}
+    shown |= {name: overall[key] for name, key in keys.items()}
+    rates = ", ".join(f"{name} {estimate(block)}" for name, block in shown.items())
     return f"{rates}, {counts(summary)}"
 
 
@@ -134,6 +146,26 @@ def counts(summary: Mapping[str, Any]) -> str:
     for key, name in (("ties", "labelled as ties"), ("unlabelled", "without a label"), ("errors", "failed")):
         text += f", {summary[key]:,} {name}" if summary[key] else ""
     return text
+
+
+def task_counts(judgments: Mapping[str, Sequence[Judgment]]) -> list[tuple[str, str, dict[str, int]]]:
+    """Return (stage, task, what was counted) for every stage and task: what the rates are made of."""
+    lines = []
+    for stage, rows in judgments.items():
+        for task in TASK_NAMES:
+            part = [row for row in rows if row.task == task]
+            counted = {
+                "Pairs": len({row.record_id for row in part}),
+                "Judged": len(part),
+                "With a label": sum(row.correct is not None for row in part),
+                "Right": sum(row.correct is True for row in part),
+                "Readable": sum(row.readable and not row.error for row in part),
+                "Strict": sum(row.verdict.strict and not row.error for row in part),
+                "Failed": sum(bool(row.error) for row in part),
+            }
+            if part:
+                lines.append((stage, title(task), counted))
+    return lines
 
 
 def numbers(block: Mapping[str, Any], name: str = "") -> Iterator[Number]:
@@ -154,7 +186,7 @@ def numbers(block: Mapping[str, Any], name: str = "") -> Iterator[Number]:
 
 def _at(block: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:
     """Return what stands at a path of keys, None where one is missing."""
-    found: Mapping[str, Any] | None = block
+    value: Mapping[str, Any] | None = block
     for key in path:
-        found = found.get(key) if found else None
-    return found
+        value = value.get(key) if value else None
+    return value

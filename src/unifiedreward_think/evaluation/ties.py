@@ -17,14 +17,14 @@ from unifiedreward_think.evaluation.parity import (
     videoalign_without_ties,
 )
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.metrics import candidate_margin, majority, tie_calibration
+from unifiedreward_think.metrics import by_record, candidate_margin, majority, tie_calibration
 from unifiedreward_think.records import Judgment, Preferred
 from unifiedreward_think.votes import call_tie, mean_margin
 
 
 def said(row: Judgment, tie_margin: float | None = None) -> Choice:
     """Return what one judgment says of its record, in the record's own order."""
-    return call_tie(_choice(row.candidate), candidate_margin(row), tie_margin)
+    return call_tie(row.choice, candidate_margin(row), tie_margin)
 
 
 def ties(judgments: Sequence[Judgment], *, tie_margin: float | None = None) -> dict[str, Any]:
@@ -39,19 +39,12 @@ def ties(judgments: Sequence[Judgment], *, tie_margin: float | None = None) -> d
     rows = [row for row in judgments if row.preferred is not None]
     single = {name: part[0] for name, part in samples(rows, order="stored").items()}
     labels: list[Preferred] = [row.preferred for row in single.values() if row.preferred is not None]
-    by_record: dict[str, list[Judgment]] = {name: [] for name in single}
-    for row in rows:
-        by_record[row.record_id].append(row)
     votes = majority(rows)
-    means = {name: mean_margin(part) for name, part in by_record.items()}
+    means = {name: mean_margin(part) for name, part in by_record(rows).items()}
     return {
-        "single": _block([(_choice(r.candidate), candidate_margin(r)) for r in single.values()], labels, tie_margin),
-        "combined": _block([(_choice(votes[name]), means[name]) for name in single], labels, tie_margin),
+        "single": _block([(r.choice, candidate_margin(r)) for r in single.values()], labels, tie_margin),
+        "combined": _block([(votes[name], means[name]) for name in single], labels, tie_margin),
     }
-
-
-def _choice(candidate: int | None) -> Choice:
-    return None if candidate is None else 1 if candidate == 1 else 2
 
 
 def _block(

@@ -20,7 +20,7 @@ from unifiedreward_think.records import read_json_lines
 from unifiedreward_think.tasks import TASK_NAMES
 
 History = Sequence[Mapping[str, Any]]
-MARKER = "truncated"  # a reward of weight 0 that marks completions cut by the token limit (training/grpo.py)
+NO_REWARD = "truncated"  # logs up to 0.1 hold this marker of cut completions among the rewards
 WINDOWS = 8
 
 
@@ -74,10 +74,10 @@ def curve(history: History, key: str) -> list[tuple[int, float]]:
 
 
 def reward_names(history: History) -> list[str]:
-    """Return the rewards that were logged, in their order, without the marker of cut completions."""
+    """Return the rewards that were logged, in their order, without the marker of cut completions of old logs."""
     keys = dict.fromkeys(key for row in history for key in row)
     parts = [key.split("/") for key in keys]
-    return [p[1] for p in parts if len(p) == 3 and p[0] == "rewards" and p[2] == "mean" and p[1] != MARKER]
+    return [p[1] for p in parts if len(p) == 3 and p[0] == "rewards" and p[2] == "mean" and p[1] != NO_REWARD]
 
 
 def ends(points: Sequence[tuple[int, float]]) -> tuple[float, float] | None:

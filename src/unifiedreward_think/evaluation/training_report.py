@@ -1,4 +1,4 @@
-r"""Put a training run on one page: reward parts, accuracy by task, lengths, parse rate, KL, answers before and after.
+r"""Put a training run on one page: how it was made, rewards, accuracy by task, form, KL, answers before and after.
 
     python -m unifiedreward_think.evaluation.training_report --run outputs/toy/seed0/grpo \
         --before outputs/toy/seed0/eval/rejection_sft --after outputs/toy/seed0/eval/grpo \
@@ -10,22 +10,29 @@ that the run began with and of the one it made. The page opens offline. Runs of 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.data.arguments import FRAMES, ShownArguments, frame_sampling
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.evaluation.examples import pair_card
+from unifiedreward_think.evaluation.origin import argument_tables, of_judgments, of_training, read_config
 from unifiedreward_think.evaluation.plots import COLOURS, SERIES, draw_curves, draw_dots, draw_svg, percent_axis, shift
 from unifiedreward_think.evaluation.report import read_runs
-from unifiedreward_think.evaluation.tables import HEADLINE, RATES, Cell, stage_table, table_rows, title
+from unifiedreward_think.evaluation.tables import (
+    HEADLINE,
+    RATES,
+    READABLE_AND_STRICT,
+    Cell,
+    stage_table,
+    table_rows,
+    title,
+)
 from unifiedreward_think.evaluation.training_log import (
-    MARKER,
     TrainingRun,
     Window,
     curve,
@@ -34,9 +41,11 @@ from unifiedreward_think.evaluation.training_log import (
     reward_names,
     windows,
 )
-from unifiedreward_think.media import DECODERS, FrameSampling
+from unifiedreward_think.flags import Parser, Whole, ranged
+from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import paired_test, summarize
-from unifiedreward_think.pages import write_page
+from unifiedreward_think.pages import in_turn, write_page
+from unifiedreward_think.pages.origin import table as fact_table
 from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.tasks import TASK_NAMES
 
@@ -46,7 +55,7 @@ WATCHED: dict[str, tuple[str, dict[str, str]]] = {
         "Judged during training; lower and upper end: 95% interval of the accuracy.",
         {
             **{"accuracy": "eval_accuracy", "lower end": "eval_accuracy_low", "upper end": "eval_accuracy_high"},
-            **{"strict": "eval_parse_rate", "both orders agree": "eval_agreement"},
+            **{"readable": "eval_readable_rate", "strict": "eval_parse_rate", "both orders agree": "eval_agreement"},
         },
     ),
     "Gradient": ("Norm before clipping.", {"norm": "grad_norm"}),
@@ -58,9 +67,12 @@ CURVES: dict[str, tuple[str, dict[str, str]]] = {
         "Mean of the weighted sum over the completions of a task.",
         {title(task): f"reward/{task}" for task in TASK_NAMES},
     ),
-    "Parse rate": (
-        "Share of completions: strictly well formed, sums in order, cut by the token limit.",
-        {"strict": "parse_rate", "sums in order": "arithmetic_rate", "cut": f"rewards/{MARKER}/mean"},
+    "Form": (
+        "Share of completions: a winner can be read, strictly well formed, sums in order, cut by the token limit.",
+        {
+            **{"readable": "readable_rate", "strict": "parse_rate"},
+            **{"sums in order": "arithmetic_rate", "cut": "completions/clipped_ratio"},
+        },
     ),
     "Length": (
         "Tokens of a completion.",
@@ -83,21 +95,8 @@ SFT_CURVES: dict[str, tuple[str, dict[str, str]]] = {
     "Token accuracy": ("Share of tokens that the model ranks first.", {"token accuracy": "mean_token_accuracy"}),
     **WATCHED,
 }
-SETTINGS = (
-    *(
-        "model_name_or_path",
-        "train_files",
-        "reward_funcs",
-        "reward_weights",
-        "learning_rate",
-        "beta",
-        "num_generations",
-    ),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs", "temperature"),
-    *("max_completion_length", "seed"),
-)
 CHANGES = {
-    "mended": "Wrong before, right after",
+    "fixed": "Wrong before, right after",
     "broken": "Right before, wrong after",
     "right": "Right both times",
     "wrong": "Wrong both times",
@@ -111,6 +110,7 @@ def write_html(
     judgments: Mapping[str, Sequence[Judgment]],
     records: Mapping[str, PreferenceRecord],
     sampling: FrameSampling,
+    folders: Mapping[str, Path] | None = None,
     max_examples: int = 24,
 ) -> None:
     """Write the page.
@@ -121,9 +121,10 @@ def write_html(
         judgments: "before" and "after" -> judgments of the same pairs; empty leaves these parts out.
         records: record id -> the judged record.
         sampling: how videos become the frames that are shown.
+        folders: "before" and "after" -> the folders of these evaluations, whose config.yaml says how they came about.
         max_examples: how many pairs are shown, of every task and change in turn.
     """
-    found = windows(run.completions)
+    spans, folders = windows(run.completions), folders or {}
     results = {name: summarize(rows) for name, rows in judgments.items()}
     changes = compare(judgments["before"], judgments["after"]) if judgments else {}
     write_page(
@@ -131,11 +132,20 @@ def write_html(
         Path(__file__).with_name("training_report.html"),
         title=f"Training of {run.name}",
         run=run,
-        settings={key: run.about["arguments"][key] for key in SETTINGS if key in run.about["arguments"]},
+        origin=fact_table({run.name: of_training(run.about)}),
+        judged_origin=fact_table(
+            {
+                name: of_judgments(read_config(folders[name]) if name in folders else {}, rows)
+                for name, rows in judgments.items()
+            }
+        ),
+        folders=[str(folder) for folder in folders.values()],
+        readable_and_strict=READABLE_AND_STRICT,
+        arguments=argument_tables(run.about),
         figures=figures(run),
-        plots=plots(run, found),
-        windows=[found[0], found[-1]] if found else [],
-        tasks={task: title(task) for task in TASK_NAMES if any(task in window.accuracy for window in found)},
+        plots=plots(run, spans),
+        windows=[spans[0], spans[-1]] if spans else [],
+        tasks={task: title(task) for task in TASK_NAMES if any(task in window.accuracy for window in spans)},
         judged_tasks={task: title(task) for task in TASK_NAMES if any(task in r["tasks"] for r in results.values())},
         table=_known(table_rows(results)),
         changes=[(key, name, len(changes[key])) for key, name in CHANGES.items() if key in changes],
@@ -148,15 +158,15 @@ def write_html(
 
 def figures(run: TrainingRun) -> list[tuple[str, str, str]]:
     """Return (name, mean of the first tenth of the steps, mean of the last) of what a run is judged by."""
-    keys = {"Reward": "reward", "Accuracy reward": "rewards/accuracy_reward/mean", "Parse rate": "parse_rate"}
-    keys |= {"Tokens": "completions/mean_length", "KL": "kl"}
+    keys = {"Reward": "reward", "Accuracy reward": "rewards/accuracy_reward/mean", "Readable": "readable_rate"}
+    keys |= {"Strict": "parse_rate", "Tokens": "completions/mean_length", "KL": "kl"}
     if not curve(run.history, "reward"):
         keys = {"Loss": "loss", "Token accuracy": "mean_token_accuracy"}
     known = [(name, values) for name, key in keys.items() if (values := ends(curve(run.history, key)))]
     return [(name, f"{first:.3g}", f"{last:.3g}") for name, (first, last) in known]
 
 
-def plots(run: TrainingRun, found: Sequence[Window]) -> list[dict[str, Any]]:
+def plots(run: TrainingRun, spans: Sequence[Window]) -> list[dict[str, Any]]:
     """Return name, note, legend and SVG of each plot that the run logged something for."""
     names = reward_names(run.history)
     parts = {"sum, weighted": "reward", **{title(name): f"rewards/{name}/mean" for name in names}}
@@ -168,9 +178,9 @@ def plots(run: TrainingRun, found: Sequence[Window]) -> list[dict[str, Any]]:
             lines = {label: (SERIES[i + 1], points) for i, (label, points) in enumerate(logged.items())}
             svg = draw_svg(name, partial(draw_curves, runs=lines, legend=False))
             drawn.append({"name": name, "note": note, "legend": list(lines), "svg": svg})
-    if found:
+    if spans:
         note = "Of the training completions, in stretches of the run. Bars: 95% intervals."
-        svg = draw_svg("Accuracy by task", partial(_draw_windows, found=found))
+        svg = draw_svg("Accuracy by task", partial(_draw_windows, spans=spans))
         legend = [title(task) for task in TASK_NAMES]
         drawn.insert(1, {"name": "Accuracy by task", "note": note, "legend": legend, "svg": svg})
     return drawn
@@ -179,14 +189,14 @@ def plots(run: TrainingRun, found: Sequence[Window]) -> list[dict[str, Any]]:
 def compare(before: Sequence[Judgment], after: Sequence[Judgment]) -> dict[str, list[tuple[Judgment, Judgment]]]:
     """Return change -> (before, after) of each labelled pair, order and sample that both judged."""
     known = {(row.record_id, row.order, row.sample): row for row in before}
-    found: dict[str, list[tuple[Judgment, Judgment]]] = {key: [] for key in CHANGES}
+    changed: dict[str, list[tuple[Judgment, Judgment]]] = {key: [] for key in CHANGES}
     for row in after:
         was = known.get((row.record_id, row.order, row.sample))
         if was is None or row.correct is None:
             continue
-        kind = ("right" if row.correct else "broken") if was.correct else ("mended" if row.correct else "wrong")
-        found[kind].append((was, row))
-    return found
+        kind = ("right" if row.correct else "broken") if was.correct else ("fixed" if row.correct else "wrong")
+        changed[kind].append((was, row))
+    return changed
 
 
 def cards(
@@ -200,24 +210,15 @@ def cards(
     Raises:
         RecordError: a pair that is to be shown has no record.
     """
-    kinds: dict[tuple[str, str], list[tuple[int, tuple[Judgment, Judgment]]]] = defaultdict(list)
-    for change, pairs in changes.items():
-        for pair in pairs:
-            key = digest("change", pair[0].record_id, pair[0].order, pair[0].sample)
-            kinds[change, pair[0].task].append((key, pair))
     order = list(CHANGES)
-    ranked = [
-        (rank, order.index(change), task, change, pair)
-        for (change, task), pairs in kinds.items()
-        for rank, (_, pair) in enumerate(sorted(pairs, key=lambda item: item[0]))
-    ]
-    chosen = sorted(sorted(ranked, key=lambda item: item[:3])[:limit], key=lambda item: (item[1], item[2], item[0]))
+    pairs = [(order.index(change), was.task, was, now) for change, judged in changes.items() for was, now in judged]
+    pairs.sort(key=lambda item: (*item[:2], digest("change", item[2].record_id, item[2].order, item[2].sample)))
     shown = []
-    for _, _, _, change, (was, now) in chosen:
+    for place, _, was, now in sorted(in_turn(pairs, lambda item: item[:2])[:limit], key=lambda item: item[:2]):
         if was.record_id not in records:
             raise RecordError(f"record {was.record_id!r} is judged but not among the records; add it")
         card = pair_card(records[was.record_id], [was, now], sampling)
-        shown.append({**card, "change": change})
+        shown.append({**card, "change": order[place]})
     return shown
 
 
@@ -228,34 +229,40 @@ def _known(table: list[tuple[str, list[Cell]]]) -> list[tuple[str, list[Cell]]]:
     return [(stage, [cell for cell in cells if cell[0] in columns]) for stage, cells in table]
 
 
-def _draw_windows(axes: Any, found: Sequence[Window]) -> None:
+def _draw_windows(axes: Any, spans: Sequence[Window]) -> None:
     for i, task in enumerate(TASK_NAMES):
-        places = [k + shift(i, len(TASK_NAMES)) for k, window in enumerate(found) if task in window.accuracy]
-        draw_dots(axes, places, [window.accuracy[task] for window in found if task in window.accuracy], i + 1)
-    percent_axis(axes, [f"{w.first}-{w.last}" if w.last > w.first else f"{w.first}" for w in found], "accuracy (%)")
+        places = [k + shift(i, len(TASK_NAMES)) for k, window in enumerate(spans) if task in window.accuracy]
+        draw_dots(axes, places, [window.accuracy[task] for window in spans if task in window.accuracy], i + 1)
+    percent_axis(axes, [f"{w.first}-{w.last}" if w.last > w.first else f"{w.first}" for w in spans], "accuracy (%)")
     axes.set_xlabel("steps")
 
 
 def main() -> None:
     """Report from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, help="output_dir of a finished training run")
     add("--before", type=Path, help="evaluation folder of the model that the run began with")
     add("--after", type=Path, help="evaluation folder of the model that it made")
     add("--output", type=Path, required=True, help="the HTML file")
-    add("--frames", type=int, default=4, help="frames shown of each video")
-    add("--decoder", choices=DECODERS, default="decord", help="reads the videos")
-    add("--max-examples", type=int, default=24, help="pairs to show")
+    parser.add(ShownArguments, *FRAMES, frames=4)
+    add("--max-examples", type=ranged(Whole), default=24, help="pairs to show")
     args = parser.parse_args()
     if (args.before is None) != (args.after is None):
         parser.error("--before and --after go together")
     run = read_run(args.run)
-    judgments, records = read_runs([("before", args.before), ("after", args.after)]) if args.before else ({}, {})
+    named = [("before", args.before), ("after", args.after)] if args.before else []
+    judgments, records = read_runs(named)
     with tempfile.TemporaryDirectory() as cache:
-        sampling = FrameSampling(frames=args.frames, cache=Path(cache), decoder=args.decoder)
+        sampling = frame_sampling(args, Path(cache))
         write_html(
-            args.output, run, judgments=judgments, records=records, sampling=sampling, max_examples=args.max_examples
+            args.output,
+            run,
+            judgments=judgments,
+            records=records,
+            sampling=sampling,
+            folders=dict(named),
+            max_examples=args.max_examples,
         )
     if judgments:
         print(stage_table({name: summarize(rows) for name, rows in judgments.items()}))

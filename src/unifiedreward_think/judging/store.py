@@ -1,7 +1,7 @@
 """The file of judgments: a JSON line each, whole again after any kill, one file again after ranks shared the work.
 
-A judgment holds everything that decided it (model, sampling, prompts, frames). A file of judgments made with other
-settings is refused, so that two experiments are never mixed.
+A judgment holds everything that decided it (model, sampling, prompts, frames, the content of its record). A file of
+judgments made with other settings is refused, so that two experiments are never mixed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.backends.placement import PLACEMENT
 from unifiedreward_think.errors import InputError, RecordError
+from unifiedreward_think.judging.content import content_of
 from unifiedreward_think.judging.ranks import Ranks
 from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines, read_json_lines
+from unifiedreward_think.terminal import note
 from unifiedreward_think.writing import write_whole
 
 Key = tuple[str, str, int]  # record id, order, sample
@@ -46,10 +49,13 @@ def part_of(output: Path, ranks: Ranks) -> Path:
     return output if ranks.count == 1 else output.with_name(f"{output.name}.rank{ranks.rank}")
 
 
-def resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[Key, Judgment]:
+def resume(
+    path: Path, wanted: set[Key], settings: Mapping[str, Any], records: Iterable[PreferenceRecord]
+) -> dict[Key, Judgment]:
     """Return what is done, and leave just that in the file: no cut line, and no failed item that is tried again.
 
-    What ranks of an interrupted run have left moves into it.
+    What ranks of an interrupted run have left moves into it. A judgment of a record whose content has changed since is
+    left out, to be judged again; labels become those of `records`.
 
     Raises:
         RecordError: it holds a broken line, or judgments made with other settings.
@@ -62,20 +68,38 @@ def resume(path: Path, wanted: set[Key], settings: Mapping[str, Any]) -> dict[Ke
     for part in parts:
         rows |= load_judgments(part)
     for row in rows.values():
-        found = {"model": row.model, "decoder": row.decoder or settings["decoder"], **row.sampling}
-        if different := sorted(key for key in found.keys() | settings if found.get(key) != settings.get(key)):
+        before = {"model": row.model, "decoder": row.decoder or settings["decoder"], "form": row.form, **row.settings}
+        keys = (before.keys() | settings) - {PLACEMENT}  # whether the server could be checked decides nothing
+        if different := sorted(key for key in keys if before.get(key) != settings.get(key)):
             key = different[0]
             raise RecordError(
-                f"{path}: holds judgments made with {key} = {found.get(key)!r}, now it is {settings.get(key)!r}; "
+                f"{path}: holds judgments made with {key} = {before.get(key)!r}, now it is {settings.get(key)!r}; "
                 "choose another output folder, or remove this file to judge again"
             )
-    done = {key: row for key, row in rows.items() if not (row.error and key in wanted)}
+    done = _of_today({key: row for key, row in rows.items() if not (row.error and key in wanted)}, records)
     text = json_lines(done.values())
     if parts or text.encode() != path.read_bytes():
         write_whole(path, text)
     for part in parts:
         part.unlink()
     return done
+
+
+def _of_today(rows: Mapping[Key, Judgment], records: Iterable[PreferenceRecord]) -> dict[Key, Judgment]:
+    """Return the judgments that are still of what the records hold, with the labels that they have now."""
+    today = {record.id: record for record in records}
+    contents: dict[str, str] = {}
+    kept = {}
+    for key, row in rows.items():
+        if record := today.get(row.record_id):
+            content = contents.setdefault(record.id, content_of(record)) if row.content else ""
+            if content and content != row.content:
+                continue
+            row = row.labelled(record)
+        kept[key] = row
+    if changed := len(rows) - len(kept):
+        note(f"{changed} judgments are of records that have changed since; they are made again")
+    return kept
 
 
 def merge_parts(output: Path, keys: Sequence[Key], done: dict[Key, Judgment]) -> dict[Key, Judgment]:

@@ -18,7 +18,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from unifiedreward_think.entry import run_main
+from unifiedreward_think.errors import InputError
 from unifiedreward_think.models.loading import UnsupportedModelError
+from unifiedreward_think.models.soundness import (
+    AGAIN,
+    BrokenModelError,
+    must_be_finite,
+    must_be_readable,
+    read_object,
+    reading,
+)
 from unifiedreward_think.models.tiny import TEMPLATES
 from unifiedreward_think.writing import write_whole
 
@@ -66,17 +76,19 @@ def convert(source: Path, output: Path, *, processor: Path | None = None) -> Non
 
     Raises:
         UnsupportedModelError: an option that LlavaOnevision does not have.
-        ValueError: a weight is missing, unknown or of another shape.
+        BrokenModelError: a file is damaged; a weight is missing, unknown, not finite or of another shape.
     """
     from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
 
     if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} holds files; name an empty or new folder")
+        raise InputError(f"{output} holds files; name an empty or new folder")
+    must_be_readable(source)
     config = read_config(source)
     names = key_names(config)
     files = weight_files(source, names, re.compile(UNREAD % config["tower"]["num_hidden_layers"]))
-    tokenizer = Qwen2Tokenizer.from_pretrained(processor or source, padding_side="left")
+    with reading(processor or source, "the tokenizer"):
+        tokenizer = Qwen2Tokenizer.from_pretrained(processor or source, padding_side="left")
     # LLaVA-NeXT has no tokens for pictures and videos.
     tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in ("<image>", "<video>")])
 
@@ -94,7 +106,7 @@ def convert(source: Path, output: Path, *, processor: Path | None = None) -> Non
 def read_config(source: Path) -> dict[str, Any]:
     """Read config.json, refuse what LlavaOnevision would compute differently, and add what the options stand for."""
     path, generation = source / "config.json", source / "generation_config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config = read_object(path)
     # lmms-lab's releases have the model_type "llava", fine-tuned checkpoints "llava_qwen".
     if config.get("model_type") != "llava_qwen" and "LlavaQwenForCausalLM" not in (config.get("architectures") or ()):
         raise UnsupportedModelError(f"{path}: model_type {config.get('model_type')!r} is not llava_qwen")
@@ -111,7 +123,7 @@ def read_config(source: Path) -> dict[str, Any]:
         raise UnsupportedModelError(f"{path}: not converted: {'; '.join(refused)}")
     config["tower"] = dict(zip(TOWER_SIZES, TOWERS[tower], strict=True))
     config["grids"] = [[height, width] for width, height in config["image_grid_pinpoints"]]  # listed as [width, height]
-    config["generation"] = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    config["generation"] = read_object(generation) if generation.is_file() else {}
     return config
 
 
@@ -138,20 +150,21 @@ def weight_files(source: Path, names: dict[str, str], unread: re.Pattern[str]) -
     from safetensors import safe_open
 
     files: dict[Path, list[str]] = {}
-    for path in sorted(source.glob("*.safetensors")):
+    for path in sorted(source.glob("[!.]*.safetensors")):
         with safe_open(path, framework="pt") as reader:
             files[path] = list(reader.keys())
     if not files:
-        raise FileNotFoundError(f"{source} holds no *.safetensors; other formats are not read")
-    found = Counter(key for keys in files.values() for key in keys)
+        raise BrokenModelError(f"{source} holds no *.safetensors; other formats are not read")
+    copies = Counter(key for keys in files.values() for key in keys)
     problems = {
-        "missing": names.keys() - found.keys(),
-        "unknown": {key for key in found.keys() - names.keys() if not unread.fullmatch(key)},
-        "repeated": {key for key, count in found.items() if count > 1},
+        "missing": names.keys() - copies.keys(),
+        "unknown": {key for key in copies.keys() - names.keys() if not unread.fullmatch(key)},
+        "repeated": {key for key, count in copies.items() if count > 1},
     }
     for problem, keys in problems.items():
         if keys:
-            raise ValueError(f"{source}: {len(keys)} {problem} weight(s), such as {', '.join(sorted(keys)[:5])}")
+            summary = f"{source}: {len(keys)} {problem} weight(s), such as {', '.join(sorted(keys)[:5])}"
+            raise BrokenModelError(f"{summary}; {AGAIN}")
     return files
 
 
@@ -166,6 +179,7 @@ def write_weights(files: dict[Path, list[str]], output: Path, names: dict[str, s
     for path, keys in files.items():
         with safe_open(path, framework="pt") as reader:
             tensors = {names[key]: reader.get_tensor(key) for key in keys if key in names}
+        must_be_finite(tensors.items(), path)
         for key in tensors.keys() & {names[EMBEDDING], names.get(HEAD, "")}:
             # Room for <image> and <video>, whose rows are looked up but never used.
             tensors[key] = pad(tensors[key], (0, 0, 0, max(0, rows - len(tensors[key]))))
@@ -229,7 +243,7 @@ def check_loads(folder: Path) -> None:
 
     _, report = Model.from_pretrained(folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True)
     if problems := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
-        raise ValueError(f"transformers does not load the converted weights: {problems}")
+        raise BrokenModelError(f"transformers does not load the converted weights: {problems}; {AGAIN}")
 
 
 def main() -> None:
@@ -244,4 +258,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.models.tokenizer import END, LLAVA_SPECIALS, PAD, QWEN_SPECIALS, train_tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -279,4 +280,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -13,24 +13,40 @@ import argparse
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from unifiedreward_think.backends.choose import add_arguments, make_backend
-from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.backends.choose import BackendArguments
+from unifiedreward_think.data.arguments import PROMPTS
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import InputError
-from unifiedreward_think.prompting import load_prompts
+from unifiedreward_think.flags import Amount, Count, Parser, Port, Positive, Span, Whole, ranged, read
+from unifiedreward_think.interrupts import kept
+from unifiedreward_think.judging.settings import JudgingArguments, set_up
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.hosts import loopback, own_hosts
+from unifiedreward_think.serving.key import KEY, own_key
 from unifiedreward_think.serving.limits import Limits
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-KEY = "UNIFIEDREWARD_API_KEY"
 # Clients drop idle connections after a few seconds (httpx: 5). A server that does so first cuts requests on their way.
 KEEP_ALIVE = 75
+# The fields of `Limits` that are flags, with --limit- before them: --frames and --limit-frames are two things.
+LIMITS = {
+    "deadline": (Positive, "seconds a request may take"),
+    "media": (Count, "that one question is about"),
+    "candidates": (Annotated[int, Span(2)], "of one ranking"),
+    "frames": (Count, "of one video in a request; --frames of them are shown"),
+    "body_bytes": (Count, "of one request"),
+    "medium_bytes": (Count, "of one encoded picture"),
+    "pixels": (Count, "of one picture"),
+    "request_pixels": (Count, "of all pictures of a request"),
+    "prompt_chars": (Count, "characters of a prompt with its answers, or of a chat"),
+    "chat_tokens": (Count, "of all answers of one chat"),
+    "json_depth": (Count, "levels of JSON in a request"),
+    "json_skeleton": (Count, "bytes of JSON in a request besides its strings"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         InputError: the arguments do not fit together, the port is taken, or a package is missing.
     """
     args = _parser().parse_args(arguments)
-    if not loopback(args.host) and not os.environ.get(KEY):
+    if not own_key() and not loopback(args.host):
         raise InputError(f"--host {args.host} is open to other machines: set {KEY} to a key that requests must bring")
     try:
         import uvicorn
@@ -49,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     _must_be_free(args.host, args.port)
     app = make_app(args)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=args.host,
         port=args.port,
@@ -60,8 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         backlog=4096,
     )
-    if app.state.batcher.given_up:
-        os._exit(1)  # Python would wait for the thread that hangs
+    server = uvicorn.Server(config)
+    try:
+        with kept(lambda: "what was in flight is answered; the same command serves again"):
+            server.run()
+    finally:
+        if app.state.batcher.given_up:
+            os._exit(1)  # Python would wait for the thread that hangs
+    if not server.started:
+        raise SystemExit(1)  # uvicorn has said why
 
 
 def _must_be_free(host: str, port: int) -> None:
@@ -71,8 +94,8 @@ def _must_be_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            mend = "choose another --port (with serve.sh: PORT=...)"
-            raise InputError(f"cannot listen on {host}:{port} ({error.strerror}); {mend}") from error
+            fix = "choose another --port (with serve.sh: PORT=...)"
+            raise InputError(f"cannot listen on {host}:{port} ({error.strerror}); {fix}") from error
 
 
 def make_app(args: argparse.Namespace) -> FastAPI:
@@ -80,24 +103,17 @@ def make_app(args: argparse.Namespace) -> FastAPI:
     from unifiedreward_think.serving.app import create_app
     from unifiedreward_think.serving.questions import Settings
 
-    sampling = Sampling(
-        temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed
-    )
-    limits = {name: value for name in Limits.__slots__ if (value := getattr(args, name, None)) is not None}
+    config, backend = set_up(read(args, JudgingArguments), read(args, BackendArguments))
     settings = Settings(
-        prompts=load_prompts(args.style, layout=args.layout, folder=args.prompt_dir),
-        style=args.style,
-        sampling=sampling,
-        frames=args.frames,
-        order_seed=args.order_seed,
-        limits=replace(Limits(), **limits),
+        config,
+        limits=Limits(**{name: getattr(args, f"limit_{name}") for name in LIMITS}),
         names=tuple(args.names),
         canary_deadline=args.canary_deadline,
     )
     return create_app(
-        make_backend(args),
+        backend,
         settings,
-        api_key=os.environ.get(KEY, ""),
+        api_key=own_key(),
         hosts=own_hosts(args.host, args.allow_hosts),
         fetch_hosts=args.fetch_hosts,
         max_wait=args.max_wait,
@@ -107,11 +123,11 @@ def make_app(args: argparse.Namespace) -> FastAPI:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> Parser:
+    parser = Parser(__doc__)
     add = parser.add_argument_group("server").add_argument
     add("--host", default="127.0.0.1", help=f"address to listen on; another machine's needs {KEY} (default: loopback)")
-    add("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
+    add("--port", type=ranged(Port), default=8080, help="0 takes a free one (default: 8080)")
     add(
         "--allow-hosts",
         nargs="+",
@@ -119,7 +135,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names by which requests may call the server besides its own, behind a proxy for example",
     )
-    add("--drain-seconds", type=int, default=300, help="for what is in flight when told to stop (default: 300)")
+    add(
+        "--drain-seconds",
+        type=ranged(Whole),
+        default=300,
+        help="for what is in flight when told to stop (default: 300)",
+    )
     add("--quiet", action="store_true", help="no line for each request")
     add("--names", nargs="+", default=MODEL_NAMES, help="of the model, in chats")
     add(
@@ -129,33 +150,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST",
         help="fetch pictures by https from these (default: none)",
     )
-    add = parser.add_argument_group("judging").add_argument
-    add("--style", choices=["cot", "direct"], default="cot", help="chain of thought or answer alone")
-    add("--layout", choices=["one_line", "three_line"], default="one_line", help="form of a dimension in the prompt")
-    add("--prompt-dir", help="folder of prompt templates of your own")
-    add("--frames", type=int, default=8, help="of each video that the model is shown (default: 8)")
-    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    add("--top-p", type=float, default=1.0, help="nucleus (default: 1)")
-    add("--max-new-tokens", type=int, default=2048, help="limit of a judgment (default: 2048)")
-    add("--seed", type=int, default=0, help="of sampling")
-    add("--order-seed", type=int, default=0, help="decides the order of a pair that is shown once")
     add = parser.add_argument_group("queue and limits").add_argument
-    add("--max-wait", type=float, default=0.01, help="seconds a question waits for a fuller batch (default: 0.01)")
-    add("--max-queue", type=int, default=4096, help="questions that may wait; over it, 429 (default: 4096)")
-    add("--parallel", type=int, default=1, help="batches at a time; 2 or more only in front of a server (default: 1)")
-    add("--canary-deadline", type=float, default=180, help="seconds after which /health gives up (default: 180)")
-    for name, about in {
-        "deadline": "seconds a request may take",
-        "candidates": "of one ranking",
-        "body_bytes": "of one request",
-        "medium_bytes": "of one encoded picture",
-        "pixels": "of one picture",
-        "request_pixels": "of all pictures of a request",
-    }.items():
+    seconds = "seconds a question waits for a fuller batch (default: 0.01)"
+    add("--max-wait", type=ranged(Amount), default=0.01, help=seconds)
+    add("--max-queue", type=ranged(Count), default=4096, help="questions that may wait; over it, 429 (default: 4096)")
+    batches = "batches at a time; 2 or more only in front of a server (default: 1)"
+    add("--parallel", type=ranged(Count), default=1, help=batches)
+    seconds = "seconds after which /health gives up (default: 180)"
+    add("--canary-deadline", type=ranged(Positive), default=180, help=seconds)
+    for name, (kind, about) in LIMITS.items():
         default = getattr(Limits(), name)
-        flag = f"--limit-{name.replace('_', '-')}"
-        add(flag, dest=name, type=type(default), metavar="N", help=f"{about} (default: {default})")
-    add_arguments(parser)
+        told = {"default": default, "type": ranged(kind), "help": f"{about} (default: {default})"}
+        add(f"--limit-{name.replace('_', '-')}", metavar="N", **told)
+    parser.add(JudgingArguments, *PROMPTS, "frames", "temperature", "top_p", "max_new_tokens", "seed", "order_seed")
+    parser.add(BackendArguments)
     return parser
 
 

@@ -1,6 +1,6 @@
 """The HTTP application: routes, errors, and what happens when a client leaves.
 
-    app = create_app(TransformersBackend("MODEL"), Settings(prompts=load_prompts(), sampling=Sampling()))
+    app = create_app(TransformersBackend("MODEL"), Settings(JudgingArguments().config()))
     uvicorn.run(app, host="127.0.0.1", port=8080)
 
 `python -m unifiedreward_think.serving` does this from the command line.
@@ -20,14 +20,14 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from unifiedreward_think import __version__
-from unifiedreward_think.backends import Backend
+from unifiedreward_think.backends import Backend, RememberingBackend
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.serving.batching import Batcher
 from unifiedreward_think.serving.chat import events
 from unifiedreward_think.serving.fetch import Fetcher
 from unifiedreward_think.serving.guard import Guard, refusal
 from unifiedreward_think.serving.intake import Intake
-from unifiedreward_think.serving.limits import Refused
+from unifiedreward_think.serving.limits import Budget, Refused
 from unifiedreward_think.serving.questions import Settings
 from unifiedreward_think.serving.schemas import (
     ChatReply,
@@ -93,8 +93,8 @@ def create_app(
         drain_seconds: as in `Batcher`.
     """
     telemetry = Telemetry()
-    if (pictures := getattr(backend, "cache", None)) is not None:
-        telemetry.watch_vision(pictures)
+    if isinstance(backend, RememberingBackend) and backend.cache is not None:
+        telemetry.watch_vision(backend.cache)
     batcher = Batcher(
         backend,
         telemetry=telemetry,
@@ -104,20 +104,18 @@ def create_app(
         drain_seconds=drain_seconds,
     )
     fetcher = Fetcher(fetch_hosts, limit=settings.limits.medium_bytes)
-    service = Service(batcher, Intake(settings.limits, fetcher, telemetry), settings, telemetry)
+    flying = Budget(settings.limits.flying_bytes, "bytes")
+    telemetry.watch_held("bytes", lambda: flying.held)
+    service = Service(batcher, Intake(settings.limits, fetcher, telemetry, flying=flying), settings, telemetry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with batcher.running():
             yield
 
-    app = FastAPI(
-        title="UnifiedReward-Think reward server",
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,  # those pages load scripts from the web; the schema is at /openapi.json
-        redoc_url=None,
-    )
+    title = "UnifiedReward-Think reward server"
+    # No pages of documentation: they load scripts from the web; the schema is at /openapi.json.
+    app = FastAPI(title=title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.batcher = batcher
     _add_judging(app, service, telemetry)
     _add_watching(app, service, telemetry)
@@ -126,27 +124,36 @@ def create_app(
     app.add_exception_handler(HTTPException, _http)
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
     app.add_middleware(
-        Guard, limits=settings.limits, telemetry=telemetry, paths=paths, api_key=api_key, hosts=frozenset(hosts)
+        Guard,
+        limits=settings.limits,
+        flying=flying,
+        telemetry=telemetry,
+        paths=paths,
+        api_key=api_key,
+        hosts=frozenset(hosts),
     )
     return app
 
 
 def _add_judging(app: FastAPI, service: Service, telemetry: Telemetry) -> None:
     @app.post("/v1/compare", responses=_ERRORS)
-    async def compare(asked: CompareRequest, request: Request) -> CompareReply:
+    async def compare(body: CompareRequest, request: Request) -> CompareReply:
         """Judge a pair of any task."""
-        return await _while_present(request, service.compare(asked), telemetry)
+        return await _while_present(request, service.compare(body), telemetry)
 
     @app.post("/v1/rank", responses=_ERRORS)
-    async def rank(asked: RankRequest, request: Request) -> RankReply:
+    async def rank(body: RankRequest, request: Request) -> RankReply:
         """Judge a group: win rates and Bradley-Terry scores."""
-        return await _while_present(request, service.rank(asked), telemetry)
+        return await _while_present(request, service.rank(body), telemetry)
 
     @app.post("/v1/chat/completions", response_model=ChatReply, responses={**_CHAT_ERRORS, 200: _EVENTS})
-    async def chat(asked: ChatRequest, request: Request) -> ChatReply | Response:
+    async def chat(body: ChatRequest, request: Request) -> ChatReply | Response:
         """Answer an OpenAI chat completion."""
-        reply = await _while_present(request, service.chat(asked), telemetry)
-        return Response(events(reply), media_type="text/event-stream") if asked.stream else reply
+        reply = await _while_present(request, service.chat(body), telemetry)
+        if not body.stream:
+            return reply
+        usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        return Response(events(reply, usage=usage), media_type="text/event-stream")
 
 
 def _add_watching(app: FastAPI, service: Service, telemetry: Telemetry) -> None:
@@ -162,8 +169,8 @@ def _add_watching(app: FastAPI, service: Service, telemetry: Telemetry) -> None:
     )
     async def health() -> JSONResponse:
         """Say whether the judge answers: 503 where a judgment of drawn pictures fails."""
-        found = await service.health()
-        return JSONResponse(found.model_dump(), status_code=503 if found.status == "error" else 200)
+        health = await service.health()
+        return JSONResponse(health.model_dump(), status_code=503 if health.status == "error" else 200)
 
     @app.get("/metrics", responses=_GET_ERRORS, response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -4,7 +4,8 @@
     async with batcher.running():
         (answer,) = await batcher.ask([Question(key, row, Sampling(), seed=0)], seconds=60)
 
-The backend runs in a thread. Everything else happens on the event loop, so nothing here needs a lock.
+The backend runs in a thread. Everything else happens on the event loop, so nothing here needs a lock. A backend that
+takes the next prompt when it has room tells each answer when it is done: who asks little waits for no long answer.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.backends import Backend, BackendError, Completion, Failure
+from unifiedreward_think.backends import Backend, BackendError, Completion, Failure, RefillingBackend
+from unifiedreward_think.backends.isolation import apart
 from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.serving.limits import Refused
+from unifiedreward_think.serving.limits import Refused, Share
 from unifiedreward_think.serving.telemetry import Telemetry
 
 Answer = Completion | Failure
@@ -46,10 +50,11 @@ class Question:
 
 
 class _Job:
-    """A question on its way, and how many wait for it."""
+    """A question on its way, how many wait for it, and what gives back the memory that it holds when it ends."""
 
-    def __init__(self, question: Question, now: float) -> None:
+    def __init__(self, question: Question, now: float, held: Share | None) -> None:
         self.question = question
+        self.release = held.keep() if held else lambda: None
         self.arrived = self.started = now
         self.waiting = 0
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -129,7 +134,13 @@ class Batcher:
                 job.answer.set_result(Failure("the server stopped before the backend answered"))
 
     async def ask(
-        self, questions: Sequence[Question], *, seconds: float, urgent: bool = False, admitted: bool = False
+        self,
+        questions: Sequence[Question],
+        *,
+        seconds: float,
+        urgent: bool = False,
+        admitted: bool = False,
+        held: Share | None = None,
     ) -> list[Answer]:
         """Return an answer or the reason why there is none for each question, within `seconds`.
 
@@ -140,6 +151,7 @@ class Batcher:
             seconds: after which the rest fails.
             urgent: go to the head of the queue.
             admitted: part of a request that was admitted before; the queue may grow over its limit.
+            held: what the request has taken for its pictures; kept while the backend has one of its questions.
 
         Raises:
             Refused: the queue is full (429), before anything was queued.
@@ -147,7 +159,7 @@ class Batcher:
         new = sum(q.key not in self._queue and q.key not in self._running for q in questions)
         if not (urgent or admitted) and self._queue and len(self._queue) + new > self.max_queue:
             raise Refused("the queue is full; try again", status=429, retry_after=self._patience())
-        jobs = [self._enter(question, urgent) for question in questions]
+        jobs = [self._enter(question, urgent, held) for question in questions]
         try:
             open_answers = {job.answer for job in jobs if not job.answer.done()}
             if open_answers:
@@ -159,6 +171,7 @@ class Batcher:
                 if not job.waiting and self._queue.get(job.question.key) is job:
                     del self._queue[job.question.key]
                     job.answer.cancel()
+                    job.release()
 
     def _result(self, job: _Job, seconds: float) -> Answer:
         if job.answer.done():
@@ -170,14 +183,15 @@ class Batcher:
         """Return the seconds after which half of the queue will be answered."""
         return min(60, max(1, ceil(len(self._queue) / 2 / self._speed))) if self._speed else 1
 
-    def _enter(self, question: Question, urgent: bool) -> _Job:
+    def _enter(self, question: Question, urgent: bool, held: Share | None) -> _Job:
         key = question.key
         job = self._queue.get(key) or self._running.get(key)
         if job is not None:
             self._telemetry.shared.labels("in flight").inc()
         else:
-            job = _Job(question, time.monotonic())
-            if (known := self._answers.get(key)) is not None:
+            known = self._answers.get(key)
+            job = _Job(question, time.monotonic(), held if known is None else None)
+            if known is not None:
                 self._answers.move_to_end(key)
                 self._telemetry.shared.labels("remembered").inc()
                 job.answer.set_result(known)
@@ -222,37 +236,76 @@ class Batcher:
 
     async def _run(self, batch: list[_Job]) -> None:
         started = time.monotonic()
+        loop = asyncio.get_running_loop()
+
+        def tell(job: _Job, answer: Answer) -> None:
+            if not loop.is_closed():  # the server has given this batch up
+                loop.call_soon_threadsafe(self._settle, job, answer)
+
         try:
-            loop = asyncio.get_running_loop()
-            answers = await loop.run_in_executor(self._threads, self._complete, [job.question for job in batch])
+            await loop.run_in_executor(self._threads, self._complete, batch, tell)
         finally:
             for job in batch:
-                del self._running[job.question.key]
+                self._leave(job)
         took = time.monotonic() - started
         self._speed = 0.7 * self._speed + 0.3 * len(batch) / max(took, 1e-6)
         self._telemetry.batch(len(batch), took)
-        for job, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Completion):  # a failure may pass: ask again next time
-                self._answers[job.question.key] = answer
-            if not job.answer.done():
-                job.answer.set_result(answer)
+
+    def _settle(self, job: _Job, answer: Answer) -> None:
+        self._leave(job)
+        if isinstance(answer, Completion) or answer.refused:  # another failure may pass: ask again next time
+            self._answers[job.question.key] = answer
+        if not job.answer.done():
+            job.answer.set_result(answer)
         while len(self._answers) > self._remembered:
             self._answers.popitem(last=False)
 
-    def _complete(self, questions: Sequence[Question]) -> list[Answer]:
-        """Ask the backend; a question that makes it raise fails alone, found by halving the batch."""
-        try:
-            said = self.backend.complete(
-                [question.row for question in questions],
-                sampling=questions[0].sampling,
-                seeds=[[question.seed] for question in questions],
-            )
-            return [mine[0] for _, mine in zip(questions, said, strict=True)]
-        except BackendError as error:  # nobody can be answered: no use in asking again
-            return [Failure(str(error))] * len(questions)
-        except Exception as error:  # whatever one odd question makes a model raise, the others get their answers
-            if len(questions) == 1:
-                log.exception("the backend failed on %s", questions[0].row["id"])
-                return [Failure(f"the backend failed: {type(error).__name__}: {error}"[:300])]
-            middle = len(questions) // 2
-            return [*self._complete(questions[:middle]), *self._complete(questions[middle:])]
+    def _leave(self, job: _Job) -> None:
+        if self._running.get(job.question.key) is job:
+            del self._running[job.question.key]
+            job.release()
+
+    def _complete(self, batch: Sequence[_Job], tell: Callable[[_Job, Answer], None]) -> None:
+        """Ask the backend; whatever one odd question makes a model raise, the others get their answers."""
+        left = {job.question.key: job for job in batch}
+
+        def hear(job: _Job, answer: Answer) -> None:
+            del left[job.question.key]
+            tell(job, answer)
+
+        def together(jobs: Sequence[_Job]) -> None:
+            some = [job for job in jobs if job.question.key in left]
+            try:
+                if some:
+                    self._together(some, hear)
+            except BackendError as error:  # nobody can be answered: no use in asking again
+                unheard = [job for job in some if job.question.key in left]
+                log.error("the backend failed on a batch of %d: %s", len(unheard), " ".join(str(error).split())[:300])
+                for job in unheard:
+                    hear(job, Failure(str(error)))
+
+        for (job, *_), failed in apart(together, batch, Exception):
+            if failed is not None and job.question.key in left:
+                said = f"{type(failed).__name__}: {' '.join(str(failed).split())}"[:300]
+                log.error("the backend failed on %s: %s (%s)", job.question.row["id"], said, _place(failed))
+                log.debug("the backend failed on %s", job.question.row["id"], exc_info=failed)
+                hear(job, Failure(f"the backend failed: {said}"))
+
+    def _together(self, jobs: Sequence[_Job], hear: Callable[[_Job, Answer], None]) -> None:
+        rows, seeds = [job.question.row for job in jobs], [[job.question.seed] for job in jobs]
+        sampling = jobs[0].question.sampling
+        if isinstance(self.backend, RefillingBackend):
+            requests = list(zip(rows, seeds, strict=True))
+            for done in self.backend.complete_each(requests, sampling=sampling, samples=1):
+                for number, (answer, *_) in done:
+                    hear(jobs[number], answer)
+        else:
+            answers = self.backend.complete(rows, sampling=sampling, seeds=seeds)
+            for job, samples in list(zip(jobs, answers, strict=True)):
+                hear(job, samples[0])
+
+
+def _place(error: Exception) -> str:
+    """Return the file and line that raised an error."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{Path(last.filename).name}:{last.lineno}"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import os
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +22,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-from unifiedreward_think.errors import InputError
+from unifiedreward_think.errors import InputError, MediaError
+from unifiedreward_think.pixels import to_rgb
+from unifiedreward_think.serving.key import checked, own_key
 from unifiedreward_think.tasks import TASKS
 
 T = TypeVar("T")
@@ -44,12 +45,15 @@ class RewardClient:
         api_key: its key; by default that of UNIFIEDREWARD_API_KEY.
         timeout: seconds for one attempt.
         retries: how often to come back when the server is full or the connection is lost.
+
+    Raises:
+        InputError: no header carries the key.
     """
 
     def __init__(
         self, url: str = "http://127.0.0.1:8080", *, api_key: str | None = None, timeout: float = 600, retries: int = 8
     ) -> None:
-        key = os.environ.get("UNIFIEDREWARD_API_KEY", "") if api_key is None else api_key
+        key = own_key() if api_key is None else checked(api_key)
         self._options: dict[str, Any] = {
             "base_url": url,
             "timeout": timeout,
@@ -83,8 +87,8 @@ class RewardClient:
         """Judge a group, as `rank` does, without blocking the event loop."""
         return await self._post("/v1/rank", request_body(task, prompt, candidates, **more))
 
-    def rank_all(self, asked: Sequence[Mapping[str, Any]], *, concurrency: int = 32) -> list[dict[str, Any]]:
-        """Judge many groups at once; each of `asked` holds the arguments of `rank`. Replies come in their order.
+    def rank_all(self, groups: Sequence[Mapping[str, Any]], *, concurrency: int = 32) -> list[dict[str, Any]]:
+        """Judge many groups at once; each of `groups` holds the arguments of `rank`. Replies come in their order.
 
         Raises:
             RewardError: the server refuses one of them.
@@ -98,7 +102,7 @@ class RewardClient:
                     async with limit:
                         return await self._post("/v1/rank", request_body(**arguments), http)
 
-                return list(await asyncio.gather(*map(one, asked)))
+                return list(await asyncio.gather(*map(one, groups)))
 
         return _run(work())
 
@@ -116,8 +120,8 @@ class RewardClient:
 
     async def _post(self, path: str, body: Mapping[str, Any], http: httpx.AsyncClient | None = None) -> dict[str, Any]:
         if http is None:
-            async with httpx.AsyncClient(**self._options) as own:
-                return await self._post(path, body, own)
+            async with httpx.AsyncClient(**self._options) as client:
+                return await self._post(path, body, client)
         for attempt in range(self._retries + 1):
             try:
                 reply = await http.post(path, json=body)
@@ -168,12 +172,19 @@ def data_url(picture: Any) -> str:
     if not isinstance(picture, Image.Image):
         raise RewardError(f"a {type(picture).__name__} is no picture; give a PIL image, an array, bytes or a path")
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=1)
+    try:
+        to_rgb(picture).save(buffer, format="PNG", compress_level=1)
+    except MediaError as error:
+        raise RewardError(str(error)) from error
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a thread of its own: the caller, such as a notebook, may have an event loop already."""
+    """Run a coroutine here, where Ctrl-C ends it; where there is an event loop already (a notebook), in a thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(asyncio.run, work).result()
 
@@ -186,8 +197,8 @@ def _medium(entry: Any) -> dict[str, Any]:
 
 def _pause(reply: httpx.Response | None, attempt: int) -> float:
     """Return the seconds to wait: what the server says, or ever longer."""
-    said = "" if reply is None else reply.headers.get("retry-after", "")
-    return min(LONGEST_PAUSE, float(said) if said.isdigit() else 0.5 * 2**attempt)
+    header = "" if reply is None else reply.headers.get("retry-after", "")
+    return min(LONGEST_PAUSE, float(header) if header.isdigit() else 0.5 * 2**attempt)
 
 
 def _unreachable(url: str, error: Exception) -> RewardError:
@@ -202,5 +213,5 @@ def _read(reply: httpx.Response) -> dict[str, Any]:
     """
     if reply.status_code != 200:
         raise RewardError(f"the reward server answered {reply.status_code}: {reply.text[:300]}")
-    found: dict[str, Any] = reply.json()
-    return found
+    answer: dict[str, Any] = reply.json()
+    return answer

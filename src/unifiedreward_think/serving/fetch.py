@@ -28,8 +28,8 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     Raises:
         OSError: the name is not known.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found]
+    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in entries]
 
 
 class Fetcher:
@@ -67,10 +67,10 @@ class Fetcher:
         try:
             async with asyncio.timeout(SECONDS), httpx.AsyncClient(**self._options) as client:
                 for _ in range(REDIRECTS + 1):
-                    found = await self._get(client, address)
-                    if isinstance(found, bytes):
-                        return found
-                    address = found
+                    reply = await self._get(client, address)
+                    if isinstance(reply, bytes):
+                        return reply
+                    address = reply
         except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
             raise Refused(f"cannot fetch the picture ({type(error).__name__})") from error
         raise Refused(f"more than {REDIRECTS} redirects")
@@ -100,18 +100,18 @@ class Fetcher:
         if url.scheme != "https" or url.host.lower() not in self._hosts or url.port not in (None, 443) or url.userinfo:
             raise Refused("pictures are fetched by https from the hosts of the allow-list only")
         addresses = await self._resolve(url.host, 443)
-        if not addresses or not all(_public(found) for found in addresses):
+        if not addresses or not all(_public(address) for address in addresses):
             raise Refused("the host has a private address")
         return addresses[0]
 
 
 def _public(address: str) -> bool:
     """Whether an address belongs to the open internet, also where it wraps another one (IPv4 in IPv6)."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo and found.teredo[1])
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
         if inner:
             return inner.is_global
-        if found in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
-            return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF).is_global
-    return found.is_global and not found.is_multicast
+        if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
+            return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF).is_global
+    return ip.is_global and not ip.is_multicast

@@ -14,7 +14,9 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from unifiedreward_think.serving.hosts import App, Message, Receive, Send, check_host
+from unifiedreward_think.serving.key import checked
 from unifiedreward_think.serving.limits import Budget, Limits, Refused, Share, check_json
+from unifiedreward_think.serving.public import without_folders
 from unifiedreward_think.serving.telemetry import Telemetry
 
 OPEN_PATHS = frozenset({"/health"})  # a load balancer has no key
@@ -27,6 +29,7 @@ class Guard:
     Args:
         app: what is guarded.
         limits: on bodies.
+        flying: the bytes that all requests may hold.
         telemetry: counts requests.
         paths: that are counted by name; others together, so that no client can make up labels.
         api_key: that requests must bring as a bearer token; empty for none.
@@ -38,6 +41,7 @@ class Guard:
         app: App,
         *,
         limits: Limits,
+        flying: Budget,
         telemetry: Telemetry,
         paths: frozenset[str],
         api_key: str,
@@ -47,16 +51,17 @@ class Guard:
         self._limits = limits
         self._telemetry = telemetry
         self._paths = paths
-        self._key = f"Bearer {api_key}".encode() if api_key else b""
+        self._key = checked(api_key).encode()
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._bytes = Budget(limits.flying_bytes, "bytes")
-        telemetry.watch_held("bytes", lambda: self._bytes.held)
+        self._bytes = flying
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle one connection of ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET, without the body
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         path = scope["path"] if scope["path"] in self._paths else "other"
         status = 499  # the client left before an answer
 
@@ -94,7 +99,9 @@ class Guard:
             await self._app(scope, replay, send)
 
     def _check_key(self, path: str, given: bytes) -> None:
-        if self._key and path not in OPEN_PATHS and not hmac.compare_digest(given, self._key):
+        scheme, _, key = given.partition(b" ")
+        brought = scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(b" "), self._key)
+        if self._key and path not in OPEN_PATHS and not brought:
             raise Refused("send the API key as `Authorization: Bearer KEY`", status=401)
 
     async def _body(self, declared: bytes, receive: Receive, take: Share) -> bytes:
@@ -122,6 +129,13 @@ class Guard:
         return bytes(body)
 
 
+def _without_body(send: Send) -> Send:
+    async def head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return head
+
+
 def refusal(error: Refused) -> JSONResponse:
     """Return the reply to a refused request."""
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -129,5 +143,5 @@ def refusal(error: Refused) -> JSONResponse:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    body = {"error": {"message": str(error), "type": kind}}
+    body = {"error": {"message": without_folders(str(error)), "type": kind}}
     return JSONResponse(body, status_code=error.status, headers=headers)

@@ -1,7 +1,8 @@
 """Pictures of a request: from data URLs (or allowed hosts) to RGB images in memory, within limits, never via the disk.
 
 Equal content is decoded once and kept for a while: the candidates of a ranking meet many times, and the picture of a
-question is sent with each of its answers.
+question is sent with each of its answers. What may take long to decode goes to processes that have limits (`bounded`).
+What a request has begun may outlive it; budgets count that until it ends.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import binascii
 import hashlib
 import io
 import re
-import struct
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from unifiedreward_think.media import MediaError, frame_indices, open_image
+from unifiedreward_think.bounded import DECODERS, PROCESSES, plain, quick
+from unifiedreward_think.decoders import frame_indices
+from unifiedreward_think.errors import MediaError
+from unifiedreward_think.media import open_image
+from unifiedreward_think.pixels import declared_size
 from unifiedreward_think.serving.fetch import Fetcher
 from unifiedreward_think.serving.limits import Budget, Limits, Refused, Share
 from unifiedreward_think.serving.telemetry import Telemetry
@@ -27,6 +32,8 @@ from unifiedreward_think.serving.telemetry import Telemetry
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
+NAME = "picture"  # in messages of what opens it, which put where it stands in front
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # Flow-GRPO's client leaves the format out; it is told by the content anyway.
 _DATA_URL = re.compile(r"data:image(?:/[a-z0-9.+-]{1,32})?;base64,")
@@ -39,6 +46,36 @@ class Picture(NamedTuple):
     image: Image
 
 
+class _Job(Generic[T]):
+    """Work that has begun, and how many wait for it; when the last one leaves, it is dropped unless it runs already.
+
+    What it was begun for keeps what it has taken until the work ends, not only until nobody waits.
+    """
+
+    def __init__(self, work: Future[T], held: Sequence[Share]) -> None:
+        self.work = work
+        self.done = asyncio.wrap_future(work)
+        self._waiting = 0
+        self._held = [share.keep() for share in held]
+        self.done.add_done_callback(self._end)
+
+    async def result(self) -> T:
+        """Return what the work returns; whoever leaves does not stop it for the others."""
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self.done)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.work.cancel()
+
+    def _end(self, done: asyncio.Future[T]) -> None:
+        for release in self._held:
+            release()
+        if not done.cancelled():
+            done.exception()  # or it is logged where nobody waits
+
+
 class Intake:
     """Decode the pictures of requests.
 
@@ -46,6 +83,7 @@ class Intake:
         limits: of the server.
         fetcher: for addresses.
         telemetry: counts decoded and remembered pictures.
+        flying: the bytes that all requests may hold.
         cache_bytes: of decoded pictures that are kept.
         cache_pictures: that are kept; small ones take memory that their pixels do not show.
     """
@@ -56,18 +94,23 @@ class Intake:
         fetcher: Fetcher,
         telemetry: Telemetry,
         *,
+        flying: Budget | None = None,
         cache_bytes: int = 2**28,
         cache_pictures: int = 1024,
     ) -> None:
         self.limits = limits
+        self.flying = flying or Budget(limits.flying_bytes, "bytes")
         self._fetcher = fetcher
         self._telemetry = telemetry
         self._cache_bytes = cache_bytes
         self._cache_pictures = cache_pictures
         self._kept: OrderedDict[str, Image] = OrderedDict()
         self._kept_bytes = 0
-        self._decoding: dict[str, asyncio.Task[Image]] = {}
+        self._decoding: dict[str, _Job[Image]] = {}
         self._pixels = Budget(limits.flying_pixels, "pixels")
+        # Threads that wait for processes are others than those that decode: what is quick never waits for what is not.
+        self._here = ThreadPoolExecutor(2, thread_name_prefix="decoding")
+        self._apart = ThreadPoolExecutor(PROCESSES, thread_name_prefix="waiting for decoding")
         telemetry.watch_held("pixels", lambda: self._pixels.held)
 
     @contextmanager
@@ -94,17 +137,53 @@ class Intake:
         except (binascii.Error, ValueError) as error:
             raise Refused(f"{where}: not valid base64 ({error})") from error
 
-    async def decoded(self, sha256: str, decode: Callable[[], Image]) -> Image:
-        """Return what `decode` returns, in a thread; whoever asks for the same picture meanwhile waits for that.
+    async def size(self, content: bytes, held: Share) -> tuple[int, int]:
+        """Return the size that a picture declares.
 
-        One that leaves does not stop it for the others.
+        Raises:
+            MediaError: it is none.
         """
-        if (task := self._decoding.get(sha256)) is None:
-            task = self._decoding[sha256] = asyncio.create_task(asyncio.to_thread(decode))
-            task.add_done_callback(lambda done: self._keep(sha256, done))
+        if plain(content):
+            return declared_size(io.BytesIO(content), NAME, FORMATS)
+        return await _Job(self._apart.submit(DECODERS.size, content, name=NAME, formats=FORMATS), [held]).result()
+
+    async def decoded(self, sha256: str, content: bytes, pixels: int, held: Sequence[Share]) -> Image:
+        """Return a picture; whoever asks for the same one meanwhile waits for that.
+
+        Args:
+            sha256: of the content.
+            content: of the file.
+            pixels: that it declares.
+            held: what the request has taken for it.
+
+        Raises:
+            MediaError: it is broken, or takes too long.
+        """
+        if (image := self.known(sha256)) is not None:  # while the header was read
+            return image
+        job = self._decoding.get(sha256)
+        if job is None or job.work.cancelled():
+            job = self._decoding[sha256] = _Job(self._decode(content, pixels), held)
+            job.done.add_done_callback(lambda _: self._keep(sha256, job))
         else:
             self._telemetry.media.labels("shared").inc()
-        return await asyncio.shield(task)
+        return await job.result()
+
+    async def drawn(self, image: Image) -> Image:
+        """Return a picture that was encoded and went the way of the slowest ones.
+
+        Raises:
+            MediaError: that way is closed.
+        """
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return await _Job(self._decode(buffer.getvalue(), image.width * image.height, apart=True), []).result()
+
+    def _decode(self, content: bytes, pixels: int, *, apart: bool = False) -> Future[Image]:
+        limit = self.limits.pixels
+        if quick(content, pixels) and not apart:
+            return self._here.submit(open_image, io.BytesIO(content), name=NAME, limit=limit, formats=FORMATS)
+        return self._apart.submit(DECODERS.open, content, name=NAME, pixels=pixels, limit=limit, formats=FORMATS)
 
     def known(self, sha256: str) -> Image | None:
         """Return a picture that was decoded before."""
@@ -113,14 +192,16 @@ class Intake:
             self._telemetry.media.labels("hit").inc()
         return image
 
-    def _keep(self, sha256: str, done: asyncio.Task[Image]) -> None:
+    def _keep(self, sha256: str, job: _Job[Image]) -> None:
         """Remember a picture, and forget those not used for longest when there are too many."""
-        del self._decoding[sha256]
-        if done.cancelled() or done.exception():
+        if self._decoding.get(sha256) is job:
+            del self._decoding[sha256]
+        if job.done.cancelled() or job.done.exception():
             return
         self._telemetry.media.labels("miss").inc()
-        self._kept[sha256] = done.result()
-        self._kept_bytes += _size(done.result())
+        if sha256 not in self._kept:
+            self._kept_bytes += _size(job.done.result())
+        self._kept[sha256] = job.done.result()
         while self._kept_bytes > self._cache_bytes or len(self._kept) > self._cache_pictures:
             self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
 
@@ -130,7 +211,7 @@ class RequestMedia:
 
     def __init__(self, intake: Intake, take: Share) -> None:
         self._intake = intake
-        self._take = take
+        self.held = take
 
     async def picture(self, source: str, where: str) -> Picture:
         """Open one picture.
@@ -144,15 +225,18 @@ class RequestMedia:
         """
         content = await self._intake.bytes_of(source, where)
         sha256 = hashlib.sha256(content).hexdigest()
-        if (image := self._intake.known(sha256)) is None:
-            # The header first: the pixels count before any of them is decoded.
-            self._count(self._declared(content, where), where)
+        if (image := self._intake.known(sha256)) is not None:
+            self._count(image.width * image.height, where)
+            return Picture(sha256, image)
+        with self._intake.flying.share() as held:
+            held(len(content))
             try:
-                image = await self._intake.decoded(sha256, lambda: self._decode(content))
+                # The header first: the pixels count before any of them is decoded.
+                pixels = self._declared(*await self._intake.size(content, held), where)
+                self._count(pixels, where)
+                image = await self._intake.decoded(sha256, content, pixels, [held, self.held])
             except MediaError as error:  # named here: it may be another request that had it decoded
                 raise Refused(f"{where}: {error}") from error
-        else:
-            self._count(image.width * image.height, where)
         return Picture(sha256, image)
 
     async def video(self, sources: Sequence[str], where: str, *, frames: int) -> list[Picture]:
@@ -165,9 +249,8 @@ class RequestMedia:
             raise Refused(f"{where}: {len(sources)} frames; the limit is {self._intake.limits.frames}")
         return [await self.picture(sources[i], f"{where}[{i}]") for i in frame_indices(len(sources), frames)]
 
-    def _declared(self, content: bytes, where: str) -> int:
-        """Return how many pixels the header declares."""
-        width, height = _declared_size(content, where)
+    def _declared(self, width: int, height: int, where: str) -> int:
+        """Return how many pixels a header declares."""
         short, long = sorted((width, height))
         if short < 1 or long > self._intake.limits.aspect * short:
             raise Refused(f"{where}: {width}x{height} is too narrow; the limit is {self._intake.limits.aspect}:1")
@@ -175,35 +258,26 @@ class RequestMedia:
             raise Refused(f"{where}: {width}x{height} pixels; the limit is {self._intake.limits.pixels}", status=413)
         return width * height
 
-    def _decode(self, content: bytes) -> Image:
-        return open_image(io.BytesIO(content), name="picture", limit=self._intake.limits.pixels, formats=FORMATS)
-
     def _count(self, pixels: int, where: str) -> None:
-        if self._take.taken + pixels > self._intake.limits.request_pixels:
+        if self.held.taken + pixels > self._intake.limits.request_pixels:
             raise Refused(f"{where}: more than {self._intake.limits.request_pixels} pixels in one request", status=413)
-        self._take(pixels)
+        self.held(pixels)
 
 
 @asynccontextmanager
 async def opening(until: float) -> AsyncIterator[None]:
-    """Allow the pictures of a request to be opened until a time of the monotonic clock, and refuse it then."""
+    """Allow the pictures of a request to be opened until a time of the monotonic clock, and refuse it then.
+
+    The refusal has no cause: that would hold the task, which holds the refusal, and all pictures until Python looks for
+    such circles.
+    """
     try:
         async with asyncio.timeout(max(0.0, until - time.monotonic())):
             yield
-    except TimeoutError as error:
-        raise Refused("the deadline passed while the pictures were opened", status=504) from error
-
-
-def _declared_size(content: bytes, where: str) -> tuple[int, int]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return image.size
-    except UnidentifiedImageError as error:
-        raise Refused(f"{where}: no picture of the formats {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise Refused(f"{where}: not a readable picture ({error})") from error
+        return
+    except TimeoutError:
+        pass
+    raise Refused("the deadline passed while the pictures were opened", status=504)
 
 
 def _size(image: Image) -> int:

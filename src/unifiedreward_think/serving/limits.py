@@ -9,13 +9,15 @@ unifiedreward_think.serving.limits.Refused: JSON nested deeper than 16 levels
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.pixels import MAX_ASPECT
 
 # A whole string, or one that never ends: then to the end of the text. Possessive, so it takes linear time.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
@@ -37,10 +39,12 @@ class Limits:
         flying_pixels: of the pictures of all requests at once; over it, 429.
         aspect: long side over short side; processors of the Qwen family fail over 200.
         frames: of one video; more are thinned to what the model is shown, up to this many are taken.
+        media: that one question is about; each is a picture or a video.
         candidates: of one ranking.
         prompt_chars: of a caption, a question or an answer.
         chat_images: pictures in one chat.
-        max_tokens: a chat may ask for.
+        max_tokens: of one answer that a chat may ask for.
+        chat_tokens: of all answers of one chat.
         deadline: seconds a request may ask for, and gets when it asks for none.
     """
 
@@ -52,12 +56,14 @@ class Limits:
     pixels: int = 16 * 2**20
     request_pixels: int = 64 * 2**20
     flying_pixels: int = 512 * 2**20
-    aspect: int = 200
+    aspect: int = MAX_ASPECT
     frames: int = 64
+    media: int = 16
     candidates: int = 32
     prompt_chars: int = 32_768
     chat_images: int = 32
     max_tokens: int = 8192
+    chat_tokens: int = 32_768
     deadline: float = 600.0
 
 
@@ -97,20 +103,43 @@ class Budget:
 
     @contextmanager
     def share(self) -> Iterator[Share]:
-        """Yield a function that takes an amount; all of it is given back at the end."""
-        mine = Share(self)
+        """Yield what takes an amount; all of it is given back at the end, or when the work that keeps it has ended."""
+        share = Share(self)
+        release = share.keep()
         try:
-            yield mine
+            yield share
         finally:
-            self.held -= mine.taken
+            release()
 
 
 class Share:
-    """What one request has taken of a budget."""
+    """What one request has taken of a budget.
+
+    >>> budget = Budget(10, "bytes")
+    >>> with budget.share() as take:
+    ...     take(8)
+    ...     end = take.keep()  # of work that may outlive the request
+    >>> budget.held
+    8
+    >>> end()
+    >>> budget.held
+    0
+    """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
+        self._keepers = 0
         self.taken = 0
+
+    def keep(self) -> Callable[[], None]:
+        """Hold what is taken until the function that is returned is called; the last one gives it back."""
+        self._keepers += 1
+        return self._release
+
+    def _release(self) -> None:
+        self._keepers -= 1
+        if not self._keepers:
+            self._budget.held -= self.taken
 
     def __call__(self, amount: int) -> None:
         """Take an amount, or raise Refused with 429."""
@@ -125,9 +154,19 @@ class Share:
 def check_json(body: bytes, limits: Limits) -> None:
     """Refuse a body that would be costly to parse: nested deeply, or of very many values.
 
+    What is checked must be what is parsed, and the parser would take UTF-16 and UTF-32, too: there a character of a
+    string may have the byte of a quote.
+
+    >>> check_json('{"prompt": "a kite"}'.encode("utf-16"), Limits())
+    Traceback (most recent call last):
+    ...
+    unifiedreward_think.serving.limits.Refused: JSON in utf-16; send it in UTF-8
+
     Raises:
         Refused: with status 400.
     """
+    if not (encoding := json.detect_encoding(body)).startswith("utf-8"):  # "utf-8-sig" has a mark, and the same bytes
+        raise Refused(f"JSON in {encoding}; send it in UTF-8", status=400)
     skeleton = bytearray()
     end = 0
     for string in _STRING.finditer(body):  # piece by piece: millions of short strings must not be looked at for long

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
-from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.order import ORDERS, Order, in_order
-from unifiedreward_think.prompting import build_parts
-from unifiedreward_think.records import Judgment, PreferenceRecord, digest, order_shown
+from unifiedreward_think.judging.settings import JudgingConfig
+from unifiedreward_think.order import ORDERS, STORED_ORDER, Order, in_order
+from unifiedreward_think.prompting import to_content
+from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.batching import Question
 from unifiedreward_think.serving.intake import Picture
 from unifiedreward_think.serving.limits import Limits
+from unifiedreward_think.serving.public import without_folders
 from unifiedreward_think.serving.schemas import Status
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Style
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How a server judges and what it allows.
 
     Attributes:
-        prompts: task -> template (`prompting.load_prompts`).
-        style: what the parser expects.
-        sampling: of every judgment; of a chat what it does not say itself.
-        frames: of each video that the model is shown.
-        order_seed: decides the order where a pair is shown once.
+        judging: of every pair; its sampling also of a chat that does not name its own.
         limits: of requests.
         names: under which chats call the model.
         canary_seconds: how long a canary judgment counts.
@@ -36,11 +32,7 @@ class Settings:
             batch that runs.
     """
 
-    prompts: Mapping[str, str]
-    style: Style = "cot"
-    sampling: Sampling
-    frames: int = 8
-    order_seed: int = 0
+    judging: JudgingConfig
     limits: Limits = field(default_factory=Limits)
     names: tuple[str, ...] = MODEL_NAMES
     canary_seconds: float = 30.0
@@ -59,6 +51,11 @@ class Entry(NamedTuple):
         return tuple(picture.sha256 for picture in self.pictures)
 
 
+def by_content(candidates: Sequence[Entry]) -> list[int]:
+    """Return the places of candidates in an order that does not depend on these: schedules draw over it."""
+    return sorted(range(len(candidates)), key=lambda place: (candidates[place].hashes, candidates[place].text))
+
+
 class Shown(NamedTuple):
     """A pair of candidates, by their places in the request, in one order."""
 
@@ -72,21 +69,41 @@ class Shown(NamedTuple):
         """The candidate that is shown first."""
         return in_order((self.a, self.b), self.order)[0]
 
+    @property
+    def equal(self) -> bool:
+        """Whether the candidates are the same, so that there is nothing to ask."""
+        return len(set(self.record.candidates)) == 1
+
 
 def pair_record(task: str, prompt: str, media: Sequence[Entry], pair: Sequence[Entry]) -> PreferenceRecord:
     """Return the record of a pair; hashes stand for files, so equal content has an equal id and equal seeds."""
     generation = TASKS[task].compares_media
     entries = tuple(entry.hashes for entry in (pair if generation else media))
     answers = () if generation else tuple(entry.text for entry in pair)
-    return PreferenceRecord(
-        id=f"{digest(task, prompt, entries, answers):016x}", task=task, prompt=prompt, media=entries, answers=answers
-    )
+    record = PreferenceRecord(id="pair", task=task, prompt=prompt, media=entries, answers=answers)
+    return replace(record, id=_id(record))
+
+
+def _id(record: PreferenceRecord) -> str:
+    return f"{digest(record.task, record.prompt, record.media, record.answers):016x}"
+
+
+def _seen(record: PreferenceRecord, order: Order) -> str:
+    """Return the id of the pair that is seen: sent the other way round, it is the same in the other order."""
+    return record.id if order == STORED_ORDER else _id(record.shown(order))
 
 
 def shown(a: int, b: int, record: PreferenceRecord, orders: Literal["one", "both"], settings: Settings) -> list[Shown]:
-    """Return a pair in the orders asked for."""
-    chosen = ORDERS if orders == "both" else (order_shown(record, settings.order_seed),)
-    return [Shown(a, b, record, order) for order in chosen]
+    """Return a pair in the orders asked for.
+
+    One order is drawn for what the two are, not for where they stand in the request: sent the other way round, the
+    same candidate is shown first, and so wins or loses the same.
+    """
+    if orders == "both":
+        return [Shown(a, b, record, order) for order in ORDERS]
+    drawn = sorted((_seen(record, order), order) for order in ORDERS)
+    _, order = drawn[digest("order", settings.judging.order_seed, *(seen for seen, _ in drawn)) % 2]
+    return [Shown(a, b, record, order)]
 
 
 def question(pair: Shown, entries: Sequence[Entry], settings: Settings) -> Question:
@@ -96,30 +113,26 @@ def question(pair: Shown, entries: Sequence[Entry], settings: Settings) -> Quest
         RecordError: the server has no prompt for this task.
     """
     pictures = {picture.sha256: picture.image for entry in entries for picture in entry.pictures}
-    content: list[dict[str, Any]] = []
-    images = []
-    for part in build_parts(pair.record, order=pair.order, prompts=settings.prompts):
-        if isinstance(part, str):
-            content.append({"type": "text", "text": part})
-        else:
-            content += [{"type": "image", "text": None}] * len(part.paths)
-            images += [pictures[sha256] for sha256 in part.paths]
+    parts = settings.judging.form.render(pair.record, order=pair.order, prompts=settings.judging.prompts)
+    content, images = to_content(parts, lambda part: [pictures[sha256] for sha256 in part.paths])
     row = {
         "id": pair.record.id,
         "order": pair.order,
         "prompt": [{"role": "user", "content": content}],
         "images": images,
     }
-    seed = digest(settings.sampling.seed, pair.record.id, pair.order, 0)  # as the judge's
-    return Question(key=digest("pair", pair.record.id, pair.order), row=row, sampling=settings.sampling, seed=seed)
+    sampling = settings.judging.sampling
+    seen = _seen(pair.record, pair.order)
+    seed = digest(sampling.seed, seen, STORED_ORDER, 0)  # as the judge's of a record stored as this is shown
+    return Question(key=digest("pair", seen), row=row, sampling=sampling, seed=seed)
 
 
 def status_of(row: Judgment) -> tuple[Status, str]:
     """Return whether a judgment has a winner, and if not, why."""
     if row.error:
-        return "error", row.error
+        return "error", without_folders(row.error)
     if row.finish_reason == "length":
         return "truncated", "the token limit cut the completion"
-    if row.verdict.winner is None:
+    if not row.readable:
         return "unparsed", "; ".join(row.verdict.problems)
     return "ok", ""

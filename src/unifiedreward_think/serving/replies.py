@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from unifiedreward_think import ranking
 from unifiedreward_think.intervals import Estimate
@@ -20,25 +21,30 @@ from unifiedreward_think.serving.schemas import (
 )
 from unifiedreward_think.votes import combine
 
-Judged = tuple[Shown, Judgment]
+Judged = tuple[Shown, Judgment | None]  # None: the candidates are equal, and nothing was asked
+EQUAL = "the candidates are equal: nothing was asked"
 
 
 def compare_reply(rows: Sequence[Judged], *, reasoning: bool, model: str) -> CompareReply:
     """Return what the judgments of one pair say together; with both orders each has a vote."""
-    result = combine([row for _, row in rows])
-    readable = [row for _, row in rows if row.candidate is not None]
-    status, reason = status_of(readable[0] if readable else rows[0][1])
-    if readable and result.winner is None:
-        reason = "the two orders disagree"
+    shared: dict[str, Any] = {"judgments": [_judged_pair(*row, reasoning) for row in rows], "model": model}
+    judged = [row for _, row in rows if row is not None]
+    if not judged:
+        nothing: dict[str, Any] = {"winner": None, "agreement": None, "margin": None, "scores": []}
+        return CompareReply(status="ok", reason=EQUAL, outcome="tie", **nothing, **shared)
+    result = combine(judged)
+    readable = [row for row in judged if row.choice is not None]
+    status, reason = status_of(readable[0] if readable else judged[0])
+    split = bool(readable) and result.winner is None
     return CompareReply(
         status=status,
-        reason=reason,
+        reason="the two orders disagree" if split else reason,
+        outcome="split" if split else "winner" if readable else "unreadable",
         winner=None if result.winner is None else int(result.winner) - 1,
-        agreement=len({row.candidate for row in readable}) == 1 if len(readable) == 2 else None,
+        agreement=len({row.choice for row in readable}) == 1 if len(readable) == 2 else None,
         margin=result.margin,
         scores=[Dimension(name=name, a=a, b=b) for name, (a, b) in result.dimensions],
-        judgments=[_judged_pair(*row, reasoning) for row in rows],
-        model=model,
+        **shared,
     )
 
 
@@ -52,13 +58,17 @@ def rank_reply(count: int, rows: Sequence[Judged], *, reasoning: bool, model: st
     )
 
 
-def _candidate(pair: Shown, row: Judgment) -> int | None:
-    return None if row.candidate is None else (pair.a, pair.b)[row.candidate - 1]
+def _candidate(pair: Shown, row: Judgment | None) -> int | None:
+    return None if row is None or row.choice is None else (pair.a, pair.b)[row.choice - 1]
 
 
-def game(pair: Shown, row: Judgment) -> ranking.Game:
+def game(pair: Shown, row: Judgment | None) -> ranking.Game:
     """Return a judgment as a game of two candidates."""
-    return ranking.Game(pair.a, pair.b, _candidate(pair, row))
+    return ranking.Game(pair.a, pair.b, _candidate(pair, row), tie=row is None)
+
+
+def _status_of(row: Judgment | None) -> tuple[Status, str]:
+    return ("ok", EQUAL) if row is None else status_of(row)
 
 
 def _dimensions(row: Judgment) -> list[Dimension]:
@@ -67,46 +77,48 @@ def _dimensions(row: Judgment) -> list[Dimension]:
     return [Dimension(name=name, a=a, b=b) for name, (a, b) in stored]
 
 
-def _judged_pair(pair: Shown, row: Judgment, reasoning: bool) -> JudgedPair:
-    status, reason = status_of(row)
+def _judged_pair(pair: Shown, row: Judgment | None, reasoning: bool) -> JudgedPair:
+    status, reason = _status_of(row)
+    winner = _candidate(pair, row)
     return JudgedPair(
         a=pair.a,
         b=pair.b,
-        shown_first=pair.first,
+        shown_first=None if row is None else pair.first,
         status=status,
         reason=reason,
-        winner=_candidate(pair, row),
-        strict=row.verdict.strict,
-        scores=_dimensions(row),
-        reasoning=row.completion if reasoning else None,
+        outcome="tie" if row is None else "unreadable" if winner is None else "winner",
+        winner=winner,
+        strict=None if row is None else row.verdict.strict,
+        scores=[] if row is None else _dimensions(row),
+        reasoning=row.completion if row is not None and reasoning else None,
     )
 
 
 def _ranked(index: int, standing: ranking.Standing, rows: Sequence[Judged]) -> RankedCandidate:
-    mine = [row for row in rows if index in (row[0].a, row[0].b)]
+    games = [row for row in rows if index in (row[0].a, row[0].b)]
     # A swiss round may leave somebody out: that is no failure of the judge, but there is no number either.
-    said: list[tuple[Status, str]] = sorted((status_of(row) for _, row in mine), key=lambda s: s[0] != "ok")
-    status, reason = said[0] if said else ("error", "the schedule gave it no game")
+    statuses: list[tuple[Status, str]] = sorted((_status_of(row) for _, row in games), key=lambda s: s[0] != "ok")
+    status, reason = statuses[0] if statuses else ("error", "the schedule gave it no game")
     # Without a readable game the score would be the prior alone.
     score = standing.score if standing.games else Estimate(None, None, None)
     return RankedCandidate(
         index=index,
         status=status,
-        reason=reason,
+        reason="" if status == "ok" else reason,
         win_rate=standing.win_rate,
         wins=standing.wins,
         games=standing.games,
-        asked=len(mine),
+        asked=len(games),
         score=score.value,
         score_low=score.low,
         score_high=score.high,
-        dimensions=_mean_dimensions(index, mine),
+        dimensions=_mean_dimensions(index, games),
     )
 
 
 def _mean_dimensions(index: int, rows: Sequence[Judged]) -> dict[str, float]:
-    said: dict[str, list[float]] = defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
     for pair, row in rows:
-        for score in _dimensions(row) if row.candidate is not None else []:
-            said[score.name].append(score.a if pair.a == index else score.b)
-    return {name: sum(values) / len(values) for name, values in said.items()}
+        for score in _dimensions(row) if row is not None and row.choice is not None else []:
+            scores[score.name].append(score.a if pair.a == index else score.b)
+    return {name: sum(values) / len(values) for name, values in scores.items()}

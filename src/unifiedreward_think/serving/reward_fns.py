@@ -1,8 +1,9 @@
 """Reward functions for generator training, in the shapes that trainers call.
 
     from unifiedreward_think.serving.reward_fns import flow_grpo_reward, trl_reward
-    reward_fn = flow_grpo_reward(RewardClient())                       # reward_fn(images, prompts, metadata)
-    GRPOTrainer(reward_funcs=[trl_reward(RewardClient())], ...)        # f(prompts, completions, images=..., **kwargs)
+    client = RewardClient()
+    reward_fn = flow_grpo_reward(client, orders="both")                # reward_fn(images, prompts, metadata)
+    GRPOTrainer(reward_funcs=[trl_reward(client, orders="both")], ...) # f(prompts, completions, images=..., **kwargs)
 
 The reward of a candidate is its win rate among the candidates of the same prompt in the call, so a call must hold whole
 groups. A candidate of which nothing could be read has no reward. TRL takes None for that; Flow-GRPO takes numbers only,
@@ -21,6 +22,8 @@ from typing import Any
 from unifiedreward_think.serving.client import RewardClient, RewardError, data_url
 
 _ALONE = "a win rate needs the group; give all samples of a prompt in one call (on several GPUs: gather them first)"
+
+ROUNDING = 0.01  # by which floats may leave 0 to 1: half a step of bfloat16 near 1 is a hundredth
 
 
 def groups(keys: Sequence[Hashable]) -> list[list[int]]:
@@ -55,12 +58,12 @@ def win_rates(
     """
     # Encoded first: trainers decode the picture of each row anew, so only its content says whether two are the same.
     media = [[_encoded(entry) for entry in entries] for entries in more.pop("media", [[]] * len(prompts))]
-    found = groups([(prompt, str(about)) for prompt, about in zip(prompts, media, strict=True)])
-    lonely = [group[0] for group in found if len(group) < 2]
+    grouped = groups([(prompt, str(about)) for prompt, about in zip(prompts, media, strict=True)])
+    lonely = [group[0] for group in grouped if len(group) < 2]
     if lonely and not alone:
         raise RewardError(f"only one candidate for {prompts[lonely[0]]!r}: {_ALONE}")
-    found = [group for group in found if len(group) > 1]
-    asked = [
+    grouped = [group for group in grouped if len(group) > 1]
+    requests = [
         {
             "task": task,
             "prompt": prompts[group[0]],
@@ -68,11 +71,11 @@ def win_rates(
             "media": media[group[0]],
             **more,
         }
-        for group in found
+        for group in grouped
     ]
     rates: list[float | None] = [None] * len(prompts)
     reasons = [_ALONE if i in lonely else "" for i in range(len(prompts))]
-    for group, reply in zip(found, client.rank_all(asked), strict=True):
+    for group, reply in zip(grouped, client.rank_all(requests), strict=True):
         for i, row in zip(group, reply["candidates"], strict=True):
             rates[i], reasons[i] = row["win_rate"], row["reason"]
     return rates, reasons
@@ -124,20 +127,60 @@ def trl_reward(
 
 
 def to_pictures(images: Any) -> list[Any]:
-    """Return a batch as a list of pictures, or of lists of frames.
+    """Return a batch as a list of pictures, or of lists of frames; arrays and tensors become arrays of bytes.
 
     Args:
-        images: a list (as it is), an array of N x height x width x 3 bytes, or a tensor of N x 3 x height x width with
-            values from 0 to 1, as diffusion pipelines return them; videos have a dimension of frames after N.
+        images: a list of pictures or videos, or one array or tensor of N of them: bytes, or floats from 0 to 1, with
+            three channels last or before height and width; videos have a dimension of frames after N.
+
+    Raises:
+        RewardError: the values have another type or range, or it cannot be told what the dimensions are.
     """
-    if isinstance(images, list | tuple):
-        return list(images)
-    if hasattr(images, "detach"):  # a tensor, without importing torch
-        scaled = (images.detach().float() * 255).round().clamp(0, 255).cpu().numpy().astype("uint8")
-        images = scaled.swapaxes(-3, -2).swapaxes(-2, -1)  # channels go last
-    if images.ndim == 5:
-        return [list(video) for video in images]
-    return list(images)
+    if not isinstance(images, list | tuple):
+        return [list(each) if each.ndim == 4 else each for each in _to_bytes(images, dims=(4, 5))]
+    pictures = []
+    for each in images:
+        if isinstance(each, list | tuple):
+            pictures.append(to_pictures(each))
+        elif hasattr(each, "dtype"):
+            values = _to_bytes(each, dims=(3, 4))
+            pictures.append(list(values) if values.ndim == 4 else values)
+        else:
+            pictures.append(each)
+    return pictures
+
+
+def _to_bytes(values: Any, *, dims: tuple[int, int]) -> Any:
+    """Return an array of bytes, channels last, with one of two numbers of dimensions."""
+    import numpy as np
+
+    if hasattr(values, "detach"):  # a tensor, without importing torch
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
+    shape = " x ".join(map(str, values.shape))
+    places = [place for place in (-1, -3) if values.ndim in dims and values.shape[place] == 3]
+    if len(places) != 1 or not values.size:
+        raise RewardError(f"pixels of shape {shape}: which dimension are three channels? Give them last, or before two")
+    if values.dtype != np.uint8:
+        values = _from_floats(values)
+    return values if places == [-1] else np.moveaxis(values, -3, -1)
+
+
+def _from_floats(values: Any) -> Any:
+    import numpy as np
+
+    if not np.issubdtype(values.dtype, np.floating):
+        range_found = f"from {values.min()} to {values.max()}"
+        raise RewardError(f"{values.dtype} values {range_found}: convert them to uint8 (0 to 255) or floats (0 to 1)")
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise RewardError("pixel values that are not finite: the generator has diverged")
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise RewardError(
+            f"{values.dtype} values from {low:g} to {high:g}, where floats are from 0 to 1: "
+            "divide 0 to 255 by 255; -1 to 1 becomes x / 2 + 0.5"
+        )
+    return (values.clip(0, 1) * np.float32(255)).round().astype(np.uint8)
 
 
 def _encoded(medium: Any) -> Any:

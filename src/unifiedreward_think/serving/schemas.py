@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from unifiedreward_think.serving.body import Body
+
 Status = Literal["ok", "unparsed", "truncated", "error"]
 TaskName = Literal["image_generation", "video_generation", "image_understanding", "video_understanding"]
 Index = Annotated[int, Field(ge=0)]
@@ -51,13 +53,15 @@ Candidate = Annotated[
 ]
 
 
-class _Asked(_Strict):
+class _Asked(Body, _Strict):
     """What compare and rank share."""
 
     task: TaskName
     prompt: str = Field(description="the caption (generation) or the question (understanding)")
     media: list[Medium] = Field(default=[], description="understanding: what the question is about")
-    orders: Literal["one", "both"] = Field(default="one", description="show each pair once, or in both orders")
+    orders: Literal["one", "both"] = Field(
+        default="one", description="each pair once, or in both orders: twice the cost"
+    )
     reasoning: bool = Field(default=False, description="return what the judge wrote, too")
     deadline: float | None = Field(default=None, gt=0, description="seconds for the whole request")
 
@@ -91,20 +95,24 @@ class JudgedPair(BaseModel):
 
     a: Index
     b: Index
-    shown_first: Index
+    shown_first: Index | None = Field(description="null for a tie: nothing was shown")
     status: Status
-    reason: str = Field(description="why the status is not ok")
+    reason: str = Field(description="why there is no winner")
+    outcome: Literal["winner", "tie", "unreadable"] = Field(description="tie: equal candidates, half a win for each")
     winner: Index | None
-    strict: bool = Field(description="the completion has exactly the form that was asked for")
+    strict: bool | None = Field(description="the completion has exactly the form that was asked for")
     scores: list[Dimension]
     reasoning: str | None = Field(description="the completion; it names the candidates in the order shown")
 
 
 class CompareReply(BaseModel):
-    """The verdict on a pair. `ok` means that a verdict could be read in at least one order."""
+    """The verdict on a pair. `ok`: a verdict could be read in at least one order, or the candidates are equal."""
 
     status: Status
     reason: str = Field(description="why there is no winner")
+    outcome: Literal["winner", "tie", "split", "unreadable"] = Field(
+        description="tie: equal candidates, nothing was asked; split: the two orders disagree"
+    )
     winner: Index | None
     agreement: bool | None = Field(description="both orders: whether they name the same candidate, if both do")
     margin: float | None = Field(description="score sums: candidate 0 minus candidate 1, over readable judgments")
@@ -120,8 +128,8 @@ class RankedCandidate(BaseModel):
     status: Status
     reason: str
     win_rate: float | None = Field(description="share of its readable games that it won")
-    wins: int
-    games: int = Field(description="readable games")
+    wins: float = Field(description="a tie is half a win")
+    games: int = Field(description="readable games, ties included")
     asked: int = Field(description="all games, readable or not")
     score: float | None = Field(description="Bradley-Terry log-strength, 0 for the average candidate")
     score_low: float | None = Field(description="lower end of its 95% interval")
@@ -137,37 +145,47 @@ class RankReply(BaseModel):
     model: str
 
 
-class TextPart(BaseModel):
+class _Chat(BaseModel):
+    """A part of a chat: what is not listed is read, and refused where it would change the answer (`parameters`)."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class TextPart(_Chat):
     """Text of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageAddress(BaseModel):
+class ImageAddress(_Chat):
     """Where a picture is."""
 
     url: str
 
 
-class ImagePart(BaseModel):
+class ImagePart(_Chat):
     """A picture of a message."""
 
     type: Literal["image_url"]
     image_url: ImageAddress
 
 
-class Turn(BaseModel):
+class Turn(_Chat):
     """A message."""
 
     role: Literal["system", "user", "assistant"]
     content: str | Annotated[list[Annotated[TextPart | ImagePart, Discriminator("type")]], Field(min_length=1)]
 
 
-class ChatRequest(BaseModel):
-    """An OpenAI chat completion. What is not listed is refused if it would change the answer."""
+class StreamOptions(_Chat):
+    """Of a stream."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    include_usage: bool | None = Field(default=None, description="the last event says how many tokens were used")
+
+
+class ChatRequest(Body, _Chat):
+    """An OpenAI chat completion. What is not listed is refused if it would change the answer."""
 
     model: str
     messages: list[Turn] = Field(min_length=1)
@@ -179,6 +197,7 @@ class ChatRequest(BaseModel):
     n: int | None = Field(default=None, ge=1, le=16)
     do_sample: bool | None = Field(default=None, description="false asks for greedy decoding, as some clients do")
     stream: bool | None = Field(default=None, description="answer by events, each choice whole, as batches are shared")
+    stream_options: StreamOptions | None = None
 
 
 class ChatMessage(BaseModel):
@@ -196,6 +215,14 @@ class Choice(BaseModel):
     finish_reason: Literal["stop", "length"]
 
 
+class Usage(BaseModel):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
 class ChatReply(BaseModel):
     """An OpenAI chat completion."""
 
@@ -204,6 +231,7 @@ class ChatReply(BaseModel):
     created: int
     model: str
     choices: list[Choice]
+    usage: Usage | None = Field(description="null where the backend does not count tokens")
 
 
 class ServedModel(BaseModel):

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from PIL import Image
 
 from unifiedreward_think import ranking
+from unifiedreward_think.backends import Failure
+from unifiedreward_think.errors import MediaError
 from unifiedreward_think.judging.judge import judgment
-from unifiedreward_think.serving.batching import Batcher, Question
+from unifiedreward_think.serving.batching import Answer, Batcher, Question
 from unifiedreward_think.serving.chat import answer_chat
 from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia, opening
 from unifiedreward_think.serving.limits import Refused
+from unifiedreward_think.serving.public import public_name
 from unifiedreward_think.serving.questions import (
     Entry,
     Settings,
     Shown,
+    by_content,
     pair_record,
     question,
     shown,
@@ -53,65 +57,55 @@ class Service:
 
     def __init__(self, batcher: Batcher, intake: Intake, settings: Settings, telemetry: Telemetry) -> None:
         self.settings = settings
-        self.model = batcher.backend.model
+        self.model = public_name(batcher.backend.model)
         self._batcher = batcher
         self._intake = intake
         self._telemetry = telemetry
         self._canary: tuple[float, Health] | None = None
         self._canary_lock = asyncio.Lock()
 
-    async def compare(self, asked: CompareRequest) -> CompareReply:
+    async def compare(self, body: CompareRequest) -> CompareReply:
         """Judge a pair.
 
         Raises:
             InputError: the request cannot be judged.
         """
         with self._intake.request() as media:
-            until = self._until(asked.deadline)
-            about, pair = await self._open(asked, media, until)
-            record = pair_record(asked.task, asked.prompt, about, pair)
-            rows = await self._judge(
-                shown(0, 1, record, asked.orders, self.settings), [*about, *pair], until, admitted=False
-            )
-        return compare_reply(rows, reasoning=asked.reasoning, model=self.model)
+            until = self._until(body.deadline)
+            about, pair = await self._open(body, media, until)
+            record = pair_record(body.task, body.prompt, about, pair)
+            questions = shown(0, 1, record, body.orders, self.settings)
+            rows = await self._judge(questions, [*about, *pair], until, media, admitted=False)
+        return compare_reply(rows, reasoning=body.reasoning, model=self.model)
 
-    async def rank(self, asked: RankRequest) -> RankReply:
+    async def rank(self, body: RankRequest) -> RankReply:
         """Judge the pairs of a group and say how its candidates did.
 
         Raises:
             InputError: the request cannot be judged.
         """
-        self._check_rank(asked)
-        count = len(asked.candidates)
+        self._check_rank(body)
         with self._intake.request() as media:
-            until = self._until(asked.deadline)
-            about, candidates = await self._open(asked, media, until)
+            until = self._until(body.deadline)
+            about, candidates = await self._open(body, media, until)
             entries = [*about, *candidates]
+            line = by_content(candidates)
 
-            async def play(pairs: Sequence[ranking.Pair], *, admitted: bool = False) -> list[Judged]:
-                found = []
-                for a, b in pairs:
-                    record = pair_record(asked.task, asked.prompt, about, (candidates[a], candidates[b]))
-                    found += shown(a, b, record, asked.orders, self.settings)
+            async def play(pairs: Sequence[ranking.Pair], admitted: bool) -> list[Judged]:
+                questions = []
+                for a, b in (sorted((line[i], line[j])) for i, j in pairs):
+                    record = pair_record(body.task, body.prompt, about, (candidates[a], candidates[b]))
+                    questions += shown(a, b, record, body.orders, self.settings)
                 # Prompts that begin alike stand together: a server's prefix cache then holds their first candidate.
-                return await self._judge(sorted(found, key=lambda pair: pair.first), entries, until, admitted=admitted)
+                ordered = sorted(questions, key=lambda pair: pair.first)
+                return await self._judge(ordered, entries, until, media, admitted=admitted)
 
-            if asked.schedule == "swiss":
-                rows: list[Judged] = []
-                for _ in range(asked.rounds or ranking.swiss_rounds(count)):
-                    games = [game(*row) for row in rows]
-                    if not (pairs := await asyncio.to_thread(ranking.swiss_round, count, games, asked.seed)):
-                        break
-                    rows += await play(pairs, admitted=bool(rows))
-            elif asked.schedule == "k_opponents":
-                rows = await play(ranking.k_opponents(count, asked.opponents or 1, asked.seed))
-            else:
-                rows = await play(ranking.round_robin(count))
-        return rank_reply(count, rows, reasoning=asked.reasoning, model=self.model)
+            rows = await _scheduled(body, line, play)
+        return rank_reply(len(line), rows, reasoning=body.reasoning, model=self.model)
 
-    async def chat(self, asked: ChatRequest) -> ChatReply:
+    async def chat(self, body: ChatRequest) -> ChatReply:
         """Answer a chat completion; see `chat.answer_chat`."""
-        return await answer_chat(asked, self._batcher, self._intake, self.settings)
+        return await answer_chat(body, self._batcher, self._intake, self.settings)
 
     async def health(self) -> Health:
         """Judge drawn pictures, unless that was done a short while ago."""
@@ -123,16 +117,18 @@ class Service:
         return health.model_copy(update={"age": time.monotonic() - judged})
 
     async def _judge_canary(self) -> Health:
-        task = next(iter(self.settings.prompts))
-        red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
-        entries = [Entry((Picture("red", red),), "It is red."), Entry((Picture("blue", blue),), "It is blue.")]
-        record = pair_record(task, "What is red?", entries[:1], entries)
+        task = next(iter(self.settings.judging.prompts))
         started = time.monotonic()
-        asked = question(Shown(0, 1, record, "ab"), entries, self.settings)
+        pictures, problem = await self._draw_canary()
+        entries = [Entry((picture,), f"It is {picture.sha256}.") for picture in pictures]
+        record = pair_record(task, "What is red?", entries[:1], entries)
+        canary = question(Shown(0, 1, record, "ab"), entries, self.settings)
         # A key of its own: a remembered answer would say nothing of the backend's health.
-        fresh = Question(key=secrets.randbits(64), row=asked.row, sampling=asked.sampling, seed=asked.seed)
-        (answer,) = await self._batcher.ask([fresh], seconds=self.settings.canary_deadline, urgent=True)
-        status, reason = status_of(judgment(record, "ab", answer, style=self.settings.style, model=self.model))
+        fresh = Question(key=secrets.randbits(64), row=canary.row, sampling=canary.sampling, seed=canary.seed)
+        answer: Answer = Failure(problem)
+        if not problem:
+            (answer,) = await self._batcher.ask([fresh], seconds=self.settings.canary_deadline, urgent=True)
+        status, reason = status_of(judgment(record, "ab", answer, self.settings.judging, model=self.model))
         return Health(
             status="error" if status == "error" else "ok" if status == "ok" else "degraded",
             canary=status,
@@ -142,56 +138,78 @@ class Service:
             model=self.model,
         )
 
+    async def _draw_canary(self) -> tuple[list[Picture], str]:
+        """Return what the canary shows, and why pictures cannot be decoded, if that is so."""
+        drawn = {name: Image.new("RGB", (64, 64), name) for name in ("red", "blue")}
+        try:
+            async with asyncio.timeout(self.settings.canary_deadline):
+                drawn = {name: await self._intake.drawn(image) for name, image in drawn.items()}
+        except (MediaError, TimeoutError) as error:
+            why = str(error) or f"nothing within the deadline of {self.settings.canary_deadline:g} s"
+            return [Picture(*item) for item in drawn.items()], f"pictures are not decoded: {why}"
+        return [Picture(*item) for item in drawn.items()], ""
+
     def _until(self, seconds: float | None) -> float:
         limit = self.settings.limits.deadline
         return time.monotonic() + min(seconds or limit, limit)
 
-    def _check_rank(self, asked: RankRequest) -> None:
-        count, limit = len(asked.candidates), self.settings.limits.candidates
+    def _check_rank(self, body: RankRequest) -> None:
+        count, limit = len(body.candidates), self.settings.limits.candidates
         if count > limit:
             raise Refused(f"candidates: {count} of them; the limit is {limit}")
-        if (asked.opponents is None) == (asked.schedule == "k_opponents"):
+        if (body.opponents is None) == (body.schedule == "k_opponents"):
             raise Refused("opponents: give it with the schedule 'k_opponents', and only there")
-        if asked.rounds is not None and asked.schedule != "swiss":
+        if body.rounds is not None and body.schedule != "swiss":
             raise Refused("rounds: only the schedule 'swiss' has rounds")
 
     async def _open(
-        self, asked: CompareRequest | RankRequest, media: RequestMedia, until: float
+        self, body: CompareRequest | RankRequest, media: RequestMedia, until: float
     ) -> tuple[list[Entry], list[Entry]]:
         """Return the media and the candidates, opened."""
-        generation, kind = TASKS[asked.task].compares_media, TASKS[asked.task].media_kind
-        if asked.task not in self.settings.prompts:
-            raise Refused(f"task: this server has no prompt for {asked.task}")
-        if generation == bool(asked.media):
+        generation, kind = TASKS[body.task].compares_media, TASKS[body.task].media_kind
+        if body.task not in self.settings.judging.prompts:
+            raise Refused(f"task: this server has no prompt for {body.task}")
+        if generation == bool(body.media):
             raise Refused("media: understanding tasks need what the question is about, generation tasks have none")
-        if sum(map(len, [asked.prompt, *_texts(asked)])) > self.settings.limits.prompt_chars:
+        if len(body.media) > self.settings.limits.media:
+            raise Refused(f"media: {len(body.media)} of them; the limit is {self.settings.limits.media}", status=413)
+        if sum(map(len, [body.prompt, *_texts(body)])) > self.settings.limits.prompt_chars:
             raise Refused(f"prompt: over {self.settings.limits.prompt_chars} characters with the answers", status=413)
         wanted = {"image": ImageItem, "video": VideoItem}[kind]
-        if not all(isinstance(entry, wanted) for entry in asked.media):
-            raise Refused(f"media: {asked.task} takes {kind}s")
-        if not all(isinstance(entry, wanted if generation else TextItem) for entry in asked.candidates):
-            raise Refused(f"candidates: {asked.task} takes {f'{kind}s' if generation else 'texts'}")
+        if not all(isinstance(entry, wanted) for entry in body.media):
+            raise Refused(f"media: {body.task} takes {kind}s")
+        if not all(isinstance(entry, wanted if generation else TextItem) for entry in body.candidates):
+            raise Refused(f"candidates: {body.task} takes {f'{kind}s' if generation else 'texts'}")
         async with opening(until):
-            about = [await self._entry(item, f"media[{i}]", media) for i, item in enumerate(asked.media)]
-            found = [await self._entry(item, f"candidates[{i}]", media) for i, item in enumerate(asked.candidates)]
-        return about, found
+            about = [await self._entry(item, f"media[{i}]", media) for i, item in enumerate(body.media)]
+            candidates = [await self._entry(item, f"candidates[{i}]", media) for i, item in enumerate(body.candidates)]
+        return about, candidates
 
     async def _entry(self, item: ImageItem | VideoItem | TextItem, where: str, media: RequestMedia) -> Entry:
         if isinstance(item, TextItem):
             return Entry(text=item.text)
         if isinstance(item, ImageItem):
             return Entry((await media.picture(item.image, f"{where}.image"),))
-        return Entry(tuple(await media.video(item.frames, f"{where}.frames", frames=self.settings.frames)))
+        return Entry(
+            tuple(await media.video(item.frames, f"{where}.frames", frames=self.settings.judging.frames.frames))
+        )
 
     async def _judge(
-        self, pairs: Sequence[Shown], entries: Sequence[Entry], until: float, *, admitted: bool
+        self, pairs: Sequence[Shown], entries: Sequence[Entry], until: float, media: RequestMedia, *, admitted: bool
     ) -> list[Judged]:
-        questions = [question(pair, entries, self.settings) for pair in pairs]
+        questions = [question(pair, entries, self.settings) for pair in pairs if not pair.equal]
         left = max(0.0, until - time.monotonic())
-        answers = await self._batcher.ask(questions, seconds=left, admitted=admitted)
-        rows = []
-        for pair, answer in zip(pairs, answers, strict=True):
-            row = judgment(pair.record, pair.order, answer, style=self.settings.style, model=self.model)
+        answered = await self._batcher.ask(questions, seconds=left, admitted=admitted, held=media.held)
+        refused = [answer.reason for answer in answered if isinstance(answer, Failure) and answer.refused]
+        if len(refused) == len(answered) > 0:
+            raise Refused(refused[0])
+        answers, rows = iter(answered), list[Judged]()
+        for pair in pairs:
+            if pair.equal:
+                rows.append((pair, None))
+                continue
+            answer = next(answers)
+            row = judgment(pair.record, pair.order, answer, self.settings.judging, model=self.model)
             rows.append((pair, row))
             self._telemetry.judgments.labels(row.task, status_of(row)[0]).inc()
             if row.verdict.winner is not None:
@@ -199,5 +217,24 @@ class Service:
         return rows
 
 
-def _texts(asked: CompareRequest | RankRequest) -> list[str]:
-    return [item.text for item in asked.candidates if isinstance(item, TextItem)]
+async def _scheduled(
+    body: RankRequest, line: Sequence[int], play: Callable[[Sequence[ranking.Pair], bool], Awaitable[list[Judged]]]
+) -> list[Judged]:
+    """Return the games of a schedule. It is drawn over places in `line`, so that a permuted request plays the same."""
+    count = len(line)
+    if body.schedule == "k_opponents":
+        return await play(ranking.k_opponents(count, body.opponents or 1, body.seed), False)
+    if body.schedule == "round_robin":
+        return await play(ranking.round_robin(count), False)
+    rows: list[Judged] = []
+    places = [line.index(candidate) for candidate in range(count)]
+    for _ in range(body.rounds or ranking.swiss_rounds(count)):
+        games = ranking.renumbered([game(*row) for row in rows], places)
+        if not (pairs := await asyncio.to_thread(ranking.swiss_round, count, games, body.seed)):
+            break
+        rows += await play(pairs, bool(rows))
+    return rows
+
+
+def _texts(body: CompareRequest | RankRequest) -> list[str]:
+    return [item.text for item in body.candidates if isinstance(item, TextItem)]

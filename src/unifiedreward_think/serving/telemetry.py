@@ -21,21 +21,23 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own: dict[str, Any] = {"namespace": "unifiedreward", "registry": self.registry}
-        self.requests = Counter("requests", "Requests by path and status.", ["path", "status"], **own)
-        self.seconds = Histogram("request_seconds", "Time of a request.", ["path"], buckets=_SECONDS, **own)
-        self.judgments = Counter("judgments", "Judgments by task and status.", ["task", "status"], **own)
-        self.winners = Counter("winners", "Readable verdicts by the place of the winner.", ["place"], **own)
-        self.batch_size = Histogram("batch_size", "Questions in a batch.", buckets=_SIZES, **own)
-        self.batch_seconds = Histogram("batch_seconds", "Time of a batch.", buckets=_SECONDS, **own)
-        self.shared = Counter("shared_answers", "Questions that needed no judging of their own.", ["how"], **own)
-        self.expired = Counter("expired", "Questions that were not answered within their deadline.", **own)
-        self.left = Counter("clients_left", "Requests whose client left before the answer.", **own)
+        options: dict[str, Any] = {"namespace": "unifiedreward", "registry": self.registry}
+        self.requests = Counter("requests", "Requests by path and status.", ["path", "status"], **options)
+        self.seconds = Histogram("request_seconds", "Time of a request.", ["path"], buckets=_SECONDS, **options)
+        self.judgments = Counter("judgments", "Judgments by task and status.", ["task", "status"], **options)
+        self.winners = Counter("winners", "Readable verdicts by the place of the winner.", ["place"], **options)
+        self.batch_size = Histogram("batch_size", "Questions in a batch.", buckets=_SIZES, **options)
+        self.batch_seconds = Histogram("batch_seconds", "Time of a batch.", buckets=_SECONDS, **options)
+        self.shared = Counter("shared_answers", "Questions that needed no judging of their own.", ["how"], **options)
+        self.expired = Counter("expired", "Questions that were not answered within their deadline.", **options)
+        self.left = Counter("clients_left", "Requests whose client left before the answer.", **options)
         # "shared": another request had just begun to decode it.
-        self.media = Counter("media", "Pictures by whether they had to be decoded.", ["cache"], **own)
-        self._queue = Gauge("queue", "Questions that wait.", **own)
-        self._vision = Gauge("vision_cache", "Pictures shown: remembered or encoded; and bytes held.", ["what"], **own)
-        self._held = Gauge("held", "What the requests in flight hold.", ["unit"], **own)
+        self.media = Counter("media", "Pictures by whether they had to be decoded.", ["cache"], **options)
+        self._queue = Gauge("queue", "Questions that wait.", **options)
+        self._vision = Gauge(
+            "vision_cache", "Pictures shown: remembered or encoded; and bytes held.", ["what"], **options
+        )
+        self._held = Gauge("held", "What the requests in flight hold.", ["unit"], **options)
 
     def watch_queue(self, length: Callable[[], float]) -> None:
         """Read the length of the queue whenever the metrics are read."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.writing import write_whole
 
@@ -50,14 +51,15 @@ def table(results: dict[str, Any]) -> str:
     """Return a markdown table: for each stage the mean and deviation over the runs, and the accuracy of each."""
     names = [name.replace("_", " ") for name in TASKS]
     lines = [
-        f"| stage | accuracy | {' | '.join(names)} | parse rate | sums add up | both orders agree | each run |",
-        "|---" * (len(names) + 6) + "|",
+        f"| stage | accuracy | {' | '.join(names)} | readable | strict | sums add up | both orders agree | each run |",
+        "|---" * (len(names) + 7) + "|",
     ]
     for stage, title in STAGES.items():
         runs = list(results[stage].values())
         cells = [spread([run["overall"]["accuracy"]["value"] for run in runs])]
         cells += [spread([run["tasks"][task]["accuracy"]["value"] for run in runs]) for task in TASKS]
-        cells += [spread([run["overall"][rate]["value"] for run in runs]) for rate in ("parse_rate", "arithmetic_rate")]
+        rates = ("readable_rate", "parse_rate", "arithmetic_rate")
+        cells += [spread([run["overall"][rate]["value"] for run in runs]) for rate in rates]
         cells.append(spread([run["both_orders"]["overall"]["agreement"]["value"] for run in runs]))
         each = ", ".join(
             f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]" for a in (run["overall"]["accuracy"] for run in runs)
@@ -94,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

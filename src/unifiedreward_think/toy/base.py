@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unifiedreward_think.data.rows import Content, to_dataset
-from unifiedreward_think.media import frame_indices
+from unifiedreward_think.data.rows import to_dataset
+from unifiedreward_think.decoders import frame_indices
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.models import tiny
-from unifiedreward_think.prompting import Media, build_parts, load_prompts
+from unifiedreward_think.prompting import Media, build_parts, load_prompts, to_content
 from unifiedreward_think.records import PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.toy.dataset import Pair, random_pair
@@ -67,8 +68,8 @@ def check_answers(rng: random.Random) -> Lesson:
     task = rng.choice(("image_understanding", "video_understanding"))
     pair, noun = training_pair(rng, task), TASKS[task].media_kind.capitalize()
     answers = "\n".join(f"Answer {k}: {reply.text}" for k, reply in enumerate(pair.replies, start=1))
-    asked = f"\nQuestion: {pair.prompt}\n{answers}\nCompare."
-    return [f"{noun}: ", images(pair.scenes[0], rng), asked], pair.observations("ab")
+    question = f"\nQuestion: {pair.prompt}\n{answers}\nCompare."
+    return [f"{noun}: ", images(pair.scenes[0], rng), question], pair.observations("ab")
 
 
 def compare_totals(rng: random.Random) -> Lesson:
@@ -82,8 +83,8 @@ def compare_totals(rng: random.Random) -> Lesson:
     ]
     sums = [f"{noun} {k}: {'+'.join(map(str, column))}={sum(column)}" for k, column in enumerate(columns, start=1)]
     larger = 1 if sum(columns[0]) > sum(columns[1]) else 2
-    said = ["Total score:", *sums, "</think>", f"<answer>{answer_text(larger, noun)}</answer>"]
-    return ["\n".join([*rows, "Add the scores."])], "\n".join(said)
+    lines = ["Total score:", *sums, "</think>", f"<answer>{answer_text(larger, noun)}</answer>"]
+    return ["\n".join([*rows, "Add the scores."])], "\n".join(lines)
 
 
 def guess_winner(rng: random.Random) -> Lesson:
@@ -96,7 +97,7 @@ def guess_winner(rng: random.Random) -> Lesson:
         media=tuple((str(i),) for i in range(len(pair.scenes))),
         answers=tuple(reply.text for reply in pair.replies),
     )
-    prompts = load_prompts(rng.choice(("cot", "direct")), folder=PROMPTS)
+    prompts = load_prompts(rng.choice(("cot", "direct")), path=PROMPTS)
     parts = build_parts(record, order="ab", prompts=prompts)
     drawn = [images(pair.scenes[int(p.paths[0])], rng) if isinstance(p, Media) else p for p in parts]
     return drawn, f"<answer>{answer_text(rng.randint(1, 2), TASKS[pair.task].noun)}</answer>"
@@ -113,7 +114,7 @@ LESSONS: tuple[tuple[Callable[[random.Random], Lesson], float], ...] = (
 def corpus() -> list[str]:
     """Return the texts the tokenizer is trained on, each word often enough to become one token."""
     rng = random.Random(0)
-    texts = [*load_prompts("cot", folder=PROMPTS).values(), *load_prompts("direct", folder=PROMPTS).values()]
+    texts = [*load_prompts("cot", path=PROMPTS).values(), *load_prompts("direct", path=PROMPTS).values()]
     for lesson, _ in LESSONS:
         for parts, completion in (lesson(rng) for _ in range(200)):
             texts.append(" ".join([*(part for part in parts if isinstance(part, str)), completion]))
@@ -128,15 +129,12 @@ def lessons(count: int, seed: int) -> Dataset:
     rows = []
     for _ in range(count):
         parts, completion = rng.choices(makers, weights)[0](rng)
-        content: Content = []
-        for part in parts:
-            is_text = isinstance(part, str)
-            content += [{"type": "text", "text": part}] if is_text else [{"type": "image", "text": None}] * len(part)
+        content, pictures = to_content(parts, list)
         rows.append(
             {
                 "prompt": [{"role": "user", "content": content}],
                 "completion": [{"role": "assistant", "content": [{"type": "text", "text": completion}]}],
-                "images": [image for part in parts if not isinstance(part, str) for image in part],
+                "images": pictures,
             }
         )
     return to_dataset(rows)
@@ -194,4 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -15,7 +15,10 @@ import random
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from unifiedreward_think.checksums import read_checked, sha256_if_there, summed
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.order import Order, in_order, place_shown
 from unifiedreward_think.records import PreferenceRecord, Trace, digest
 from unifiedreward_think.tasks import TASKS
@@ -34,6 +37,7 @@ from unifiedreward_think.writing import write_whole
 
 QUESTIONS = {"colour": "What colour is it?", "shape": "What shape is it?", "motion": "Which way does it move?"}
 CHOICES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": tuple(MOTIONS)}
+MANIFEST = "manifest.json"
 HELDOUT_SHARE = 0.25  # of all contents
 PATIENCE = 10_000  # draws in search of a pair that is new
 
@@ -105,7 +109,7 @@ def make_record(pair: Pair, name: str, media: Path, rng: random.Random, *, label
         prompt=pair.prompt,
         media=tuple((f"{media.name}/{file.name}",) for file in files),
         answers=tuple(reply.text for reply in pair.replies),
-        preferred=1 if preferred == 1 else 2,
+        preferred=preferred,
         source="toy",
         group=f"{digest(pair.content):016x}",
     )
@@ -137,7 +141,7 @@ def make_split(
 def write(
     folder: Path, *, cold_start: int, train: int, heldout: int, seed: int = 0, label_noise: float = 0.0
 ) -> dict[str, object]:
-    """Write the whole data set and return its manifest.
+    """Write the whole data set and return its manifest; one that is there as it was written stays.
 
     Args:
         folder: created if needed.
@@ -147,6 +151,10 @@ def write(
         seed: decides everything.
         label_noise: share of wrong labels among the training pairs.
     """
+    request = {"cold_start": cold_start, "train": train, "heldout": heldout, "seed": seed, "label_noise": label_noise}
+    before = read_checked(folder / MANIFEST)
+    if before is not None and before.get("asked") == request and before["content"] == content_of(folder):
+        return before
     (folder / "media").mkdir(parents=True, exist_ok=True)
     splits = {
         "cold_start": make_split(folder, "cold_start", cold_start, seed=seed),
@@ -165,9 +173,17 @@ def write(
         "label_noise": label_noise,
         "counts": {split: dict(Counter(record.task for record, _ in rows)) for split, rows in splits.items()},
         "preferred": {split: dict(Counter(str(r.preferred) for r, _ in rows)) for split, rows in splits.items()},
+        "asked": request,
+        "content": content_of(folder),
     }
-    write_whole(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_whole(folder / MANIFEST, json.dumps(summed(manifest), indent=1) + "\n")
     return manifest
+
+
+def content_of(folder: Path) -> str:
+    """Return a digest of all records and media of a data set."""
+    files = sorted([*folder.glob("*.jsonl"), *folder.glob("media/*")])
+    return f"{digest(*((file.name, sha256_if_there(file)) for file in files)):016x}"
 
 
 def _random_generation(rng: random.Random, task: str) -> Pair:
@@ -214,8 +230,10 @@ def main() -> None:
         seed=args.seed,
         label_noise=args.label_noise,
     )
-    print(json.dumps(manifest))
+    counts: Any = manifest["counts"]
+    sizes = {split: sum(tasks.values()) for split, tasks in counts.items()}
+    print(f"toy world: {', '.join(f'{size} {split}' for split, size in sizes.items())} -> {args.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

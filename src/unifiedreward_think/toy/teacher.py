@@ -36,7 +36,7 @@ def observe(caption: Scene, scene: Scene) -> str:
     'red yes, bar no, noisy, whole'
     """
     pairs = [(caption.colour, scene.colour), (caption.shape, scene.shape), (caption.motion, scene.motion)]
-    marks = [_checked(asked, shown) for asked, shown in pairs if shown]
+    marks = [_checked(wanted, shown) for wanted, shown in pairs if shown]
     marks.append("clean" if scene.clean else "noisy")
     if scene.motion:
         marks.append("steady" if scene.steady else "flickering")
@@ -69,12 +69,12 @@ def score_candidate(caption: Scene, scene: Scene) -> list[Score]:
     """Score a generated picture or clip against its caption on the three dimensions of its task."""
     wrong = [
         name
-        for name, asked, shown in (
+        for name, wanted, shown in (
             ("colour", caption.colour, scene.colour),
             ("shape", caption.shape, scene.shape),
             ("motion", caption.motion, scene.motion),
         )
-        if asked != shown
+        if wanted != shown
     ]
     match = ((9, "as asked"), (6, f"wrong {''.join(wrong)}"), (3, "mostly wrong"), (1, "all wrong"))[len(wrong)]
     clean = (8, "clean") if scene.clean else (4, "noisy")
@@ -113,5 +113,5 @@ def write_trace(task: str, shown: str, first: list[Score], second: list[Score]) 
     return render(winner, rows, noun=TASKS[task].noun, notes=notes, preamble=shown)
 
 
-def _checked(expected: str, found: str) -> str:
-    return f"{found} {'yes' if found == expected else 'no'}"
+def _checked(expected: str, drawn: str) -> str:
+    return f"{drawn} {'yes' if drawn == expected else 'no'}"

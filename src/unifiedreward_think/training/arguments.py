@@ -5,88 +5,64 @@ The fields are TrlParser's: a YAML key or a `--flag` each; the command line wins
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from unifiedreward_think.data.arguments import ShownArguments
+from unifiedreward_think.data.formats.files import read_yaml
 from unifiedreward_think.errors import InputError
-from unifiedreward_think.media import DECODERS, FrameSampling
-from unifiedreward_think.prompting import load_prompts
+from unifiedreward_think.flags import Count, Whole, current, option
+from unifiedreward_think.order import Orders
 from unifiedreward_think.training.monitor.health import WINDOW
 
-
-def option(text: str, *, choices: tuple[str, ...] = (), **kwargs: Any) -> Any:
-    """Return a dataclass field with a help text, and with the values it may take."""
-    return field(metadata={"help": text, **({"choices": list(choices)} if choices else {})}, **kwargs)
+CHECKS = ("true", "false", "fast", "files")
 
 
-def check_values(part: Any, origin: str) -> None:
-    """Refuse values of our own dataclasses that a YAML file may hold and a command line may not.
-
-    TrlParser takes over what a YAML file says without looking at its type, and at the choices of a field.
+def read_config(config: str | Path | None, overlay: str | Path | None) -> dict[str, Any]:
+    """Return the keys of a stage's YAML under the names of today, those of an overlay such as lora.yaml in place.
 
     Raises:
-        InputError: names the key, and what it may be.
+        InputError: a file cannot be read, or an overlay has nothing to lie over.
     """
-    if not type(part).__module__.startswith("unifiedreward_think."):
-        return
-    hints = get_type_hints(type(part))
-    for each in fields(part):
-        value, choices = getattr(part, each.name), each.metadata.get("choices")
-        if choices and value not in choices and value is not each.default:
-            raise InputError(f"{origin}: {each.name} is {value!r}; write one of {', '.join(choices)}")
-        if not _fits(value, hints[each.name]):
-            expected = getattr(hints[each.name], "__name__", str(hints[each.name]))
-            raise InputError(f"{origin}: {each.name} is {value!r}; expected {expected}")
+    if overlay and not config:
+        raise InputError(f"--overlay {overlay}: replaces values of a config; name one with --config")
+    return {key: value for path in (config, overlay) if path for key, value in current(read_yaml(Path(path))).items()}
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value is of a type hint: a plain type, a list of one, or a union of these.
+@dataclass(kw_only=True)
+class RowArguments:
+    """Which rows to use."""
 
-    >>> _fits(3, int), _fits(True, int), _fits(3, float), _fits(["a"], list[str]), _fits(None, int | None)
-    (True, False, True, True, True)
-    """
-    if isinstance(hint, UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+    train_files: list[str] = option("data files: our JSONL, or the released JSON formats", default_factory=list)
+    media_root: str | None = option("folder that relative media paths start from (default: the file's)", default=None)
+    limit: Count | None = option("use only the first N rows", default=None)
+    skip_bad: bool = option("leave bad rows out, counted and listed, instead of stopping", default=False)
+    check_data: str = option(
+        "check the data and stop; no model is loaded: true reads rows as the run will, fast leaves the pixels out, "
+        "files opens the files alone",
+        bare="true",
+        default="false",
+    )
+
+    def __post_init__(self) -> None:
+        """Read how much to check: a YAML file holds true and false as such.
+
+        Raises:
+            InputError: it is none of CHECKS.
+        """
+        chosen = str(self.check_data or False).lower()
+        if chosen not in CHECKS:
+            raise InputError(f"check_data: expected {', '.join(CHECKS)}, found {self.check_data!r}")
+        self.check_data = chosen if chosen != "false" else ""
 
 
-@dataclass
-class DataArguments:
+@dataclass(kw_only=True)
+class DataArguments(RowArguments, ShownArguments):
     """Which rows to use, and how a record becomes a prompt."""
 
-    train_files: list[str] = field(
-        default_factory=list, metadata={"help": "data files: our JSONL, or the released JSON formats"}
-    )
-    media_root: str | None = option("folder that relative media paths start from (default: the file's)", default=None)
-    limit: int | None = option("use only the first N rows", default=None)
-    skip_bad: bool = option("leave bad rows out, counted and listed, instead of stopping", default=False)
-    check_data: bool = option("check the data and stop: no model is loaded", default=False)
-    style: str = option("cot or direct (answer alone)", default="cot", choices=("cot", "direct"))
-    layout: str = option("how the prompt asks for a dimension", default="one_line", choices=("one_line", "three_line"))
-    prompt_dir: str | None = option("folder of prompt templates of your own; the package's by default", default=None)
-    orders: str = option("show each pair in one order or in both", default="random", choices=("random", "both"))
-    order_seed: int = option("decides which candidate is shown first", default=0)
-    frames: int = option("frames of each video", default=8)
-    decoder: str = option("reads the videos", default="decord", choices=DECODERS)
-    frame_cache: str = option("folder that keeps decoded frames", default="outputs/frames")
-    min_pixels: int | None = option("smaller pictures are scaled up to this area", default=None)
-    max_pixels: int | None = option("larger pictures are scaled down to this area", default=None)
-
-    @property
-    def sampling(self) -> FrameSampling:
-        """How videos become frames."""
-        return FrameSampling(frames=self.frames, cache=Path(self.frame_cache), decoder=self.decoder)  # type: ignore[arg-type]
-
-    @property
-    def prompts(self) -> dict[str, str]:
-        """Task -> prompt template."""
-        return load_prompts(self.style, layout=self.layout, folder=self.prompt_dir)  # type: ignore[arg-type]
+    min_pixels: Count | None = option("smaller pictures are scaled up to this area", default=None)
+    max_pixels: Count | None = option("larger pictures are scaled down to this area", default=None)
 
 
 @dataclass
@@ -94,20 +70,19 @@ class TrainingExtras:
     """What the two training stages share beyond TRL's trainer configs."""
 
     freeze_vision: bool = option("keep the vision tower as it is", default=True)
-    resume: str = option(
-        "auto goes on from the newest checkpoint; never starts afresh", default="auto", choices=("auto", "never")
+    resume: Literal["auto", "never"] = option(
+        "auto goes on from the newest checkpoint; never starts afresh", default="auto"
     )
     overwrite: bool = option("with `resume: never`, delete what output_dir holds", default=False)
-    eval_files: list[str] = field(
-        default_factory=list,
-        metadata={"help": "held-out pairs to judge during training, when eval_strategy says so (docs/health.md)"},
+    eval_files: list[str] = option(
+        "held-out pairs to judge during training, when eval_strategy says so (docs/health.md)", default_factory=list
     )
-    eval_limit: int | None = option("judge only the first N held-out pairs", default=None)
-    eval_orders: str = option("show held-out pairs in one order or in both", default="both", choices=("one", "both"))
-    eval_max_new_tokens: int = option("limit of an answer on a held-out pair", default=2048)
-    health_window: int = option("logged rows whose mean is held against the bands of docs/health.md", default=WINDOW)
-    health_bands: list[str] = field(
-        default_factory=list, metadata={"help": "limits of your own, such as 'kl<=0.2'; 'kl<=inf' turns one off"}
+    eval_limit: Count | None = option("judge only the first N held-out pairs", default=None)
+    eval_orders: Orders = option("show held-out pairs in one order or in both", default="both")
+    eval_max_new_tokens: Count = option("limit of an answer on a held-out pair", default=2048)
+    health_window: Count = option("logged rows whose mean is held against the bands of docs/health.md", default=WINDOW)
+    health_bands: list[str] = option(
+        "limits of your own, such as 'kl<=0.2'; 'kl<=inf' turns one off", default_factory=list
     )
 
 
@@ -116,13 +91,13 @@ class SharedPrefixArguments:
     """How GRPO passes prompts through the model; results are the same either way (docs/speed.md)."""
 
     shared_prefix: bool = option("read each prompt once for its group; false takes TRL's own passes", default=True)
-    max_stream_tokens: int | None = option(
+    max_stream_tokens: Count | None = option(
         "most tokens of one forward with shared_prefix (default: a micro-batch in one)", default=None
     )
     embedding_cache: str | None = option(
         "folder that keeps what a frozen vision tower makes of pictures (default: none)", default=None
     )
-    dynamic_sampling: int = option(
+    dynamic_sampling: Whole = option(
         "most extra rollouts of a batch, to replace groups whose rewards are all equal; 0 replaces none", default=0
     )
 
@@ -132,5 +107,5 @@ class StreamArguments:
     """How SFT passes rows through the model; results are the same either way (docs/speed.md)."""
 
     shared_prefix: bool = option(
-        "a batch is one stream without padding, each prompt in it once; false takes TRL's padded rows", default=False
+        "a batch is one packed sequence, each prompt in it once; false takes TRL's padded rows", default=False
     )

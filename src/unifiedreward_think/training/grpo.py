@@ -11,17 +11,24 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from unifiedreward_think.data.formats.loading import DataError, load_checked_records, report_left_out, undecided
-from unifiedreward_think.data.rows import grpo_row, shown_orders, to_dataset
+from unifiedreward_think.data.formats.files import DataError, report_left_out
+from unifiedreward_think.data.formats.loading import load_checked_records, undecided
+from unifiedreward_think.data.rows import grpo_rows, to_dataset
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.flags import Count, option
+from unifiedreward_think.judging.ranks import met, together
+from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.rewards import length_reward
+from unifiedreward_think.terminal import say
 from unifiedreward_think.training import run
-from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras, option
+from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras
 from unifiedreward_think.training.monitor.held_out import HeldOut, load_held_out, trainer_arguments
 from unifiedreward_think.training.output import finish
+from unifiedreward_think.training.parsing import parse
+from unifiedreward_think.training.reading import Reading, reading_of
 
 STAGE = "grpo"
 
@@ -30,43 +37,42 @@ STAGE = "grpo"
 class RewardArguments:
     """Which rewards are summed; their weights are TRL's `reward_weights`."""
 
-    reward_funcs: list[str] = field(
+    reward_funcs: list[str] = option(
+        "functions of unifiedreward_think.rewards, or dotted paths",
         default_factory=lambda: ["format_reward", "accuracy_reward"],
-        metadata={"help": "functions of unifiedreward_think.rewards, or dotted paths"},
     )
-    length_limit: int | None = option(
+    length_limit: Count | None = option(
         "length_reward: tokens from which it is -1 (default: max_completion_length)", default=None
     )
-    length_margin: int | None = option(
+    length_margin: Count | None = option(
         "length_reward: tokens below the limit where it begins to fall (default: a quarter of the limit)", default=None
     )
 
 
 def main() -> None:
     """Train from a config file and the command line."""
-    own = (DataArguments, TrainingExtras, RewardArguments, SharedPrefixArguments)
-    run.own_help(__doc__, own, ("trl.GRPOConfig", "trl.ModelConfig"))
-    from trl import GRPOConfig, ModelConfig
-
-    data, extras, rewards, prefix, args, model_args = run.parse(*own, GRPOConfig, ModelConfig)
-    run.refuse(args, model_args)
-    reward_funcs = reward_functions(rewards, args.max_completion_length)
-    rows, counts = load_rows(data)
-    held_out = load_held_out(data, extras, args)
-    if data.check_data:
-        print(f"data checked: {counts}")
-        return
-    checkpoint = run.start(args, model_args, data, extras, rewards, prefix, stage=STAGE)
+    ours, trl = (DataArguments, TrainingExtras, RewardArguments, SharedPrefixArguments), ("GRPOConfig", "ModelConfig")
+    with together(met):
+        data, extras, rewards, prefix, args, model_args = parse(*ours, about=__doc__, trl=trl)
+        run.refuse(args, model_args, extras)
+        reward_funcs = reward_functions(rewards, args.max_completion_length)
+        reading = reading_of(model_args, data, args)
+        rows, counts = load_rows(data, reading)
+        held_out = load_held_out(data, extras, args, reading)
+        if data.check_data:
+            say(f"data checked: {counts}")
+            return
+        checkpoint = run.start(args, model_args, data, extras, rewards, prefix, stage=STAGE)
     train(rows, counts, reward_funcs, (model_args, data, extras, rewards, prefix), args, checkpoint, held_out)
 
 
 def load_reward(name: str) -> Callable[..., list[float | None]]:
     """Return a reward function by its name in `unifiedreward_think.rewards` or by dotted path."""
     module, _, function = name.rpartition(".")
-    found: Any = getattr(importlib.import_module(module or "unifiedreward_think.rewards"), function, None)
-    if found is None:
+    loaded: Any = getattr(importlib.import_module(module or "unifiedreward_think.rewards"), function, None)
+    if loaded is None:
         raise ValueError(f"reward_funcs: {module or 'unifiedreward_think.rewards'} has no function {function!r}")
-    reward: Callable[..., list[float | None]] = found
+    reward: Callable[..., list[float | None]] = loaded
     return reward
 
 
@@ -76,53 +82,48 @@ def reward_functions(rewards: RewardArguments, max_completion_length: int) -> li
     Raises:
         InputError: limit and margin do not fit together, or nothing would read them.
     """
-    found = [load_reward(name) for name in rewards.reward_funcs]
-    if length_reward not in found:
+    functions = [load_reward(name) for name in rewards.reward_funcs]
+    if length_reward not in functions:
         if rewards.length_limit is not None or rewards.length_margin is not None:
             raise InputError(
                 "length_limit, length_margin: have no effect without length_reward in reward_funcs; leave them out"
             )
-        return found
+        return functions
     limit = max_completion_length if rewards.length_limit is None else rewards.length_limit
     margin = max(1, limit // 4) if rewards.length_margin is None else rewards.length_margin
     if not 0 < margin <= limit:
         raise InputError(f"length_margin: {margin} must lie between 1 and length_limit ({limit})")
     bound = functools.update_wrapper(functools.partial(length_reward, limit=limit, margin=margin), length_reward)
-    return [bound if reward is length_reward else reward for reward in found]
+    return [bound if reward is length_reward else reward for reward in functions]
 
 
-def truncation_marker(limit: int, end_tokens: set[int]) -> Callable[..., list[float]]:
-    """Return a reward of weight 0 that marks completions cut at `limit` tokens wherever rewards are logged."""
-
-    def truncated(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return [float(len(ids) >= limit and ids[-1] not in end_tokens) for ids in completion_ids]
-
-    return truncated
-
-
-def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return the GRPO rows of all data files and what was counted."""
+def load_rows(data: DataArguments, reading: Reading | None = None) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the GRPO rows of all data files, pairs that a `reading` refuses left out, and what was counted."""
     loaded = load_checked_records(
         data.train_files,
-        sampling=data.sampling,
+        sampling=data.frame_sampling,
         media_root=data.media_root,
         skip_bad=data.skip_bad,
         need_label=False,
+        form=data.asked_form,
     )
-    report_left_out(loaded.bad)
-    decided = [record for record in loaded.rows if record.preferred in (1, 2)][: data.limit]
-    rows = [
-        grpo_row(record, order, data.prompts, data.sampling, data.style)  # type: ignore[arg-type]
-        for record in decided
-        for order in shown_orders(record, data.orders, data.order_seed)  # type: ignore[arg-type]
-    ]
-    if not rows:
-        raise DataError(f"{', '.join(data.train_files)}: no pair has a winner; GRPO needs `preferred` 1 or 2")
+    decided = loaded.only(data.asked_form.decides, limit=data.limit)
+    if not decided.rows:
+        raise DataError(f"{', '.join(data.train_files)}: no record has {data.asked_form.needs}, which GRPO needs")
+    prompts = data.templates()
+
+    def rows_of(*records: PreferenceRecord) -> list[dict[str, Any]]:
+        return list(grpo_rows(records, data, data.frame_sampling, prompts))
+
+    if reading is not None:
+        decided = reading.readable(decided, rows_of)
+    report_left_out(decided.bad)
+    rows = rows_of(*decided.rows)
     return rows, {
-        "pairs": len(decided),
+        "pairs": len(decided.rows),
         "rows": len(rows),
         **undecided(loaded.rows),
-        "bad rows left out": len(loaded.bad),
+        "bad rows left out": len(decided.bad),
     }
 
 
@@ -155,19 +156,16 @@ def train(
 ) -> None:
     """Run GRPO on the rows and save the result."""
     model_args, data, extras, _, prefix = arguments
-    weights = args.reward_weights or [1.0] * len(reward_funcs)
-    if len(weights) != len(reward_funcs):
-        raise ValueError(f"reward_weights has {len(weights)} entries for {len(reward_funcs)} reward_funcs")
-    model, processor, peft_config = run.load(model_args, data, extras, counts)
-    ends = {processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id}
+    if args.reward_weights and len(args.reward_weights) != len(reward_funcs):
+        raise ValueError(f"reward_weights has {len(args.reward_weights)} entries for {len(reward_funcs)} reward_funcs")
+    model, processor, peft_config = run.load(model_args, data, extras, args, counts)
     trainer_args = trainer_arguments(args, held_out)
-    trainer_args.reward_weights = [*weights, 0.0]
     if model_args.model_revision != "main":
         # The reference model is loaded by TRL, which would take the newest revision.
         trainer_args.model_init_kwargs = {"revision": model_args.model_revision}
     trainer = trainer_class(prefix)(
         model=model,
-        reward_funcs=[*reward_funcs, truncation_marker(args.max_completion_length, ends)],
+        reward_funcs=reward_funcs,
         args=trainer_args,
         train_dataset=to_dataset(rows),
         processing_class=processor,

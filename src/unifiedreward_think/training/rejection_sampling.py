@@ -14,166 +14,159 @@ Under torchrun each rank answers its share of the pairs, and rank 0 writes what 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.backends import Backend
-from unifiedreward_think.data.formats.loading import DataError, Loaded, load_checked_records, report_left_out, undecided
-from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.entry import run_main
+from unifiedreward_think.backends.choose import BackendArguments
+from unifiedreward_think.data.formats.files import DataError, report_left_out
+from unifiedreward_think.data.formats.loading import Loaded, load_checked_records, undecided
+from unifiedreward_think.errors import InputError
+from unifiedreward_think.flags import Amount, Count, Share, option
+from unifiedreward_think.forms import PAIRWISE, POINTWISE, Form
 from unifiedreward_think.judging.judge import judge
-from unifiedreward_think.judging.protocol import Protocol
-from unifiedreward_think.judging.ranks import ALONE, Ranks, joined
+from unifiedreward_think.judging.ranks import joined
+from unifiedreward_think.judging.settings import JudgingArguments, JudgingConfig, set_up
+from unifiedreward_think.metrics import by_record
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, json_lines
-from unifiedreward_think.traces.filters import counted_as, rejections
+from unifiedreward_think.terminal import log_to, note, say
+from unifiedreward_think.trace_rules import counted_as, rejections
+from unifiedreward_think.traces.ordering import Keep, kept_of, order_rate, ordered
 from unifiedreward_think.training import run
-from unifiedreward_think.training.arguments import DataArguments, option
+from unifiedreward_think.training.arguments import RowArguments
 from unifiedreward_think.training.output import describe, must_be_finished
+from unifiedreward_think.training.parsing import parse
+from unifiedreward_think.training.reading import Reading, prompt_rows
 from unifiedreward_think.writing import write_whole
 
 STAGE = "rejection_sampling"
 
 
-@dataclass
-class SamplingArguments:
+@dataclass(kw_only=True)
+class SamplingArguments(JudgingArguments):
     """How answers are drawn, which are kept, and which pairs count as hard."""
 
-    model_name_or_path: str = option("folder or Hub name of the cold-started model")
+    model_name_or_path: str = option("the cold-started model, as --model of the other commands")
     output_dir: str = option("folder for judgments, kept, hard and manifest")
-    samples: int = option("answers for each pair, in each order it is shown in (K)", default=4)
-    temperature: float = option("of the draws; above 0, or all K answers are the same", default=1.0)
-    top_p: float = option("nucleus of the draws", default=1.0)
-    max_new_tokens: int = option("limit of an answer", default=2048)
-    seed: int = option("with the record id and sample number it seeds each draw", default=0)
-    batch_size: int = option("pairs in one batch", default=8)
-    dtype: str = option("of the weights", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
-    attn_implementation: str | None = option("attention kernel", default=None)
+    samples: Count = option("answers for each pair, in each order it is shown in (K)", default=4)
+    temperature: Amount = option("of the draws; above 0, or all K answers are the same", default=1.0)
     require_correct: bool = option("keep only traces that name the preferred candidate", default=True)
     require_strict: bool = option("keep only traces whose whole form is exact", default=True)
     require_arithmetic: bool = option("keep only traces whose sums add up and agree with the answer", default=True)
-    keep: str = option(
-        "which of a pair's good traces to keep", default="shortest", choices=("shortest", "first", "all")
+    keep: Keep = option("which of a pair's good traces to keep", default="shortest")
+    point_margin: Share = option(
+        "of scores: the least difference, as a share of the scale, between the preferred candidate's and the other's",
+        default=0.0,
     )
-    hard_below: float = option("a pair with a lower pass rate is hard; 0: only pairs never solved", default=0.0)
+    hard_below: Share = option("a pair with a lower pass rate is hard; 0: only pairs never solved", default=0.0)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot mean what they say."""
-        if self.samples < 1 or self.batch_size < 1:
-            raise ValueError(f"samples and batch_size must be at least 1, found {self.samples} and {self.batch_size}")
-        if self.temperature == 0 and self.samples > 1:
-            raise ValueError(f"temperature 0 draws the same answer {self.samples} times: raise it, or set samples: 1")
-        if not 0 <= self.hard_below <= 1:
-            raise ValueError(f"hard_below is a share of the samples, from 0 to 1, found {self.hard_below}")
+        super().__post_init__()
+        if self.style == "direct" and self.require_arithmetic:
+            raise InputError("style: direct asks for no scores, so none is kept: set require_arithmetic: false")
+
+
+ARGUMENTS = (RowArguments, SamplingArguments, BackendArguments)
+NO_ARGUMENTS = ("model", "tie_margin", "native_video")  # all stages say model_name_or_path; all train on frames
 
 
 def main() -> None:
     """Sample and filter from a config file and the command line."""
-    run.own_help(__doc__, (DataArguments, SamplingArguments), ())
-    data, args = run.parse(DataArguments, SamplingArguments)
-    if data.style == "direct" and args.require_arithmetic:
-        raise ValueError("style: direct asks for no scores, so nothing would be kept: set require_arithmetic: false")
-    records, counts = load_pairs(data)
-    if data.check_data:
-        print(f"data checked: {counts}")
+    rows, args, chosen = parse(*ARGUMENTS, about=__doc__, without=NO_ARGUMENTS)
+    if rows.check_data:
+        say(f"data checked: {load_pairs(rows, args, sampling_reading(rows, args, chosen))[1]}")
         return
+    with joined(lambda: prepare(rows, args, chosen)) as (ranks, (records, counts, config, backend)):
+        folder = Path(args.output_dir)
+        log_to(folder / run.LOG_FILE)
+        output = folder / "judgments.jsonl"
+        judgments = judge(records, backend, config, output, label="rejection sampling", ranks=ranks)
+        with ranks.together():  # what follows on any machine reads the outputs
+            if ranks.rank == 0:
+                counts |= write_outputs(folder, records, judgments, counts, args, rows, chosen)
+                kept, hard, pairs = counts["kept"], counts["hard"], counts["pairs"]
+                say(f"{STAGE}: {kept} kept, {hard} hard of {pairs} pairs -> {args.output_dir}")
+
+
+def prepare(
+    rows: RowArguments, args: SamplingArguments, chosen: BackendArguments
+) -> tuple[list[PreferenceRecord], dict[str, Any], JudgingConfig, Backend]:
+    """Return the pairs, what was counted, how they are judged, and what answers."""
+    records, counts = load_pairs(rows, args)
     must_be_finished(args.model_name_or_path)
-    with joined() as ranks:
-        found = sample(records, load_backend(data, args), data, args, ranks)
-        if ranks.rank == 0:
-            counts |= write_outputs(Path(args.output_dir), records, found, counts, data, args)
-            kept, hard, pairs = counts["kept"], counts["hard"], counts["pairs"]
-            print(f"{STAGE}: {kept} kept, {hard} hard of {pairs} pairs -> {args.output_dir}")
-        ranks.wait()  # what follows on any machine reads the outputs
+    return records, counts, *set_up(args, replace(chosen, model=args.model_name_or_path))
 
 
-def load_backend(data: DataArguments, args: SamplingArguments) -> Backend:
-    """Return the model, on the GPU of this process where there are any."""
-    import torch
-
-    from unifiedreward_think.backends.transformers import TransformersBackend
-
-    return TransformersBackend(
-        args.model_name_or_path,
-        batch_size=args.batch_size,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None,
-        min_pixels=data.min_pixels,
-        max_pixels=data.max_pixels,
+def sampling_reading(data: RowArguments, args: SamplingArguments, chosen: BackendArguments) -> Reading | None:
+    """Return how the model reads pairs; None where it is not at hand, but behind a server or in stored completions."""
+    if chosen.backend not in ("transformers", "vllm"):
+        note(f"--backend {chosen.backend}: what it would refuse shows when it is asked; the files alone are checked")
+        return None
+    return Reading(
+        model=args.model_name_or_path,
+        data=data,
+        cache=Path(args.frame_cache),
+        min_pixels=chosen.min_pixels,
+        max_pixels=chosen.max_pixels,
+        completion=args.max_new_tokens,
+        most=chosen.max_model_len,
+        learns=False,
     )
 
 
-def load_pairs(data: DataArguments) -> tuple[list[PreferenceRecord], dict[str, Any]]:
-    """Return the pairs with a winner and what was counted.
+def load_pairs(
+    data: RowArguments, args: SamplingArguments, reading: Reading | None = None
+) -> tuple[list[PreferenceRecord], dict[str, Any]]:
+    """Return the pairs with a winner, those that a `reading` refuses left out, and what was counted.
 
     Raises:
         DataError: rows cannot be used, or no pair has a winner.
     """
     loaded: Loaded[PreferenceRecord] = load_checked_records(
         data.train_files,
-        sampling=data.sampling,
+        sampling=args.frame_sampling,
         media_root=data.media_root,
         skip_bad=data.skip_bad,
         need_label=False,
+        form=args.asked_form,
     )
-    report_left_out(loaded.bad)
-    decided = [record for record in loaded.rows if record.preferred in (1, 2)]
-    if not decided:
-        raise DataError(f"{', '.join(data.train_files)}: no pair has a winner; rejection sampling needs some")
-    used = decided[: data.limit]
-    return used, {
+    form = args.asked_form
+    decided = loaded.only(lambda record: form.decides(record) or by_order(record, form))
+    if not decided.rows:
+        raise DataError(f"{', '.join(data.train_files)}: no record has {PAIRWISE.needs}; rejection sampling needs some")
+    used = decided.only(limit=data.limit)
+    beyond = len(decided.rows) - len(used.rows)
+    if reading is not None:
+        config = args.config()
+        used = reading.readable(used, lambda record: prompt_rows(record, config))
+    report_left_out(used.bad)
+    return used.rows, {
         "rows": len(loaded.rows) + len(loaded.bad),
-        "bad rows left out": len(loaded.bad),
+        "bad rows left out": len(used.bad),
         **undecided(loaded.rows),
-        "pairs beyond the limit": len(decided) - len(used),
-        "pairs": len(used),
+        "pairs beyond the limit": beyond,
+        "pairs": len(used.rows),
     }
 
 
-def sample(
-    records: Sequence[PreferenceRecord],
-    backend: Backend,
-    data: DataArguments,
-    args: SamplingArguments,
-    ranks: Ranks = ALONE,
-) -> list[Judgment]:
-    """Let the model answer every pair K times, going on from what judgments.jsonl holds; each rank returns all."""
-    protocol = Protocol(
-        prompts=data.prompts,
-        style=data.style,  # type: ignore[arg-type]
-        sampling=Sampling(
-            temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed
-        ),
-        frames=data.sampling,
-        samples=args.samples,
-        orders="both" if data.orders == "both" else "one",
-        order_seed=data.order_seed,
-    )
-    output = Path(args.output_dir) / "judgments.jsonl"
-    return judge(records, backend, protocol, output, label="rejection sampling", ranks=ranks)
-
-
 def trace_rules(args: SamplingArguments) -> dict[str, bool]:
-    """Return the rules of `traces.filters.rejections` that are switched on."""
+    """Return the rules of `trace_rules.rejections` that are switched on."""
     return {name: getattr(args, name) for name in ("require_correct", "require_strict", "require_arithmetic")}
 
 
-def choose(traces: Sequence[Judgment], keep: str) -> list[Judgment]:
-    """Return the traces to keep of one pair.
+def choose(traces: Sequence[Judgment], keep: Keep) -> list[Judgment]:
+    """Return the traces to keep of one pair, each of which stands for itself; see `kept_of`."""
+    return kept_of([(row,) for row in traces], keep)
 
-    "first" takes the earliest sample. "shortest" takes the one with the fewest characters, the earliest among equals:
-    the least padding for the same verdict. "all" takes every one, a text drawn twice in one order once.
-    """
-    if keep == "all":
-        return list({(row.order, row.completion): row for row in traces}.values())
-    if keep == "shortest":
-        traces = sorted(traces, key=lambda row: len(row.completion or ""))
-    return list(traces[:1])
+
+def by_order(record: PreferenceRecord, form: Form) -> bool:
+    """Return whether the scores of a record's candidates are held against a preference alone."""
+    return form is POINTWISE and record.count == 2 and record.winner is not None and not form.decides(record)
 
 
 def split_pairs(
@@ -181,30 +174,34 @@ def split_pairs(
 ) -> tuple[list[Trace], list[PreferenceRecord], dict[str, Any]]:
     """Return the kept traces, the hard pairs, and the counts behind them.
 
-    The pass rate of a pair is the share of its samples that name the preferred candidate. A pair that could not be
-    judged is neither kept nor hard.
+    The pass rate of a pair is the share of its samples that name the preferred candidate; where scores were asked for
+    and the label is a preference, that of the combinations of samples that order it so (`traces.ordering`). A pair that
+    could not be judged is neither kept nor hard.
     """
-    by_record: dict[str, list[Judgment]] = {}
-    for row in judgments:
-        by_record.setdefault(row.record_id, []).append(row)
+    by_id = by_record(judgments)
     rules = trace_rules(args)
     kept: list[Trace] = []
     hard: list[PreferenceRecord] = []
     passes: Counter[str] = Counter()
     for record in records:
-        rows = by_record[record.id]
+        rows = by_id[record.id]
         if any(row.error for row in rows):
             passes["not judged"] += 1
             continue
-        chosen = choose([row for row in rows if not rejections(row, **rules)], args.keep)
+        good = [row for row in rows if not rejections(row, **rules)]
+        if by_order(record, args.asked_form):
+            chosen = kept_of(ordered(good, margin=args.point_margin), args.keep)
+            passed, total = order_rate(rows)
+        else:
+            chosen = choose(good, args.keep)
+            passed, total = sum(bool(row.correct) for row in rows), len(rows)
         kept += [Trace(record=record, order=row.order, completion=row.completion or "") for row in chosen]
-        passed = sum(bool(row.correct) for row in rows)
-        passes[f"{passed}/{len(rows)}"] += 1
-        if passed == 0 or passed / len(rows) < args.hard_below:
+        passes[f"{passed}/{total}"] += 1
+        if passed == 0 or passed / total < args.hard_below:
             hard.append(record)
     counts = {**_counts(kept, hard), "pairs by correct samples": dict(sorted(passes.items()))}
     used = {trace.record.id for trace in kept} | {record.id for record in hard}
-    counts["neither kept nor hard"] = len(by_record) - len(used)
+    counts["neither kept nor hard"] = len(by_id) - len(used)
     reasons = [rejections(row, **rules) for row in judgments]
     counts["samples"] = len(reasons)
     counts["samples accepted"] = reasons.count([])
@@ -227,21 +224,21 @@ def write_outputs(
     records: Sequence[PreferenceRecord],
     judgments: Sequence[Judgment],
     counts: Mapping[str, Any],
-    data: DataArguments,
     args: SamplingArguments,
+    *others: Any,
 ) -> dict[str, Any]:
     """Write kept.jsonl, hard.jsonl and manifest.json, each whole or not at all, and return all counts.
 
     The manifest goes first and comes last: where there is one, it belongs to the files beside it.
     """
-    kept, hard, found = split_pairs(records, judgments, args)
-    manifest = describe(args, data, stage=STAGE, finished=True, counts={**counts, **found})
+    kept, hard, split = split_pairs(records, judgments, args)
+    manifest = describe(args, *others, stage=STAGE, finished=True, counts={**counts, **split})
     (folder / "manifest.json").unlink(missing_ok=True)
     write_whole(folder / "kept.jsonl", json_lines(kept))
     write_whole(folder / "hard.jsonl", json_lines(hard))
     write_whole(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    return found
+    return split
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run.run_stage(main)

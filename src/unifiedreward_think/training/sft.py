@@ -8,70 +8,97 @@ The loss falls on the completion alone.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unifiedreward_think.data.formats.loading import load_checked_traces, report_left_out
+from unifiedreward_think.data.formats.files import report_left_out
+from unifiedreward_think.data.formats.loading import load_checked_traces
 from unifiedreward_think.data.rows import sft_row, to_dataset
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
+from unifiedreward_think.judging.ranks import met, together
+from unifiedreward_think.terminal import say
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, StreamArguments, TrainingExtras
 from unifiedreward_think.training.monitor.held_out import HeldOut, load_held_out, trainer_arguments
 from unifiedreward_think.training.output import finish
+from unifiedreward_think.training.parsing import parse
+from unifiedreward_think.training.reading import Reading, reading_of
+
+if TYPE_CHECKING:
+    from unifiedreward_think.training.trainers.resume import EpochSampler
 
 STAGE = "sft"
 
 
 def main() -> None:
     """Train from a config file and the command line."""
-    own = (DataArguments, TrainingExtras, StreamArguments)
-    run.own_help(__doc__, own, ("trl.SFTConfig", "trl.ModelConfig"))
-    from trl import ModelConfig, SFTConfig
-
-    data, extras, stream, args, model_args = run.parse(*own, SFTConfig, ModelConfig)
-    run.refuse(args, model_args)
-    rows, counts = load_rows(data)
-    held_out = load_held_out(data, extras, args)
-    if data.check_data:
-        print(f"data checked: {counts}")
-        return
-    checkpoint = run.start(args, model_args, data, extras, stream, stage=STAGE)
+    ours, trl = (DataArguments, TrainingExtras, StreamArguments), ("SFTConfig", "ModelConfig")
+    with together(met):
+        data, extras, stream, args, model_args = parse(*ours, about=__doc__, trl=trl)
+        run.refuse(args, model_args, extras)
+        reading = reading_of(model_args, data, args)
+        rows, counts = load_rows(data, reading)
+        held_out = load_held_out(data, extras, args, reading)
+        if data.check_data:
+            say(f"data checked: {counts}")
+            return
+        checkpoint = run.start(args, model_args, data, extras, stream, stage=STAGE)
     train(rows, counts, data, extras, args, model_args, checkpoint, stream, held_out)
 
 
-def load_rows(data: DataArguments) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return the SFT rows of all data files and what was counted."""
+def load_rows(data: DataArguments, reading: Reading | None = None) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the SFT rows of all data files, those that a `reading` refuses left out, and what was counted."""
     loaded = load_checked_traces(
-        data.train_files, sampling=data.sampling, media_root=data.media_root, skip_bad=data.skip_bad
-    )
+        data.train_files,
+        sampling=data.frame_sampling,
+        media_root=data.media_root,
+        skip_bad=data.skip_bad,
+        form=data.asked_form,
+    ).only(limit=data.limit)
+    prompts, form = data.templates(), data.asked_form
+    if reading is not None:
+        loaded = reading.readable(loaded, lambda trace: [sft_row(trace, prompts, data.frame_sampling, form=form)])
     report_left_out(loaded.bad)
-    rows = [sft_row(trace, data.prompts, data.sampling) for trace in loaded.rows[: data.limit]]
+    rows = [sft_row(trace, prompts, data.frame_sampling, form=form) for trace in loaded.rows]
     return rows, {"traces": len(rows), "bad rows left out": len(loaded.bad)}
 
 
-def trainer_class(
-    rows: Sequence[Mapping[str, Any]], processor: Any, stream: StreamArguments, args: Any
-) -> Callable[..., Any]:
-    """Return the trainer that `shared_prefix` names, told what it must know of the rows."""
+def trainer_class(stream: StreamArguments) -> Callable[..., Any]:
+    """Return the trainer that `shared_prefix` names."""
     from unifiedreward_think.training.trainers.sft import SFTTrainer
     from unifiedreward_think.training.trainers.shared_prefix_sft import SharedPrefixSFTTrainer
 
+    return SharedPrefixSFTTrainer if stream.shared_prefix else SFTTrainer
+
+
+def row_sampler(
+    rows: Sequence[Mapping[str, Any]], processor: Any, stream: StreamArguments, args: Any
+) -> EpochSampler | None:
+    """Return an order that keeps the answers of a prompt, or rows of similar length, together; None for transformers'.
+
+    transformers' own grouping by length needs the length of a row before it is collated, which pictures do not have.
+    """
+    from torch.utils.data import RandomSampler
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    from unifiedreward_think.training.trainers.resume import EpochSampler
+
+    seed = args.seed if args.data_seed is None else args.data_seed
     if stream.shared_prefix:
-        numbers: dict[Any, int] = {}
-        keys = [(str(row["prompt"]), *row["images"]) for row in rows]
-        return functools.partial(SharedPrefixSFTTrainer, prompts=[numbers.setdefault(k, len(numbers)) for k in keys])
-    if args.train_sampling_strategy == "group_by_length":
-        return functools.partial(SFTTrainer, lengths=row_lengths(rows, processor))
-    return SFTTrainer
+        prompts: dict[Any, list[int]] = {}
+        for number, row in enumerate(rows):
+            prompts.setdefault((str(row["prompt"]), *row["images"]), []).append(number)
+        several = len(prompts) < len(rows)
+        return EpochSampler(RandomSampler(prompts), seed, list(prompts.values())) if several else None
+    if args.train_sampling_strategy != "group_by_length":
+        return None
+    size = args.train_batch_size * args.gradient_accumulation_steps
+    return EpochSampler(LengthGroupedSampler(size, lengths=row_lengths(rows, processor)), seed)
 
 
 def row_lengths(rows: Sequence[Mapping[str, Any]], processor: Any) -> list[int]:
-    """Return the tokens of each row, from the headers of its pictures, without the end of the last turn.
-
-    LLaVA-OneVision's processor counts a picture as if it came alone, so its rows of several pictures are told too long.
-    """
+    """Return the tokens of each row, from the headers of its pictures, without the end of the last turn."""
     counter = TokenCounter(processor)
     return [
         counter.count(
@@ -95,13 +122,14 @@ def train(
     held_out: HeldOut | None = None,
 ) -> None:
     """Run SFT on the rows and save the result."""
-    model, processor, peft_config = run.load(model_args, data, extras, counts)
-    trainer = trainer_class(rows, processor, stream, args)(
+    model, processor, peft_config = run.load(model_args, data, extras, args, counts)
+    trainer = trainer_class(stream)(
         model=model,
         args=trainer_arguments(args, held_out),
         train_dataset=to_dataset(rows),
         processing_class=processor,
         peft_config=peft_config,
+        sampler=row_sampler(rows, processor, stream, args),
     )
     trainer.watch(args, extras, held_out)
     trainer.train(resume_from_checkpoint=checkpoint)

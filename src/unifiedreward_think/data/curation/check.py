@@ -10,8 +10,6 @@ known of all of them is in a database in the output folder, which is removed at 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,30 +19,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unifiedreward_think.data.arguments import add_frames, command, frame_sampling
+from unifiedreward_think.checksums import file_sha256, read_checked, summed
+from unifiedreward_think.data.arguments import FRAMES, ShownArguments, command, frame_sampling
 from unifiedreward_think.data.curation.cleaning import Benchmarks, Duplicates, Limits, number_of, own_problem, pixels_of
 from unifiedreward_think.data.curation.fingerprints import Fingerprint, fingerprint
-from unifiedreward_think.data.formats.files import BadRow, DataError
+from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.data.shards import (
-    PART_ROWS,
-    Part,
-    Removal,
+    Decided,
     ShardFolder,
-    Stored,
     as_json,
     described,
+    parts_kept,
     read_stored,
     total_rows,
 )
-from unifiedreward_think.data.sources.readers import read_rows
-from unifiedreward_think.entry import run_main
+from unifiedreward_think.data.sources.media_store import damaged
+from unifiedreward_think.data.sources.readers import read_rows, visible_files
+from unifiedreward_think.flags import Count, ranged, read
 from unifiedreward_think.media import IMAGE_SUFFIXES, FrameSampling
 from unifiedreward_think.progress import progress
+from unifiedreward_think.records import Trace
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.writing import write_whole
 
 Entry = tuple[tuple[str, ...], str]  # paths and kind of a media entry
-Opened = list[tuple[str, Stored, list[Fingerprint]]]  # place of a row, the row, and the fingerprints of its media
+Opened = list[tuple[str, Trace, list[Fingerprint]]]  # place of a row, the row, and the fingerprints of its media
 BATCH = 500  # rows whose fingerprints are written at once
 PROMPT_KEYS = ("prompt", "query", "prompt_text", "question", "Text", "problem")
 
@@ -80,34 +79,18 @@ def clean(
         with scratch_database(output / "scratch.sqlite") as database:
             seen = Seen(database, limits.near)
             for batch in _opened(folders, output / "fingerprints", seen, sampling, workers):
-                for place, stored, found in batch:
-                    problem = own_problem(stored.record, found, limits)
-                    seen.add(place, stored, found, problem or benchmarks.problem(stored.record, found, limits))
-            shards.done = 0  # deciding takes little time and sees all rows: it starts over
-            rows = seen.decided(folders)
-            while chunk := list(islice(rows, PART_ROWS)):
-                shards.write(_part(chunk), len(chunk))
+                for place, stored, prints in batch:
+                    problem = own_problem(stored.record, prints, limits)
+                    seen.add(place, stored, prints, problem or benchmarks.problem(stored.record, prints, limits))
+            shards.write_decided(seen.decided(folders))
     return shards.finish(about)
 
 
 def _benchmark(path: Path) -> dict[str, Any]:
     """Return what identifies a benchmark: the hash of a file, the number of files in a folder."""
     if path.is_file():
-        return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return {"path": str(path), "files": sum(1 for _ in path.rglob("*"))}
-
-
-Decision = tuple[str, int, Stored, str]
-
-
-def _part(chunk: Iterable[Decision]) -> Part:
-    part = Part()
-    for file, number, stored, problem in chunk:
-        if problem:
-            part.removals.append(Removal(BadRow(file, number, stored.record.id, problem), broken=False))
-        else:
-            part.rows.append(stored)
-    return part
+        return {"path": str(path), "sha256": file_sha256(path)}
+    return {"path": str(path), "files": len(visible_files(path, IMAGE_SUFFIXES))}
 
 
 class Seen:
@@ -127,12 +110,12 @@ class Seen:
         row = self._database.execute(query, [number_of(*entry)]).fetchone()
         return Fingerprint(*row) if row else None
 
-    def keep(self, entries: Iterable[Entry], found: Iterable[Fingerprint]) -> None:
+    def keep(self, entries: Iterable[Entry], prints: Iterable[Fingerprint]) -> None:
         """Remember the fingerprints of media entries."""
-        rows = ((number_of(*entry), *values) for entry, values in zip(entries, found, strict=True))
+        rows = ((number_of(*entry), *values) for entry, values in zip(entries, prints, strict=True))
         self._database.executemany("INSERT INTO media VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def add(self, place: str, stored: Stored, found: Sequence[Fingerprint], problem: str) -> None:
+    def add(self, place: str, stored: Trace, prints: Sequence[Fingerprint], problem: str) -> None:
         """Remember the next row and what is wrong with it by itself.
 
         Raises:
@@ -143,12 +126,12 @@ class Seen:
             self._database.execute("INSERT INTO ids VALUES (?)", [number_of(record.id)])
         except sqlite3.IntegrityError as error:
             raise DataError(f"{place}: record {record.id!r} occurs twice; name every import once") from error
-        key = None if problem else self._duplicates.see(record, found)
-        row = (self._rows, key, pixels_of(found), problem)
+        key = None if problem else self._duplicates.see(record, prints)
+        row = (self._rows, key, pixels_of(prints), problem)
         self._database.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", row)
         self._rows += 1
 
-    def decided(self, folders: Sequence[Path]) -> Iterator[Decision]:
+    def decided(self, folders: Sequence[Path]) -> Iterator[Decided]:
         """Yield every row with the reason to leave it out, "" to keep it."""
         known = self._database.execute("SELECT key, pixels, problem FROM rows ORDER BY number")
         for (file, number, stored), (key, pixels, problem) in zip(read_stored(folders), known, strict=True):
@@ -170,7 +153,7 @@ def scratch_database(file: Path) -> Iterator[sqlite3.Connection]:
         file.unlink()
 
 
-def entries_of(stored: Stored) -> list[Entry]:
+def entries_of(stored: Trace) -> list[Entry]:
     """Return the media entries of a row with their kind."""
     kind = TASKS[stored.record.task].media_kind
     return [(paths, kind) for paths in stored.record.media]
@@ -191,15 +174,26 @@ def _opened(
             wanted = dict.fromkeys(entry for _, _, row in batch for entry in entries_of(row))
             prints = {entry: known for entry in wanted if (known := seen.fingerprint(entry))}
             new = [entry for entry in wanted if entry not in prints]
-            if file.is_file():
-                found = [Fingerprint(*values) for values in json.loads(file.read_bytes())]
+            about, kept = f"{number_of(*new)}", read_checked(file) or {}
+            if kept.get("entries") == about:
+                new_prints = [Fingerprint(*values) for values in kept["prints"]]
             else:
-                found = list(threads.map(lambda entry: fingerprint(entry[0], entry[1], sampling), new))
-                write_whole(file, as_json(found))
-            seen.keep(new, found)
-            prints.update(zip(new, found, strict=True))
+                new_prints = list(threads.map(lambda entry: _fingerprint(entry, folders, sampling), new))
+                write_whole(file, as_json(summed({"entries": about, "prints": new_prints})))
+            seen.keep(new, new_prints)
+            prints.update(zip(new, new_prints, strict=True))
             yield [(f"{part}: row {n}", row, [prints[e] for e in entries_of(row)]) for part, n, row in batch]
             advance(len(batch))
+
+
+def _fingerprint(entry: Entry, folders: Sequence[Path], sampling: FrameSampling) -> Fingerprint:
+    """Return the fingerprint of a media entry; what an import has stored must be what it stored."""
+    paths, kind = entry
+    for folder in folders:
+        if lost := damaged(folder, [path.removeprefix(f"{folder.absolute()}/") for path in paths]):
+            fix = "run the import again, and this into another folder"
+            return Fingerprint(error=f"{folder / lost[0]}: not there, or not what was imported; {fix}")
+    return fingerprint(paths, kind, sampling)
 
 
 def read_benchmarks(paths: Sequence[Path], limits: Limits, sampling: FrameSampling) -> Benchmarks:
@@ -211,7 +205,7 @@ def read_benchmarks(paths: Sequence[Path], limits: Limits, sampling: FrameSampli
     known = Benchmarks(limits.near)
     for path in paths:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            files = visible_files(path, IMAGE_SUFFIXES)
             if not files:
                 raise DataError(f"{path}: no picture in this folder; name a folder of pictures or a file of prompts")
             for file in files:
@@ -232,37 +226,28 @@ def read_benchmarks(paths: Sequence[Path], limits: Limits, sampling: FrameSampli
     return known
 
 
-def _sound(found: Fingerprint) -> Fingerprint:
-    if found.error:
-        raise DataError(f"a benchmark's picture cannot be opened: {found.error}")
-    return found
+def _sound(picture: Fingerprint) -> Fingerprint:
+    if picture.error:
+        raise DataError(f"a benchmark's picture cannot be opened: {picture.error}")
+    return picture
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Clean from the command line."""
     parser = command("check", __doc__, output="folder for the records that stay; a rerun goes on from it")
-    add, limits = parser.add_argument, Limits()
+    add = parser.add_argument
     add("--against", type=Path, nargs="*", default=[], help="benchmarks: files with prompts, folders of pictures")
-    add("--near", type=int, default=limits.near, help="bits of 64 in which near duplicates may differ; -1: exact only")
-    add("--min-chars", type=int, default=limits.min_chars, help="of a prompt")
-    add("--max-chars", type=int, default=limits.max_chars, help="of a prompt")
-    add("--max-answer-chars", type=int, default=limits.max_answer_chars, help="of an answer")
-    add("--script", default=limits.script, help="most letters of a prompt must be of it, e.g. LATIN (default: any)")
-    add("--prompt-words", type=int, default=limits.prompt_words, help="shorter questions are in no benchmark by text")
-    add("--workers", type=int, default=2, help="threads that open media")
-    add_frames(parser)
+    add("--workers", type=ranged(Count), default=2, help="threads that open media")
+    parser.add(Limits)
+    parser.add(ShownArguments, *FRAMES)
     args = parser.parse_args(arguments)
-    names = ("near", "min_chars", "max_chars", "max_answer_chars", "script", "prompt_words")
-    manifest = clean(
-        args.input,
-        args.output,
-        limits=Limits(**{name: getattr(args, name) for name in names}),
-        sampling=frame_sampling(args, args.output / "frames"),
-        against=args.against,
-        workers=args.workers,
-    )
+    with parts_kept(args.output):
+        manifest = clean(
+            args.input,
+            args.output,
+            limits=read(args, Limits),
+            sampling=frame_sampling(args, args.output / "frames"),
+            against=args.against,
+            workers=args.workers,
+        )
     print(as_json(manifest["counts"]), end="")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -18,31 +18,27 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from unifiedreward_think.data.curation.fingerprints import Fingerprint, NearIndex
+from unifiedreward_think.flags import Count, Span, Whole, option
 from unifiedreward_think.records import PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a record may be.
+    """What a record may be."""
 
-    Attributes:
-        min_chars, max_chars: of the prompt.
-        max_answer_chars: of an answer.
-        script: Unicode script most letters of the prompt must have ("LATIN", "CJK", "CYRILLIC"); "" allows any.
-        near: bits in which near duplicates may differ, of 64; below 0 only exact ones are found.
-        prompt_words: a shorter prompt of an understanding task ("What is this?") is too common to tell that a row
-            comes from a benchmark; captions count whatever their length.
-    """
-
-    min_chars: int = 3
-    max_chars: int = 8000
-    max_answer_chars: int = 16000
-    script: str = ""
-    near: int = 3
-    prompt_words: int = 8
+    min_chars: Whole = option("of a prompt", default=3)
+    max_chars: Count = option("of a prompt", default=8000)
+    max_answer_chars: Count = option("of an answer", default=16000)
+    script: str = option("most letters of a prompt must be of it: LATIN, CJK, CYRILLIC (default: any)", default="")
+    near: Annotated[int, Span(-1, 64)] = option(
+        "bits of 64 in which near duplicates may differ; -1: exact ones only", default=3
+    )
+    # "What is this?" is too common to tell that a row comes from a benchmark; captions count whatever their length.
+    prompt_words: Whole = option("shorter questions are in no benchmark by text", default=8)
 
 
 @dataclass(slots=True)
@@ -63,17 +59,17 @@ class Benchmarks:
         """Remember a prompt."""
         self.prompts.setdefault(plain(prompt), origin)
 
-    def add_picture(self, found: Fingerprint, origin: str) -> None:
+    def add_picture(self, picture: Fingerprint, origin: str) -> None:
         """Remember a picture or video."""
-        self.pixels.setdefault(found.sha256, origin)
-        self.hashes.setdefault(self.near.add(found.phash), origin)
+        self.pixels.setdefault(picture.sha256, origin)
+        self.hashes.setdefault(self.near.add(picture.phash), origin)
 
     def problem(self, record: PreferenceRecord, prints: Sequence[Fingerprint], limits: Limits) -> str:
         """Return which benchmark a record touches, "" if none."""
-        for found in prints:
-            if origin := self.pixels.get(found.sha256):
+        for picture in prints:
+            if origin := self.pixels.get(picture.sha256):
                 return f"a picture is in the benchmark {origin!r}"
-            if self.reach >= 0 and (near := self.near.find(found.phash)) is not None:
+            if self.reach >= 0 and (near := self.near.find(picture.phash)) is not None:
                 return f"a picture is nearly in the benchmark {self.hashes[near]!r}"
         prompt = plain(record.prompt)
         telling = TASKS[record.task].compares_media or len(prompt.split()) >= limits.prompt_words
@@ -84,7 +80,7 @@ class Benchmarks:
 
 def own_problem(record: PreferenceRecord, prints: Sequence[Fingerprint], limits: Limits) -> str:
     """Return why a record cannot be used whatever the others are, "" if it can."""
-    if errors := [found.error for found in prints if found.error]:
+    if errors := [picture.error for picture in prints if picture.error]:
         return f"media cannot be opened: {errors[0]}"
     if TASKS[record.task].compares_media and prints[0].sha256 == prints[1].sha256:
         return "the two candidates have the same pixels"
@@ -94,8 +90,8 @@ def own_problem(record: PreferenceRecord, prints: Sequence[Fingerprint], limits:
         return f"the prompt has {len(record.prompt)} characters, allowed are {limits.min_chars} to {limits.max_chars}"
     if (longest := max(map(len, record.answers), default=0)) > limits.max_answer_chars:
         return f"an answer has {longest} characters, allowed are {limits.max_answer_chars}"
-    if limits.script and (found := main_script(record.prompt)) != limits.script:
-        return f"the letters of the prompt are mostly {found or 'none'}, wanted is {limits.script}"
+    if limits.script and (script := main_script(record.prompt)) != limits.script:
+        return f"the letters of the prompt are mostly {script or 'none'}, wanted is {limits.script}"
     return ""
 
 
@@ -135,10 +131,12 @@ class Duplicates:
 
     def _key(self, record: PreferenceRecord, prints: Sequence[Fingerprint]) -> tuple[int, int]:
         """Return the key of a pair, and that of the candidate it prefers."""
-        names = [str(self._index.add(found.phash)) for found in prints] if self._index else [f.sha256 for f in prints]
+        names = (
+            [str(self._index.add(picture.phash)) for picture in prints] if self._index else [f.sha256 for f in prints]
+        )
         generation = TASKS[record.task].compares_media
         if generation and names[0] == names[1]:
-            names = [found.sha256 for found in prints]  # candidates near each other: only pixels tell them apart
+            names = [picture.sha256 for picture in prints]  # candidates near each other: only pixels tell them apart
         candidates = names if generation else [plain(answer) for answer in record.answers] or [record.instruction]
         label = candidates[record.preferred - 1] if record.preferred in (1, 2) and len(candidates) == 2 else ""
         about = (record.task, plain(record.prompt), *([] if generation else names))
@@ -152,7 +150,7 @@ def number_of(*parts: object) -> int:
 
 def pixels_of(prints: Sequence[Fingerprint]) -> int:
     """Return a number that is the same for the same media in any order."""
-    return number_of(*sorted(found.sha256 for found in prints))
+    return number_of(*sorted(picture.sha256 for picture in prints))
 
 
 def plain(text: str) -> str:

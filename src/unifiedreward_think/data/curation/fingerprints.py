@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from unifiedreward_think.media import FrameSampling, MediaError, image_paths, open_image, pixel_sha256
+from unifiedreward_think.errors import MediaError
+from unifiedreward_think.media import FrameSampling, image_paths, open_image, pixel_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,28 +10,18 @@ the same ratio. The order of the groups comes from a digest, so that new rows mo
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unifiedreward_think.data.arguments import command
 from unifiedreward_think.data.curation.cleaning import plain
-from unifiedreward_think.data.formats.files import BadRow, DataError
-from unifiedreward_think.data.shards import (
-    PART_ROWS,
-    Part,
-    Removal,
-    ShardFolder,
-    Stored,
-    as_json,
-    described,
-    read_tracked,
-)
+from unifiedreward_think.data.formats.files import DataError
+from unifiedreward_think.data.shards import ShardFolder, as_json, described, read_tracked
 from unifiedreward_think.data.sources.mixture import read_mixture, select, shares
-from unifiedreward_think.entry import run_main
-from unifiedreward_think.records import digest
+from unifiedreward_think.flags import Amount, Seed, ranged
+from unifiedreward_think.records import Trace, digest
 from unifiedreward_think.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -39,6 +29,7 @@ if TYPE_CHECKING:
 
     Numbers = np.ndarray
 
+UNUSED = "not taken by the mixture"
 PARTS = ("train", "rejection_sampling", "heldout")
 
 
@@ -59,7 +50,7 @@ class Seen:
     names: dict[tuple[str, str], int] = field(default_factory=dict)
     draws: array[int] = field(default_factory=lambda: array("Q"))
 
-    def add(self, row: Stored, seed: int) -> None:
+    def add(self, row: Trace, seed: int) -> None:
         """Remember a row."""
         record = row.record
         self.keys.extend(group_keys(row))
@@ -68,7 +59,7 @@ class Seen:
         self.draws.append(digest("mixture", seed, record.id))
 
 
-def group_keys(row: Stored) -> list[int]:
+def group_keys(row: Trace) -> list[int]:
     """Return what ties a row to others: its prompt (a caption), its media, and the group its source gives."""
     record = row.record
     keys = [digest("media", path) for entry in record.media for path in entry]
@@ -91,15 +82,15 @@ def groups(keys: Sequence[int], ends: Sequence[int]) -> Numbers:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    found, column = np.unique(np.asarray(keys, np.uint64), return_inverse=True)
+    unique_keys, column = np.unique(np.asarray(keys, np.uint64), return_inverse=True)
     row: Numbers = np.repeat(np.arange(len(ends), dtype=np.int32), np.diff(np.asarray(ends, np.int64), prepend=0))
-    nodes = len(ends) + len(found)  # rows and keys; an edge ties a row to each of its keys
+    nodes = len(ends) + len(unique_keys)  # rows and keys; an edge ties a row to each of its keys
     edges = (row, (column + len(ends)).astype(np.int32))
     del column
     links = coo_array((np.ones(len(row), bool), edges), shape=(nodes, nodes))
     count, part = connected_components(links, directed=False)
     smallest = np.full(count, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(smallest, part[len(ends) :], found)
+    np.minimum.at(smallest, part[len(ends) :], unique_keys)
     names: Numbers = smallest[part[: len(ends)]]
     return names
 
@@ -187,13 +178,13 @@ def split(
     settings = {name: {**about, "settings": {**chosen, "part": name}} for name in PARTS}
     shards = {name: ShardFolder(output / name, settings[name]) for name in PARTS}
     if not all(folder.finished for folder in shards.values()):
-        found, used = _decided(folders, parts, seed, mixture)
+        part_of_row, used = _decided(folders, parts, seed, mixture)
         for number, name in enumerate(PARTS):
-            shards[name].done = 0  # a part that a kill left unfinished starts over, and comes out as it was
-            rows = read_tracked(folders, f"writing {name}")
-            mine = ((i, row) for i, (_, _, row) in enumerate(rows) if found[i] == number)
-            while chunk := list(islice(mine, PART_ROWS)):
-                shards[name].write(_part(chunk, used), len(chunk))
+            rows = enumerate(read_tracked(folders, f"writing {name}"))
+            rows_of_part = (
+                ("", 0, row, "" if used[i] else UNUSED) for i, (_, _, row) in rows if part_of_row[i] == number
+            )
+            shards[name].write_decided(rows_of_part)
     return {name: shards[name].finish(settings[name])["counts"] for name in PARTS}
 
 
@@ -208,37 +199,24 @@ def _decided(
         seen.add(row, seed)
     order = {name: rank for rank, name in enumerate(sorted(seen.names))}  # whichever row comes first
     strata = np.array([order[name] for name in seen.names], np.int64)[np.asarray(seen.strata, np.int64)]
-    found = assign(groups(seen.keys, seen.ends), strata, parts, seed)
+    part_of_row = assign(groups(seen.keys, seen.ends), strata, parts, seed)
     if mixture is None:
-        return found, np.ones(len(found), bool)
+        return part_of_row, np.ones(len(part_of_row), bool)
     sources = sorted({source for source, _ in order})
     source_of = np.array([sources.index(source) for source, _ in order], np.int64)
-    return found, mixed(source_of[strata], sources, seen.draws, mixture)
-
-
-def _part(chunk: Iterable[tuple[int, Stored]], used: Numbers) -> Part:
-    part = Part()
-    for i, row in chunk:
-        if used[i]:
-            part.rows.append(row)
-        else:
-            part.removals.append(Removal(BadRow("", 0, row.record.id, "not taken by the mixture"), broken=False))
-    return part
+    return part_of_row, mixed(source_of[strata], sources, seen.draws, mixture)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Split from the command line."""
     parser = command("split", __doc__, output=f"folder for the folders {', '.join(PARTS)}")
     add = parser.add_argument
-    add("--shares", type=float, nargs=3, default=[0.6, 0.3, 0.1], metavar=("TRAIN", "SAMPLING", "HELDOUT"))
+    shown = ("TRAIN", "SAMPLING", "HELDOUT")
+    add("--shares", type=ranged(Amount), nargs=3, default=[0.6, 0.3, 0.1], metavar=shown)
     add("--mixture", type=Path, help="YAML of source: weight, or source: all|first:N|end:N|random:N|random:P%%")
-    add("--seed", type=int, default=0, help="decides the order of the groups")
+    add("--seed", type=ranged(Seed), default=0, help="decides the order of the groups")
     args = parser.parse_args(arguments)
-    if min(args.shares) < 0 or not sum(args.shares) > 0:
-        parser.error("--shares are at least 0, and one of them above")
+    if not sum(args.shares) > 0:
+        parser.error("--shares: one of them must be above 0")
     mixture = read_mixture(args.mixture) if args.mixture else None
     print(as_json(split(args.input, args.output, parts=args.shares, seed=args.seed, mixture=mixture)), end="")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -8,21 +8,22 @@ train.json: item 2: no object
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unifiedreward_think.errors import InputError, RecordError
+from unifiedreward_think.strict_json import read_json
+from unifiedreward_think.terminal import note
 
 LISTED = 20
+REASON_LIMIT = 500  # a value quoted in a reason can be of any length
 SUFFIXES = (".json", ".jsonl")
 
 
 class DataError(InputError):
-    """Data files that cannot be used; the message names file, line and record, and the mend."""
+    """Data files that cannot be used; the message names file, line and record, and the fix."""
 
 
 class LeftOut(RecordError):
@@ -48,13 +49,22 @@ class BadRow:
         file: the data file, "" if unknown.
         line: line of a JSONL file or item number of a JSON list, from 1; 0 if unknown.
         record_id: "" if the row has no readable id.
-        reason: what is wrong and how to mend it.
+        reason: what is wrong and how to fix it.
     """
 
     file: str
     line: int
     record_id: str
     reason: str
+
+    @classmethod
+    def of(cls, place: Place, value: Any, reason: str) -> BadRow:
+        """Return the row at a place, named by its own id, or by that of the record in it."""
+        row = value if isinstance(value, dict) else {}
+        inner = row.get("record")
+        identity = inner.get("id") if isinstance(inner, dict) else row.get("id")
+        name = str(identity) if isinstance(identity, str | int) else ""
+        return cls(place.file, place.line, name, reason.removeprefix(f"record {name!r}: ")[:REASON_LIMIT])
 
     def __str__(self) -> str:
         """Return the row as one line of a report."""
@@ -66,7 +76,7 @@ class BadRow:
 def report_left_out(bad: Sequence[BadRow]) -> None:
     """Say on stderr how many rows are left out, and which and why of the first LISTED."""
     if bad:
-        print(f"{len(bad)} bad rows left out:\n{format_bad_rows(bad)}", file=sys.stderr)
+        note(f"{len(bad)} bad rows left out:\n{format_bad_rows(bad)}")
 
 
 def format_bad_rows(bad: Sequence[BadRow]) -> str:
@@ -89,6 +99,15 @@ def data_file(name: str) -> Path:
     if not path.is_file():
         raise DataError(f"{name}: no such file; check the path")
     return path
+
+
+def is_url(medium: str) -> bool:
+    """Whether a medium is a URL and no path.
+
+    >>> is_url("https://example.org/a.png"), is_url("data:image/png;base64,AAAA"), is_url("data:1.png")
+    (True, True, False)
+    """
+    return "://" in medium[:12] or (medium.startswith("data:") and "," in medium[:200])
 
 
 def read_values(path: Path) -> Iterator[tuple[int, Any]]:
@@ -115,7 +134,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 value = _parse(line)
             except (ValueError, RecursionError) as error:
-                value = RecordError(f"not valid JSON ({error}); mend or remove the line")
+                value = RecordError(f"not valid JSON ({error}); fix or remove the line")
             yield number, value
 
 
@@ -124,26 +143,33 @@ def _read_list(path: Path) -> Iterator[tuple[int, Any]]:
         values = _parse(path.read_bytes() or b"[]")
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: not valid JSON ({error}); mend it, or name it .jsonl if each line is an object"
+            f"{path}: not valid JSON ({error}); fix it, or name it .jsonl if each line is an object"
         ) from error
     if not isinstance(values, list):
         raise DataError(f"{path}: expected a JSON list of rows, found {type(values).__name__}")
     yield from enumerate(values, start=1)
 
 
-def parse_yaml(text: str, name: str) -> dict[str, Any]:
+def parse_yaml(text: str, name: str, *, as_written: bool = False) -> dict[str, Any]:
     """Return the keys and values of a YAML text; `name` is for errors.
+
+    Args:
+        text: the YAML.
+        name: of its file.
+        as_written: a plain word such as `no` is a text (`yaml_loaders.AsWritten`), not the False of YAML 1.1.
 
     Raises:
         DataError: it is no YAML, or no keys and values.
     """
     import yaml
 
+    from unifiedreward_think.data.formats.yaml_loaders import AsWritten, OnceEach
+
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, AsWritten if as_written else OnceEach)
     # The last four: a date that does not exist, a tag whose value does not fit, brackets too deep.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{name}: not valid YAML ({error}); mend it") from error
+        raise DataError(f"{name}: not valid YAML ({error}); fix it") from error
     if not isinstance(values, dict):
         raise DataError(f"{name}: expected keys and values, found {type(values).__name__}")
     if odd := [key for key in values if not isinstance(key, str)]:
@@ -165,5 +191,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse(text: bytes) -> Any:
-    """Parse JSON; ValueError covers broken syntax, bytes that are no UTF-8, and numbers too long for Python."""
-    return json.loads(text.decode("utf-8-sig"))
+    """Parse JSON; ValueError covers broken syntax, a key written twice, bytes no UTF-8, and numbers too long."""
+    return read_json(text.decode("utf-8-sig"))

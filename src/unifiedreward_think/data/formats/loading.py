@@ -14,51 +14,38 @@ two released ones (`released.py`). Files are JSONL (`.jsonl`) or a JSON list (`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from unifiedreward_think.data.arguments import add_frames, frame_sampling
+from unifiedreward_think.data.arguments import FRAMES, ShownArguments, frame_sampling
 from unifiedreward_think.data.formats.files import (
+    REASON_LIMIT,
     BadRow,
     DataError,
     Place,
     data_file,
     format_bad_rows,
     read_values,
-    report_left_out,
 )
+from unifiedreward_think.data.formats.opening import media_problems
 from unifiedreward_think.data.formats.shapes import Origin, read_record, read_trace
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
-from unifiedreward_think.forms import PAIRWISE
-from unifiedreward_think.media import FrameSampling, MediaError, check_media
-from unifiedreward_think.progress import track
+from unifiedreward_think.flags import Parser
+from unifiedreward_think.forms import PAIRWISE, Form
+from unifiedreward_think.media import FrameSampling
+from unifiedreward_think.plain_text import holds_control
 from unifiedreward_think.records import PreferenceRecord, Trace
-from unifiedreward_think.tasks import TASKS
-
-__all__ = [
-    "BadRow",
-    "DataError",
-    "Loaded",
-    "Place",
-    "check_media_of",
-    "format_bad_rows",
-    "load_checked_records",
-    "load_checked_traces",
-    "load_records",
-    "load_traces",
-    "report_left_out",
-    "settle",
-]
+from unifiedreward_think.terminal import note
 
 Row = TypeVar("Row", PreferenceRecord, Trace)
-MEND = "fix these rows, or leave them out on purpose with skip_bad"
-REASON_LIMIT = 500  # a value quoted in a reason can be of any length
+FIX = "fix these rows, or leave them out on purpose with skip_bad"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +62,30 @@ class Loaded(Generic[Row]):
     bad: list[BadRow] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
 
+    def only(self, wanted: Callable[[Row], bool] = lambda row: True, *, limit: int | None = None) -> Loaded[Row]:
+        """Return the first `limit` of the usable rows that are wanted, with their places, and the bad ones."""
+        return self._chosen([i for i, row in enumerate(self.rows) if wanted(row)][:limit], self.bad)
+
+    def without(self, reasons: Sequence[str]) -> Loaded[Row]:
+        """Return the rows whose reason is "", with their places; the others are among the bad ones, with theirs."""
+        bad = [
+            BadRow(*place, record_of(row).id, reason[:REASON_LIMIT])
+            for row, place, reason in zip(self.rows, self.places, reasons, strict=True)
+            if reason
+        ]
+        return self._chosen([i for i, reason in enumerate(reasons) if not reason], self.bad + bad)
+
+    def _chosen(self, numbers: Sequence[int], bad: list[BadRow]) -> Loaded[Row]:
+        return Loaded([self.rows[i] for i in numbers], bad, [self.places[i] for i in numbers])
+
 
 def load_records(
-    files: Sequence[str], *, media_root: str | None = None, skip_bad: bool = False, need_label: bool = True
+    files: Sequence[str],
+    *,
+    media_root: str | None = None,
+    skip_bad: bool = False,
+    need_label: bool = True,
+    form: Form = PAIRWISE,
 ) -> Loaded[PreferenceRecord]:
     """Read records from records, traces (their record is taken) and released rows of both kinds.
 
@@ -88,7 +96,8 @@ def load_records(
             with the folder's name in front where two of the files have the same stem.
         media_root: folder that relative media paths start from; by default the folder of their data file.
         skip_bad: return unusable rows in `bad` in place of raising.
-        need_label: a record without `preferred` is unusable.
+        need_label: a record without a label is unusable.
+        form: what will be asked; a record that cannot be asked so is unusable.
 
     Raises:
         DataError: a file is missing, empty, of unknown kind or no JSON list; or, after all files were read, a row is
@@ -97,10 +106,10 @@ def load_records(
 
     def read(row: Mapping[str, Any], origin: Origin) -> PreferenceRecord:
         record = read_record(row, origin)
-        if record.count != PAIRWISE.candidates:
-            raise RecordError(f"has {record.count} candidates; this command compares {PAIRWISE.candidates}")
-        if need_label and record.preferred is None:
-            raise RecordError('preferred is missing; write 1, 2 or "tie"')
+        if misfit := form.misfit(record):
+            raise RecordError(misfit)
+        if need_label and record.preferred is None and not form.decides(record):
+            raise RecordError('preferred is missing; write 1, 2 or "tie" (or scores and their scale)')
         return record
 
     return settle(_load(files, read, media_root), skip_bad=skip_bad)
@@ -112,12 +121,15 @@ def undecided(records: Iterable[PreferenceRecord]) -> dict[str, int]:
     return {"ties left out": labels.count("tie"), "unlabelled pairs left out": labels.count(None)}
 
 
-def load_traces(files: Sequence[str], *, media_root: str | None = None, skip_bad: bool = False) -> Loaded[Trace]:
+def load_traces(
+    files: Sequence[str], *, media_root: str | None = None, skip_bad: bool = False, form: Form = PAIRWISE
+) -> Loaded[Trace]:
     """Read traces from our own trace files and the released SFT files.
 
-    A record may have one trace in each order. Arguments and errors are those of `load_records`.
+    A record may have one trace in each order. `form` reads the completions; the other arguments and the errors are
+    those of `load_records`.
     """
-    return settle(_load(files, read_trace, media_root), skip_bad=skip_bad)
+    return settle(_load(files, partial(read_trace, form=form), media_root), skip_bad=skip_bad)
 
 
 def load_checked_records(
@@ -128,54 +140,30 @@ def load_checked_records(
     skip_bad: bool = False,
     need_label: bool = True,
     limit: int | None = None,
+    form: Form = PAIRWISE,
 ) -> Loaded[PreferenceRecord]:
     """Load records, then open all of their media once; errors as in `load_records`, unreadable media included.
 
     With a `limit`, only so many usable rows are taken, and no media of others are opened.
     """
-    loaded = load_records(files, media_root=media_root, skip_bad=skip_bad, need_label=need_label)
-    loaded = Loaded(loaded.rows[:limit], loaded.bad, loaded.places[:limit])
+    read = partial(load_records, media_root=media_root, skip_bad=skip_bad, need_label=need_label, form=form)
+    loaded = read(files).only(limit=limit)
+    _note_control_tokens(loaded.rows)
     return settle(_without_bad_media(loaded, sampling), skip_bad=skip_bad)
 
 
 def load_checked_traces(
-    files: Sequence[str], *, sampling: FrameSampling, media_root: str | None = None, skip_bad: bool = False
+    files: Sequence[str],
+    *,
+    sampling: FrameSampling,
+    media_root: str | None = None,
+    skip_bad: bool = False,
+    form: Form = PAIRWISE,
 ) -> Loaded[Trace]:
     """Load traces, then open all of their media once; errors as in `load_records`, unreadable media included."""
-    loaded = load_traces(files, media_root=media_root, skip_bad=skip_bad)
+    loaded = load_traces(files, media_root=media_root, skip_bad=skip_bad, form=form)
+    _note_control_tokens(loaded.rows)
     return settle(_without_bad_media(loaded, sampling), skip_bad=skip_bad)
-
-
-def check_media_of(
-    records: Iterable[PreferenceRecord],
-    sampling: FrameSampling,
-    *,
-    places: Sequence[Place] | None = None,
-    progress: bool = True,
-) -> list[BadRow]:
-    """Open every media entry once and return the records whose media cannot be used.
-
-    Videos are decoded into the frame cache of `sampling`, where training finds them.
-
-    Args:
-        records: the records to check.
-        sampling: how videos become frames.
-        places: where each of the records stands, for the report.
-        progress: show on stderr how far it has come.
-    """
-    problems: dict[tuple[tuple[str, ...], str], str] = {}
-    bad = []
-    records = list(records)
-    for i, record in enumerate(track(records, "checking media", unit="record") if progress else records):
-        kind = TASKS[record.task].media_kind
-        for entry in record.media:
-            if (entry, kind) not in problems:
-                problems[entry, kind] = _media_problem(entry, kind, sampling)
-        found = dict.fromkeys(problems[entry, kind] for entry in record.media if problems[entry, kind])
-        if found:
-            file, line = places[i] if places is not None else ("", 0)
-            bad.append(BadRow(file, line, record.id, "; ".join(found)[:REASON_LIMIT]))
-    return bad
 
 
 def settle(loaded: Loaded[Row], *, skip_bad: bool) -> Loaded[Row]:
@@ -187,7 +175,7 @@ def settle(loaded: Loaded[Row], *, skip_bad: bool) -> Loaded[Row]:
     if loaded.bad and not skip_bad:
         total = len(loaded.rows) + len(loaded.bad)
         report = format_bad_rows(loaded.bad)
-        raise DataError(f"{len(loaded.bad)} of {total} rows cannot be used:\n{report}\n{MEND}")
+        raise DataError(f"{len(loaded.bad)} of {total} rows cannot be used:\n{report}\n{FIX}")
     if not loaded.rows:
         raise DataError(f"no usable row is left:\n{format_bad_rows(loaded.bad)}")
     return loaded
@@ -212,7 +200,7 @@ def _load(
                 item = read(_as_object(value), Origin(f"{stem}-{number}", stem, root))
                 _check_first(_key(item), place, seen)
             except RecordError as error:
-                loaded.bad.append(_bad_row(place, value, str(error)))
+                loaded.bad.append(BadRow.of(place, value, str(error)))
                 continue
             loaded.rows.append(item)
             loaded.places.append(place)
@@ -240,31 +228,20 @@ def _key(item: PreferenceRecord | Trace) -> tuple[str, ...]:
     return (item.record.id, item.order, item.completion) if isinstance(item, Trace) else (item.id, "")
 
 
-def _record(item: PreferenceRecord | Trace) -> PreferenceRecord:
+def record_of(item: PreferenceRecord | Trace) -> PreferenceRecord:
+    """Return a record, or that of a trace."""
     return item.record if isinstance(item, Trace) else item
 
 
-def _bad_row(place: Place, value: Any, reason: str) -> BadRow:
-    row = value if isinstance(value, dict) else {}
-    inner = row.get("record")
-    identity = inner.get("id") if isinstance(inner, dict) else row.get("id")
-    name = str(identity) if isinstance(identity, str | int) else ""
-    return BadRow(place.file, place.line, name, reason.removeprefix(f"record {name!r}: ")[:REASON_LIMIT])
+def _note_control_tokens(rows: Sequence[PreferenceRecord | Trace]) -> None:
+    completions = [row.completion if isinstance(row, Trace) else "" for row in rows]
+    if count := sum(map(holds_control, map(record_of, rows), completions)):
+        subject = "1 row holds" if count == 1 else f"{count} rows hold"
+        note(f"{subject} control tokens of a model in its texts, such as <|im_end|>: shown as text")
 
 
 def _without_bad_media(loaded: Loaded[Row], sampling: FrameSampling) -> Loaded[Row]:
-    found = check_media_of(map(_record, loaded.rows), sampling, places=loaded.places)
-    out = {Place(row.file, row.line) for row in found}
-    good = [i for i, place in enumerate(loaded.places) if place not in out]
-    return Loaded([loaded.rows[i] for i in good], loaded.bad + found, [loaded.places[i] for i in good])
-
-
-def _media_problem(entry: tuple[str, ...], kind: str, sampling: FrameSampling) -> str:
-    try:
-        check_media(entry, kind, sampling)
-    except MediaError as error:
-        return str(error)
-    return ""
+    return loaded.without(media_problems([record_of(row) for row in loaded.rows], sampling))
 
 
 def _count(records: Sequence[PreferenceRecord]) -> str:
@@ -280,25 +257,25 @@ def _count(records: Sequence[PreferenceRecord]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check data files from the command line; return 1 if a row cannot be used."""
-    parser = argparse.ArgumentParser(description="Check preference data and count it by task and label.")
+    parser = Parser("Check preference data and count it by task and label.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="data files, .jsonl or .json")
     parser.add_argument("--kind", choices=["records", "traces"], default="records", help="what the rows must be")
     parser.add_argument("--media-root", help="folder of the media (default: that of each data file)")
-    add_frames(parser)
+    parser.add(ShownArguments, *FRAMES)
     args = parser.parse_args(arguments)
     load = load_checked_traces if args.kind == "traces" else load_checked_records
-    with tempfile.TemporaryDirectory() as cache:
-        sampling = frame_sampling(args, Path(cache))
+    with tempfile.TemporaryDirectory() as folder:
+        sampling = frame_sampling(args, Path(folder))
         try:
             loaded = load(args.files, sampling=sampling, media_root=args.media_root, skip_bad=True)
         except DataError as error:
             print(error, file=sys.stderr)
             return 1
-    print(_count([_record(row) for row in loaded.rows]))
+    print(_count([record_of(row) for row in loaded.rows]))
     if loaded.bad:
         print(f"{len(loaded.bad)} rows cannot be used:\n{format_bad_rows(loaded.bad)}", file=sys.stderr)
     return 1 if loaded.bad else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(lambda: sys.exit(main()))

@@ -5,21 +5,24 @@
 >>> record = read_problem(row, name="train-1", source="train")
 >>> record.task, record.preferred, record.prompt, record.media
 ('image_generation', 2, 'a red kite', (('a.png',), ('b.png',)))
->>> record.instruction
-'Which fits? Text Caption: [a red kite]'
+>>> record.instruction, record.places
+('Which fits? Text Caption: [a red kite]', (0, 0))
 
 The files hold no task: it follows from what the answer calls the candidates and from the number of media files. Columns
-other than those named here are left alone.
+other than those named here are left alone. Pictures go where the marks stand, <image> or <video>: one for each file, or
+one for each video. These are the only texts in which they are marks; `export` writes other ones apart (`plain_text`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, islice
 from typing import Any
 
 from unifiedreward_think.errors import RecordError
-from unifiedreward_think.records import PreferenceRecord, Preferred, Trace
+from unifiedreward_think.plain_text import as_written
+from unifiedreward_think.records import PreferenceRecord, Trace
 from unifiedreward_think.verdict import NOUNS, answer_text, parse, read_answer
 
 MEDIA_KEYS = ("images", "image", "video")
@@ -39,13 +42,13 @@ def read_problem(row: Mapping[str, Any], *, name: str, source: str) -> Preferenc
     Raises:
         RecordError: a part is missing or of the wrong type, or the media do not fit what `solution` compares.
     """
-    said = row.get("solution")
-    if not isinstance(said, str):
-        raise RecordError(f"solution is {said!r}; write {_ALLOWED}")
+    solution = row.get("solution")
+    if not isinstance(solution, str):
+        raise RecordError(f"solution is {solution!r}; write {_ALLOWED}")
     for noun in NOUNS:
-        if (winner := read_answer(said, noun)) is not None:
+        if (winner := read_answer(solution, noun)) is not None:
             return _record(row, row["problem"], noun, winner, name=name, source=source)
-    raise RecordError(f"solution is {said!r}; write {_ALLOWED}")
+    raise RecordError(f"solution is {solution!r}; write {_ALLOWED}")
 
 
 def read_conversation(row: Mapping[str, Any], *, name: str, source: str) -> Trace:
@@ -71,34 +74,52 @@ def read_conversation(row: Mapping[str, Any], *, name: str, source: str) -> Trac
     instruction, completion = (turn.get("value") for turn in turns)
     if not isinstance(completion, str):
         raise RecordError(f"the gpt turn must be a string, found {completion!r}")
-    for noun in NOUNS:
+    for noun in NOUNS:  # these files compare two: no other form is read here
         if (winner := parse(completion, noun).winner) is not None:
             record = _record(row, instruction, noun, winner, name=name, source=source)
-            return Trace(record=record, completion=completion)
+            return Trace(record=record, completion=as_written(completion))
     raise RecordError(f"the gpt turn must end with an <answer> block that says {_ALLOWED}")
 
 
 def _record(
     row: Mapping[str, Any], text: object, noun: str, winner: int, *, name: str, source: str
 ) -> PreferenceRecord:
-    instruction = PLACEHOLDER.sub("", text).strip() if isinstance(text, str) else ""
-    if not instruction:
+    pieces = list(map(as_written, PLACEHOLDER.split(text.strip()))) if isinstance(text, str) else []
+    instruction = "".join(pieces)
+    if not instruction.strip():
         raise RecordError(f"the instruction must be a text that is not empty, found {text!r}")
     identity = row.get("id", name)
     if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == "":
         raise RecordError(f"id is {identity!r}; write a string or a whole number, or leave it out")
     task, media = _media(noun, *_files(row))
+    places = _places(list(accumulate(map(len, pieces[:-1]))), media)
     caption = _CAPTION.search(instruction)
-    preferred: Preferred = 1 if winner == 1 else 2
     return PreferenceRecord(
         id=str(identity),
         task=task,
-        prompt=caption.group(1).strip() if caption else instruction,
+        prompt=caption.group(1).strip() if caption else instruction.strip(),
         media=media,
-        preferred=preferred,
+        preferred=winner,
         source=row["source"] if isinstance(row.get("source"), str) else source,
         instruction=instruction,
+        places=places,
     )
+
+
+def _places(marks: list[int], media: Sequence[Sequence[str]]) -> tuple[int, ...]:
+    """Return the places of media entries; those of all frames where text stands between two frames of an entry."""
+    files = sum(map(len, media))
+    if len(marks) not in (files, len(media)):
+        counted = f"{len(marks)} mark{'s' * (len(marks) != 1)} (<image> or <video>)"
+        raise RecordError(
+            f"the text holds {counted} for {files} picture{'s' * (files != 1)}; write one where each picture goes"
+        )
+    if len(marks) == files:
+        rest = iter(marks)
+        groups = [set(islice(rest, len(entry))) for entry in media]
+        if all(len(group) == 1 for group in groups):
+            return tuple(group.pop() for group in groups)
+    return tuple(marks)
 
 
 def _files(row: Mapping[str, Any]) -> tuple[str, list[str]]:

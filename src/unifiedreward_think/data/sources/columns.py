@@ -49,8 +49,8 @@ class Finder:
         renamed: expected name -> the name found, as given on the command line.
     """
 
-    def __init__(self, source: str, found: Sequence[str], renamed: Mapping[str, str]) -> None:
-        self._source, self._found, self._renamed = source, list(found), renamed
+    def __init__(self, source: str, columns: Sequence[str], renamed: Mapping[str, str]) -> None:
+        self._source, self._found, self._renamed = source, list(columns), renamed
 
     def column(self, spec: Spec, *, where: str) -> Column:
         """Return the column a specification means.
@@ -84,8 +84,8 @@ class Finder:
         return places
 
     def _error(self, wanted: Sequence[str], where: str, several: Sequence[str]) -> DataError:
-        found = ", ".join(map(repr, self._found)) or "none"
-        text = f"source {self._source}: {where} needs the column {' or '.join(wanted)}; found {found}"
+        columns = ", ".join(map(repr, self._found)) or "none"
+        text = f"source {self._source}: {where} needs the column {' or '.join(wanted)}; found {columns}"
         if several:
             return DataError(f"{text}; several match ({', '.join(several)}): write its name in the declaration")
         near = closest(wanted[0], self._found)
@@ -93,13 +93,13 @@ class Finder:
         return DataError(f"{text}; {hint}; or write the right name in the declaration")
 
 
-def closest(wanted: str, found: Sequence[str]) -> str | None:
-    """Return the name among `found` that is most like `wanted`, case and punctuation apart.
+def closest(wanted: str, names: Sequence[str]) -> str | None:
+    """Return the name among `names` that is most like `wanted`, case and punctuation apart.
 
     >>> closest("votes_image1", ["prompt", "VotesImage_1", "votes_image_2"]), closest("prompt", ["x"])
     ('VotesImage_1', None)
     """
-    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(found)}
+    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
     near = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", wanted.lower()), plain, n=1, cutoff=0.6)
     return plain[near[0]] if near else None
 
@@ -145,10 +145,10 @@ def _searcher(
         if not isinstance(text, str):
             raise RecordError(f"{where}: expected a text, found {str(text)[:80]!r} ({type(text).__name__})")
         for pattern in compiled:
-            if found := pattern.findall(text):
-                if parts.get("once") and len(found) > 1:
-                    raise RecordError(f"{where}: the pattern fits {len(found)} times, expected once: {text[-120:]!r}")
-                return found[-1]
+            if matches := pattern.findall(text):
+                if parts.get("once") and len(matches) > 1:
+                    raise RecordError(f"{where}: the pattern fits {len(matches)} times, expected once: {text[-120:]!r}")
+                return matches[-1]
         raise RecordError(f"{where}: none of the patterns fits {text[-120:]!r}")
 
     return search

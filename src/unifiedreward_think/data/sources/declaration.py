@@ -76,18 +76,18 @@ class Source:
     licence: str = ""
     about: str = ""
 
-    def finder(self, found: Sequence[str], renamed: Mapping[str, str] | None = None) -> Finder:
-        """Return what looks columns up in data with the columns `found`."""
-        return Finder(self.name, found, renamed or {})
+    def finder(self, columns: Sequence[str], renamed: Mapping[str, str] | None = None) -> Finder:
+        """Return what looks columns up in data of these columns."""
+        return Finder(self.name, columns, renamed or {})
 
-    def mapping(self, found: Sequence[str], renamed: Mapping[str, str] | None = None) -> ColumnMapping:
+    def mapping(self, columns: Sequence[str], renamed: Mapping[str, str] | None = None) -> ColumnMapping:
         """Return the columns of rows of pairs.
 
         Raises:
             DataError: a column is missing; the message names those found and expected, and the closest.
         """
         added = PAIRINGS[self.pairs["kind"]][3]
-        finder = self.finder([*found, *(name for name in added if name not in found)], renamed)
+        finder = self.finder([*columns, *(name for name in added if name not in columns)], renamed)
         many = {
             key: tuple(finder.column(spec, where=f"fields.{key}") for spec in self.fields.get(key, []))
             for key in ("media", "answers", "group")
@@ -124,7 +124,7 @@ def read_source(text: str, name: str) -> Source:
     Raises:
         DataError: it is no YAML, a key is unknown or missing, or a value cannot mean what it says.
     """
-    values = parse_yaml(text, name)
+    values = parse_yaml(text, name, as_written=True)
     known = {entry.name for entry in fields(Source)}
     if unknown := set(values) - known:
         raise DataError(f"{name}: unknown key {min(map(str, unknown))!r}; known: {', '.join(sorted(known))}")
@@ -164,14 +164,22 @@ def _problem(source: Source) -> str:
         return "fields need a prompt, and media: 2 columns for generation, at least 1 for understanding"
     if counts["answers"] != (0 if generation else 2):
         return "fields.answers are 2 columns for understanding, none for generation"
+    sides = {
+        "fields.media": source.fields["media"] if generation else [],
+        "fields.answers": source.fields.get("answers", []),
+        "label": [source.label.get(side, side) for side in ("first", "second")],
+    }
+    for key, specs in sides.items():
+        if len(specs) == 2 and specs[0] == specs[1]:
+            return f"{key}: {specs[0]!r} is the same column for both candidates; name two"
     return ""
 
 
 def _specs(part: Any) -> list[Mapping[str, Any]]:
     """Return every column specification that is a mapping, however deep."""
     if isinstance(part, Mapping):
-        own = [part] if part and set(part) <= SPEC_KEYS and set(part) & {"any", "match"} else []
-        return own + [spec for value in part.values() for spec in _specs(value)]
+        here = [part] if part and set(part) <= SPEC_KEYS and set(part) & {"any", "match"} else []
+        return here + [spec for value in part.values() for spec in _specs(value)]
     return [spec for value in part for spec in _specs(value)] if isinstance(part, list) else []
 
 

@@ -59,6 +59,14 @@ def label_rule(declared: Mapping[str, Any], finder: Finder) -> Rule:
     if unknown := set(declared) - RULE_KEYS[name] - {"rule", "ties"}:
         known = ", ".join(sorted(RULE_KEYS[name]))
         raise DataError(f"label: unknown key {min(unknown)!r}; rule {name!r} takes {known or 'none'}")
+    for key in ("votes", "smaller_wins"):
+        if not isinstance(declared.get(key, False), bool):
+            raise DataError(f"label: {key} is {declared[key]!r}; write true or false")
+    for key in ("min_margin", "min_votes"):
+        if not isinstance(declared.get(key, 0), int | float):
+            raise DataError(f"label: {key} is {declared[key]!r}; write a number")
+    if declared.get("margin", "share") not in ("share", "difference"):
+        raise DataError(f"label: margin is {declared['margin']!r}; choose 'share' or 'difference'")
     rule = _rule(name, declared, finder)
     ties = declared.get("ties", "keep")
     if ties not in ("keep", "leave_out"):
@@ -121,16 +129,26 @@ def _marked(column: Column) -> Rule:
 
 def _words(column: Column, declared: Mapping[str, Any]) -> Rule:
     sides: dict[str, Preferred] = {"first": 1, "second": 2, "tie": "tie"}
-    meaning = {str(word).lower(): sides[side] for side in sides for word in declared.get(side, [])}
+    meaning: dict[str, Preferred] = {}
+    for side, preferred in sides.items():
+        for word in map(_word, declared.get(side, [])):
+            if meaning.setdefault(word, preferred) != preferred:
+                raise DataError(f"label: the word {word!r} stands for two of first, second and tie; keep one")
 
     def rule(row: Mapping[str, Any]) -> Label:
         word = column.get(row)
-        known = meaning.get(str(word).strip().lower())
+        if word is None or word != word:  # null, and what pandas makes of it
+            raise RecordError(f"{column.name} is empty; expected one of {', '.join(meaning)}")
+        known = meaning.get(_word(word))
         if known is None:
             raise RecordError(f"{column.name} says {str(word)[:60]!r}; expected one of {', '.join(meaning)}")
         return Label(known)
 
     return rule
+
+
+def _word(value: Any) -> str:
+    return str(value).strip().lower()
 
 
 def _number(value: Any, name: str) -> float:

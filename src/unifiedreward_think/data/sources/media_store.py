@@ -16,21 +16,24 @@ import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from unifiedreward_think.data.formats.files import DataError, LeftOut
+from unifiedreward_think.checksums import sha256_if_there
+from unifiedreward_think.data.formats.files import DataError, LeftOut, is_url
 from unifiedreward_think.errors import RecordError
-from unifiedreward_think.writing import write_whole
+from unifiedreward_think.writing import keep
 
 Location = Literal["bytes", "path", "frames", "any"]
 LOCATIONS: tuple[Location, ...] = ("bytes", "path", "frames", "any")
 FOLDER = "media"  # of the output
 MAX_FILE_BYTES = 512 * 2**20  # a longer picture or clip is no honest one
 MAX_RATIO = 200  # pictures and clips are compressed already: zip hardly shrinks them
+THREADS = 8  # that read stored files again
 SMALL = 2**20  # below this a member may compress as it likes (drawings do)
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": ".png",
@@ -98,7 +101,7 @@ class MediaStore:
             raise RecordError(f"media is {str(value)[:60]!r} ({type(value).__name__}); expected a path or bytes")
         if self._location == "bytes":
             raise RecordError(f"media is {value[:60]!r}; this source holds pictures as bytes: use its parquet files")
-        if "://" in value[:12] or value.startswith("data:"):
+        if is_url(value):
             return self._url(value)
         if self._members and (name := inside(self._folder, value)) in self._members:
             return self._member(name)
@@ -147,8 +150,7 @@ class MediaStore:
         suffix = suffix or _suffix(data)
         name = hashlib.sha256(data).hexdigest()
         file = self._output / FOLDER / name[:2] / f"{name[:32]}{suffix}"
-        if not file.exists():
-            write_whole(file, data, cache=True)  # no half-written file that a later run would trust
+        keep(file, data)
         return f"{FOLDER}/{name[:2]}/{file.name}"
 
 
@@ -162,6 +164,19 @@ def inside(folder: str, path: str) -> str:
     if full.startswith(("../", "/")) or full == "..":
         raise RecordError(f"media {path[:200]!r} leaves its folder; paths must stay inside it")
     return full
+
+
+def damaged(output: Path, paths: Iterable[str]) -> list[str]:
+    """Return which of the files stored in an output are not there, or not what they were: digests are their names.
+
+    Args:
+        output: of the import.
+        paths: of media, as a record names them; those of files that are not stored here are passed over.
+    """
+    stored = [path for path in paths if path.startswith(f"{FOLDER}/")]
+    with ThreadPoolExecutor(THREADS) as threads:
+        digests = threads.map(lambda path: sha256_if_there(output / path), stored)
+        return [path for path, sha256 in zip(stored, digests, strict=True) if sha256[:32] != PurePosixPath(path).stem]
 
 
 def sweep(output: Path) -> None:

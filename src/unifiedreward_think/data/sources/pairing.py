@@ -12,10 +12,9 @@ What a pairing adds to a row: `ranked` and `best_and_worst` add `first`, `second
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 from unifiedreward_think.data.formats.files import DataError, LeftOut
 from unifiedreward_think.data.sources.columns import Finder
 from unifiedreward_think.errors import RecordError
+from unifiedreward_think.strict_json import read_json
 
 
 class PairRow(NamedTuple):
@@ -39,32 +39,28 @@ Pairing = Callable[[Rows, Finder, Mapping[str, Any]], Iterator[PairRow]]
 
 def plain(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> Iterator[PairRow]:
     """Yield each row as a pair."""
-    for number, row in rows:
-        yield PairRow(number, 0, _as_row(row))
+    return _of_each(rows, lambda values: [{}])
 
 
 def ranked(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> Iterator[PairRow]:
     """Yield every pair of candidates of different rank in rows that rank several (a smaller rank is better)."""
     media = finder.column(declared["media"], where="pairs.media")
     rank = finder.column(declared["rank"], where="pairs.rank")
-    for number, row in rows:
-        values = _as_row(row)
-        try:
-            if isinstance(values, RecordError):
-                raise values
-            files, ranks = media.get(values), rank.get(values)
-            if not isinstance(files, list) or not isinstance(ranks, list) or len(files) != len(ranks):
-                raise RecordError(f"{media.name} and {rank.name} must be lists of equal length")
-            places = [_mean(value, rank.name) for value in ranks]
-        except RecordError as error:
-            yield PairRow(number, 0, error)
-            continue
+
+    def pairs(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        files, ranks = media.get(values), rank.get(values)
+        if not isinstance(files, list) or not isinstance(ranks, list) or len(files) != len(ranks):
+            raise RecordError(f"{media.name} and {rank.name} must be lists of equal length")
+        places = [_mean(value, rank.name) for value in ranks]
         if len(set(places)) < 2:
-            yield PairRow(number, 0, LeftOut("no two candidates of different rank"))
-        pairs = ((i, j) for i, j in combinations(range(len(files)), 2) if places[i] != places[j])
-        for part, (i, j) in enumerate(pairs, start=1):
-            found = {"first": files[i], "second": files[j], "first_rank": places[i], "second_rank": places[j]}
-            yield PairRow(number, part, {**values, **found})
+            raise LeftOut("no two candidates of different rank")
+        return [
+            {"first": files[i], "second": files[j], "first_rank": places[i], "second_rank": places[j]}
+            for i, j in combinations(range(len(files)), 2)
+            if places[i] != places[j]
+        ]
+
+    return _of_each(rows, pairs, first=1)
 
 
 def best_and_worst(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> Iterator[PairRow]:
@@ -77,13 +73,11 @@ def best_and_worst(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> I
         finder.column(declared[key], where=f"pairs.{key}") for key in ("media", "score", "group", "prompt")
     )
     flag = finder.column(declared["meaningless"], where="pairs.meaningless") if "meaningless" in declared else None
-    found: dict[tuple[str, str], list[tuple[float, int, Mapping[str, Any]]]] = {}
+    extremes: dict[tuple[str, str], list[tuple[float, int, Mapping[str, Any]]]] = {}
     flags: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0])  # sum and number
     for number, row in rows:
-        values = _as_row(row)
         try:
-            if isinstance(values, RecordError):
-                raise values
+            values = _as_row(row)
             mean = _mean(score.get(values), score.name)
             key = (str(group.get(values)), str(prompt.get(values)))
             meaningless = 0.0 if flag is None else _mean(flag.get(values), flag.name)
@@ -92,10 +86,10 @@ def best_and_worst(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> I
             continue
         flags[key][0] += meaningless
         flags[key][1] += 1
-        rated = [*found.get(key, []), (mean, number, values)]
+        rated = [*extremes.get(key, []), (mean, number, values)]
         rated.sort(key=lambda item: (-item[0], item[1]))
-        found[key] = [rated[0], rated[-1]] if len(rated) > 1 else rated
-    for key, rated in found.items():
+        extremes[key] = [rated[0], rated[-1]] if len(rated) > 1 else rated
+    for key, rated in extremes.items():
         (high, number, best), (low, _, worst) = rated[0], rated[-1]
         if flags[key][0] > 0.5 * flags[key][1]:
             yield PairRow(number, 0, LeftOut("most annotators call the prompt meaningless"))
@@ -113,42 +107,33 @@ def clips(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> Iterator[P
     """
     file = Path(declared["folder"]) / declared["metadata"]
     try:
-        entries = json.loads(file.read_bytes())
+        entries = read_json(file.read_bytes())
         basics = [entry["basic"] for entry in entries]
         paths = [basic["clip_path"] for basic in basics if basic["clip_duration"] >= declared["min_seconds"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{file}: expected a list of {{basic: {{clip_path, clip_duration}}}} ({error!r})") from error
     columns = [finder.column(declared[side], where=f"pairs.{side}") for side in ("first", "second")]
-    for number, row in rows:
-        values = _as_row(row)
-        try:
-            if isinstance(values, RecordError):
-                raise values
-            indices = [column.get(values) for column in columns]
-            if not all(type(index) is int and 0 <= index < len(paths) for index in indices):
-                raise RecordError(f"clips {indices} are not in {file.name}, which holds {len(paths)}")
-        except RecordError as error:
-            yield PairRow(number, 0, error)
-            continue
-        yield PairRow(number, 0, {**values, "first": paths[indices[0]], "second": paths[indices[1]]})
+
+    def pairs(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        indices = [column.get(values) for column in columns]
+        if not all(type(index) is int and 0 <= index < len(paths) for index in indices):
+            raise RecordError(f"clips {indices} are not in {file.name}, which holds {len(paths)}")
+        return [{"first": paths[indices[0]], "second": paths[indices[1]]}]
+
+    return _of_each(rows, pairs)
 
 
 def halves(rows: Rows, finder: Finder, declared: Mapping[str, Any]) -> Iterator[PairRow]:
     """Yield pairs whose media are one flat list: its first half is candidate 1, its second half candidate 2."""
     media = finder.column(declared["media"], where="pairs.media")
-    for number, row in rows:
-        values = _as_row(row)
-        try:
-            if isinstance(values, RecordError):
-                raise values
-            files = media.get(values)
-            if not isinstance(files, list) or not files or len(files) % 2:
-                raise RecordError(f"{media.name} is {str(files)[:60]}; expected a list of even length")
-        except RecordError as error:
-            yield PairRow(number, 0, error)
-            continue
-        half = len(files) // 2
-        yield PairRow(number, 0, {**values, "first": files[:half], "second": files[half:]})
+
+    def pairs(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        files = media.get(values)
+        if not isinstance(files, list) or not files or len(files) % 2:
+            raise RecordError(f"{media.name} is {str(files)[:60]}; expected a list of even length")
+        return [{"first": files[: len(files) // 2], "second": files[len(files) // 2 :]}]
+
+    return _of_each(rows, pairs)
 
 
 # Pairing -> its function, the keys it needs and those it may have, and the columns it adds to a row.
@@ -166,10 +151,27 @@ PAIRINGS: dict[str, tuple[Pairing, set[str], set[str], tuple[str, ...]]] = {
 }
 
 
-def _as_row(value: Any) -> Mapping[str, Any] | RecordError:
-    if isinstance(value, Mapping | RecordError):
-        return value
-    return RecordError(f"expected an object, found {type(value).__name__}")
+def _of_each(
+    rows: Rows, pairs: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]], *, first: int = 0
+) -> Iterator[PairRow]:
+    """Yield each row with what each of its pairs adds, numbered from `first`; or what is wrong with the row."""
+    for number, row in rows:
+        try:
+            values = _as_row(row)
+            added = pairs(values)
+        except RecordError as error:
+            yield PairRow(number, 0, error)
+            continue
+        for part, pair in enumerate(added, start=first):
+            yield PairRow(number, part, {**values, **pair})
+
+
+def _as_row(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, RecordError):
+        raise value
+    if not isinstance(value, Mapping):
+        raise RecordError(f"expected an object, found {type(value).__name__}")
+    return value
 
 
 def _mean(value: Any, name: str) -> float:

@@ -13,13 +13,15 @@ import csv
 import fnmatch
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.data.formats.files import DataError
 from unifiedreward_think.errors import RecordError
+from unifiedreward_think.strict_json import once_each, read_json
 
 Advance = Callable[[int], object]  # takes the bytes read since its last call
 Rows = Iterator[tuple[int, Any]]  # row number from 1, and its value
@@ -48,6 +50,16 @@ def read_rows(path: Path, *, columns: Sequence[str] | None = None, advance: Adva
     if not path.is_file():
         raise DataError(f"{path}: no such file; check the path")
     return READERS[path.suffix.lower()](path, columns, advance)
+
+
+def visible_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Return the files of some kinds in a folder and those below it, in the order of their names.
+
+    Hidden files and folders are no data: macOS leaves a ._name beside files on other disks, Jupyter and the Hub's tools
+    keep copies in folders such as .ipynb_checkpoints.
+    """
+    every = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
+    return [file for file in every if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 def column_names(path: Path) -> list[str]:
@@ -150,11 +162,11 @@ def _jsonl_rows(path: Path, columns: Sequence[str] | None, advance: Advance) -> 
 
 def _parse(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return read_json(line)
     except (ValueError, RecursionError) as error:
         if line.startswith(codecs.BOM_UTF8):
             return _parse(line[len(codecs.BOM_UTF8) :])
-        return RecordError(f"not valid JSON ({error}); mend or remove the line")
+        return RecordError(f"not valid JSON ({error}); fix or remove the line")
 
 
 def _json_rows(path: Path, columns: Sequence[str] | None, advance: Advance) -> Rows:
@@ -167,7 +179,7 @@ def _json_rows(path: Path, columns: Sequence[str] | None, advance: Advance) -> R
 
 
 def _items(file: Any, path: Path, advance: Advance) -> Iterator[Any]:
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=once_each)
     text, at, count = "", 0, 0
     opened = False
     reach = _CHUNK
@@ -198,7 +210,7 @@ def _items(file: Any, path: Path, advance: Advance) -> Iterator[Any]:
             at = after + (text[after] == ",")
             reach = _CHUNK
         if not more or len(text) - at > MAX_ROW_BYTES:
-            raise DataError(f"{path}: item {count + 1}: not valid JSON ({problem}); mend it or fetch the file again")
+            raise DataError(f"{path}: item {count + 1}: not valid JSON ({problem}); fix it or fetch the file again")
         reach *= 2  # an item longer than a chunk is not parsed again for every chunk
 
 
@@ -214,11 +226,17 @@ def _csv_rows(path: Path, columns: Sequence[str] | None, advance: Advance) -> Ro
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(_counted(file, advance), strict=True)
         try:
+            _each_once(reader.fieldnames or [], path)
             for number, row in enumerate(reader, start=1):
                 whole = None not in row and None not in row.values()
-                yield number, row if whole else RecordError("more or fewer cells than the header names; mend the row")
+                yield number, row if whole else RecordError("more or fewer cells than the header names; fix the row")
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}:{reader.line_num}: not readable as CSV ({error}); mend the line") from error
+            raise DataError(f"{path}:{reader.line_num}: not readable as CSV ({error}); fix the line") from error
+
+
+def _each_once(columns: Sequence[str], path: Path) -> None:
+    if twice := [name for name, times in Counter(columns).items() if times > 1]:
+        raise DataError(f"{path}: holds the column {twice[0]!r} twice; rename or remove one")
 
 
 def _counted(lines: Any, advance: Advance) -> Iterator[str]:
@@ -234,8 +252,9 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None, advance: Advance) -
     number = 0
     try:
         with ParquetFile(path, pre_buffer=False) as table:
-            found = table.schema_arrow.names
-            wanted = found if columns is None else [name for name in found if name in columns] or found
+            names = table.schema_arrow.names
+            _each_once(names, path)
+            wanted = names if columns is None else [name for name in names if name in columns] or names
             size = path.stat().st_size / max(1, table.metadata.num_rows)
             for batch in table.iter_batches(batch_size=_BATCH, columns=wanted):
                 advance(round(size * batch.num_rows))

@@ -5,13 +5,15 @@ No model is loaded and torch is not needed. Counts are exact: tests compare them
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.models.adapters import adapter_folder, base_of
+from unifiedreward_think.models.families import FAMILIES
+from unifiedreward_think.models.soundness import read_object, reading
 
 Config = Mapping[str, Any]
 Linears = dict[str, tuple[int, int]]  # name -> inputs, outputs
@@ -100,11 +102,13 @@ class Architecture:
 
 
 def load_architecture(model: str) -> Architecture:
-    """Read config.json in a folder, or of a model on the Hub.
+    """Read config.json in a folder, or of a model on the Hub; of an adapter, that of its base.
 
     Raises:
-        InputError: there is none, or its family is not covered.
+        InputError: there is none, it is damaged, or its family is not covered.
     """
+    if (adapter := adapter_folder(model)) is not None:
+        return load_architecture(base_of(adapter)[0])
     path = Path(model) / "config.json"
     if not path.is_file():
         from huggingface_hub import hf_hub_download
@@ -117,7 +121,8 @@ def load_architecture(model: str) -> Architecture:
                 f"{model}: no folder with a config.json, and not found on the Hub ({type(error).__name__}); "
                 "name the model that training starts from with --model"
             ) from error
-    return read_architecture(json.loads(path.read_text(encoding="utf-8")))
+    with reading(model, "its config.json"):
+        return read_architecture(read_object(path))
 
 
 def read_architecture(config: Config) -> Architecture:
@@ -133,9 +138,9 @@ def read_architecture(config: Config) -> Architecture:
     h, i, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     width = text.get("head_dim") or h // text["num_attention_heads"]
     queries, keys = width * text["num_attention_heads"], width * text["num_key_value_heads"]
-    qwen3 = family == "qwen3_vl"
+    head_norm = FAMILIES[family].head_norm
     # Qwen2 has biases on queries, keys and values; Qwen3 has a norm on each head of queries and keys instead.
-    more = 2 * width if qwen3 else queries + 2 * keys
+    more = 2 * width if head_norm else queries + 2 * keys
     layer = 2 * h + h * (queries + 2 * keys) + queries * h + 3 * h * i + more
     head = text["vocab_size"] * h
     tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
@@ -147,7 +152,7 @@ def read_architecture(config: Config) -> Architecture:
         vocabulary=text["vocab_size"],
         queries=queries,
         keys=keys,
-        head_norm=qwen3,
+        head_norm=head_norm,
         text=head * (1 if tied else 2) + layers * layer + h,
         head=head,
         connector=_connector(config, h),
@@ -157,7 +162,7 @@ def read_architecture(config: Config) -> Architecture:
 
 def _connector(config: Config, hidden: int) -> int:
     """Parameters of LLaVA-OneVision's projector and of its picture-end token; the others' mergers are in the tower."""
-    if config["model_type"] != "llava_onevision":
+    if not FAMILIES[config["model_type"]].projector:
         return 0
     return _linear(config["vision_config"]["hidden_size"], hidden) + _linear(hidden, hidden) + hidden
 
@@ -174,8 +179,8 @@ def _merger(hidden: int, merge: int, out: int) -> int:
 
 
 def _patch_values(vision: Config, channels: str) -> int:
-    found: int = vision.get(channels, 3) * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
-    return found
+    values: int = vision.get(channels, 3) * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
+    return values
 
 
 def _qwen2_5_vl(vision: Config, _: int) -> Tower:

@@ -13,6 +13,10 @@ from unifiedreward_think.training.memory.architecture import Architecture, Linea
 from unifiedreward_think.training.memory.job import GIB, Job
 
 RESERVE = 3 * GIB  # CUDA context, NCCL buffers, and what the allocator cannot use
+# vLLM 0.30 where nothing else is said, offline on a GPU of 70 GiB or more (its EngineArgs, CacheConfig).
+UTILIZATION = 0.92  # of the GPU's memory, for weights, KV cache and all else
+FORWARD_TOKENS = 16384  # of one forward: text, or pictures in the vision tower
+FORWARD_ROWS = 1024  # sequences that get their next token at a time
 HEAD_TILE = (4096, 32768)  # tokens and vocabulary of one tile of TRL's fused head
 
 
@@ -35,6 +39,8 @@ def plan(shape: Architecture, job: Job) -> Plan:
     Raises:
         InputError: a key has a value whose memory is not known here.
     """
+    if job.vllm:
+        return _engine(shape, job)
     phases = {}
     if job.stage == "sampling" or (job.stage == "grpo" and not job["use_vllm"]):
         phases["generation"] = _generation(shape, job)
@@ -42,6 +48,36 @@ def plan(shape: Architecture, job: Job) -> Plan:
         phases["training"] = _training(shape, job)
         phases["optimizer step"] = _step(shape, job)
     return Plan(always=_states(shape, job), phases=phases)
+
+
+def _engine(shape: Architecture, job: Job) -> Plan:
+    """Return what a vLLM engine needs on each of its GPUs to start: a KV cache that holds one sequence.
+
+    Raises:
+        InputError: the length that vLLM makes room for is not given, or too short for the longest row.
+    """
+    size, share, longest = job.weight_bytes, job.engine_gpus, job["max_model_len"]
+    row = prompt_length(shape, job) + job.completion_tokens
+    if longest is None or longest < row:
+        raise InputError(
+            f"max_model_len is {longest}: a row has up to {row} tokens, and vLLM starts where its KV cache holds one "
+            f"sequence of max_model_len, the model's own where it is not set; set it to {row} or more"
+        )
+    patches = FORWARD_TOKENS * shape.tower.merge**2
+    layer = FORWARD_TOKENS * (3 * shape.intermediate + 2 * shape.hidden) * size
+    generation = {
+        "KV cache": longest * cache_bytes(shape, job),
+        "vision": patches * vision_block(shape, size) // share,
+        "largest moment": max(layer, FORWARD_ROWS * shape.vocabulary * 12) // share,
+    }
+    outside = job.gpu_memory - int(UTILIZATION * job.gpu_memory)
+    always = {"weights": -(-size * shape.parameters // share), "left by vLLM": outside, "reserve": RESERVE}
+    return Plan(always=always, phases={"generation": generation})
+
+
+def cache_bytes(shape: Architecture, job: Job) -> int:
+    """Bytes that a token of the KV cache takes on a GPU of an engine."""
+    return 2 * shape.layers * shape.keys * job.weight_bytes // job.engine_gpus
 
 
 def prompt_length(shape: Architecture, job: Job) -> int:
@@ -59,12 +95,18 @@ def trainable(shape: Architecture, job: Job) -> int:
 def adapter(shape: Architecture, job: Job) -> int:
     """Parameters that LoRA adds: rank times inputs and outputs of each layer that it matches.
 
+    Without `lora_target_modules` these are the linear layers of the language model.
+
     Raises:
         InputError: the matching layers are not listed by name.
     """
     names = job["lora_target_modules"]
+    if names is None:
+        return int(job["lora_r"]) * shape.layers * sum(map(sum, shape.linears.values()))
     if not isinstance(names, list):
-        raise InputError(f"lora_target_modules: {names!r} is not a list of layers; name them, as q_proj")
+        raise InputError(
+            f"lora_target_modules: {names!r} is not a list of layers; name them, as q_proj, or leave the key out"
+        )
 
     def matched(linears: Linears) -> int:
         return sum(inputs + outputs for name, (inputs, outputs) in linears.items() if name in names)
@@ -95,14 +137,14 @@ def _states(shape: Architecture, job: Job) -> dict[str, int]:
         }
         states = {name: -(-value // job.gpus) for name, value in parts.items()}
     else:
-        own = 4 if job["use_peft"] else size  # peft keeps adapters in float32
+        trained_size = 4 if job["use_peft"] else size  # peft keeps adapters in float32
         buckets = 2 if job.gpus > 1 else 1  # data parallel training copies gradients into buckets
         cast = 2 * everything if size == 4 and job.compute_bytes == 2 else 0  # autocast keeps what it has cast
         states = {
-            "weights": size * everything + own * extra + cast,
+            "weights": size * everything + trained_size * extra + cast,
             "reference model": size * everything * copies,
-            "gradients": buckets * own * trained,
-            "optimizer": 2 * own * trained,
+            "gradients": buckets * trained_size * trained,
+            "optimizer": 2 * trained_size * trained,
         }
     return {**states, "vLLM": vllm, "reserve": RESERVE}
 
@@ -127,11 +169,11 @@ def vision_block(shape: Architecture, size: int) -> int:
     return norms + size * 6 * tower.hidden + size * (4 if tower.gated else 2) * tower.intermediate
 
 
-def stream_lengths(shape: Architecture, job: Job) -> tuple[int, int]:
+def packed_lengths(shape: Architecture, job: Job) -> tuple[int, int]:
     """Return the tokens of a micro-batch, and of its longest forward.
 
-    A stream that is too long for `max_stream_tokens` leaves rows to others, and each of these repeats the prompt. A row
-    that is longer than the limit still gets a stream of its own.
+    A packed sequence that is too long for `max_stream_tokens` leaves rows to others, and each of these repeats the
+    prompt. A row that is longer than the limit still gets one of its own.
     """
     prompt, answer, prompts = prompt_length(shape, job), job.completion_tokens, job.prompts(job.rows)
     tokens = prompts * prompt + job.rows * answer
@@ -139,9 +181,9 @@ def stream_lengths(shape: Architecture, job: Job) -> tuple[int, int]:
     if job.stage != "grpo" or not job["shared_prefix"] or not limit or tokens <= limit:
         return tokens, tokens
     group = -(-job.rows // prompts)
-    together = min(group, max(1, (limit - prompt) // answer))  # rows of a group in one stream
-    streams = prompts * -(-group // together)
-    return streams * prompt + job.rows * answer, prompt + together * answer
+    together = min(group, max(1, (limit - prompt) // answer))  # rows of a group in one packed sequence
+    packed = prompts * -(-group // together)
+    return packed * prompt + job.rows * answer, prompt + together * answer
 
 
 def _patches(shape: Architecture, job: Job, prompts: int) -> int:
@@ -151,7 +193,7 @@ def _patches(shape: Architecture, job: Job, prompts: int) -> int:
 def _training(shape: Architecture, job: Job) -> dict[str, int]:
     """Return what the forward keeps for the backward pass, and the most that lives for a moment."""
     size, checkpointed = job.compute_bytes, job["gradient_checkpointing"]
-    tokens, forward = stream_lengths(shape, job)
+    tokens, forward = packed_lengths(shape, job)
     patches = _patches(shape, job, job.prompts(job.rows))
     layer, block = text_layer(shape, size), vision_block(shape, size)
     # Checkpointing asks for gradients of the embeddings, which makes transformers keep the graph of a frozen tower too.
@@ -165,16 +207,16 @@ def _training(shape: Architecture, job: Job) -> dict[str, int]:
         moment["layer"] = 0  # all layers are kept
         moment["block"] = 0 if graph else moment["block"]
     last_norm = (4 + size) * shape.hidden
-    found = {
+    parts = {
         "activations": tokens * (shape.layers * (size * shape.hidden if checkpointed else layer) + last_norm),
         "vision": patches * (tower_keeps + pixels) + pictures,
         "largest moment": max(moment.values()),
     }
     if job.zero:
-        found["gathered weights"] = job.weight_bytes * int(
+        parts["gathered weights"] = job.weight_bytes * int(
             min(shape.parameters, job.zero.get("stage3_max_live_parameters", 1e9))
         )
-    return found
+    return parts
 
 
 def _step(shape: Architecture, job: Job) -> dict[str, int]:
@@ -194,30 +236,31 @@ def _head(shape: Architecture, job: Job, forward: int) -> int:
 
 
 def _generation(shape: Architecture, job: Job) -> dict[str, int]:
-    """Return what generating takes: keys and values of every token, and one forward over the prompts."""
+    """Return what generating takes: the KV cache, and one forward over the prompts.
+
+    The engine keeps the prompt of a group once, in float32; TRL's `generate` keeps a copy for each completion.
+    """
     size, rows = job.weight_bytes, job.generated_rows
     prompt, prompts = prompt_length(shape, job), job.prompts(rows)
     shared = job.stage == "grpo" and job["shared_prefix"]  # encodes the pictures of one prompt after another
     encoded = int(job["batch_size"]) if job.stage == "sampling" else 1 if shared else prompts
     layer = prompts * prompt * (3 * shape.intermediate + 2 * shape.hidden) * size
+    kept = prompts * prompt * (4 if shared or job.stage == "sampling" else size)
     scores = rows * shape.vocabulary * 12  # of the newest tokens: float32, sorted, and as probabilities
-    found = {
-        "KV cache": rows * (prompt + job.completion_tokens) * 2 * shape.layers * shape.keys * size,
+    parts = {
+        "KV cache": (kept + rows * job.completion_tokens * size) * 2 * shape.layers * shape.keys,
         "vision": _patches(shape, job, encoded) * vision_block(shape, size),
         "largest moment": max(layer, scores),
     }
     if job.zero:
-        found["gathered weights"] = size * shape.parameters
-    return found
+        parts["gathered weights"] = size * shape.parameters
+    return parts
 
 
 def tokens_a_step(shape: Architecture, job: Job) -> dict[str, int]:
     """Return the rows and tokens of one optimizer step on all GPUs, at most."""
-    rows = job.gpus * job.rows * int(job["gradient_accumulation_steps"])
-    prompt = prompt_length(shape, job)
-    if job.stage == "sampling":
-        rows = job.gpus * job.generated_rows
-        return {"completions": rows, "prompt tokens": rows * prompt, "completion tokens": rows * job.completion_tokens}
-    name = "completions" if job.stage == "grpo" else "rows"
-    prompts = job.prompts(rows)
-    return {name: rows, "prompt tokens": prompts * prompt, "completion tokens": rows * job.completion_tokens}
+    sampled = job.stage == "sampling"
+    rows = job.gpus * (job.generated_rows if sampled else job.rows * int(job["gradient_accumulation_steps"]))
+    name = "completions" if sampled or job.stage == "grpo" else "rows"
+    prompts = job.prompts(rows) * prompt_length(shape, job)
+    return {name: rows, "prompt tokens": prompts, "completion tokens": rows * job.completion_tokens}

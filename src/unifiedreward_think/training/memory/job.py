@@ -36,8 +36,12 @@ DEFAULTS: dict[str, Any] = {
     "use_vllm": False,
     "vllm_gpu_memory_utilization": 0.3,
     "samples": 4,
+    "orders": "one",
     "batch_size": 8,
     "max_new_tokens": 2048,
+    "backend": "transformers",
+    "tensor_parallel_size": 1,
+    "max_model_len": None,
 }
 SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "auto": 2}
 
@@ -83,6 +87,21 @@ class Job:
         return 2 * int(self["frames"])
 
     @property
+    def engine_gpus(self) -> int:
+        """GPUs that share a model where completions are sampled."""
+        return int(self["tensor_parallel_size"] or 1) if self.vllm else 1
+
+    @property
+    def engines(self) -> int:
+        """Models that sample side by side."""
+        return self.gpus // self.engine_gpus
+
+    @property
+    def vllm(self) -> bool:
+        """Whether vLLM samples, which decides for itself how many sequences it writes at a time."""
+        return self.stage == "sampling" and self["backend"] == "vllm"
+
+    @property
     def rows(self) -> int:
         """Rows of one forward and backward pass."""
         return int(self["per_device_train_batch_size"])
@@ -95,11 +114,9 @@ class Job:
         return self.rows * int(self["steps_per_generation"] or self["gradient_accumulation_steps"])
 
     def prompts(self, rows: int) -> int:
-        """Prompts that are read for so many rows."""
-        if self.stage == "sampling":
-            return rows
-        shared = self.stage == "grpo" and self["shared_prefix"]
-        return -(-rows // self["num_generations"]) if shared else rows
+        """Prompts that are kept for so many rows."""
+        copies = {"sampling": "samples", "grpo": "num_generations" if self["shared_prefix"] else ""}.get(self.stage)
+        return -(-rows // int(self[copies])) if copies else rows
 
     def offloaded(self, what: str) -> bool:
         """Whether the DeepSpeed file keeps "param" or "optimizer" outside the GPU."""
@@ -114,11 +131,17 @@ def make_job(
     prompt_tokens: int = 1024,
     completion_tokens: int | None = None,
 ) -> Job:
-    """Return the job that a config's keys describe; a key of its own tells the stage."""
+    """Return the job that a config's keys describe; a key of its own tells the stage.
+
+    Raises:
+        InputError: the stage takes no GPU, or another number, or ZeRO's stage is not covered.
+    """
     stage = "grpo" if "num_generations" in keys else "sampling" if "samples" in keys else "sft"
+    if stage == "sampling" and keys.get("backend") in ("server", "replay"):
+        raise InputError(f"backend: {keys['backend']} takes no GPU here; plan its machine with --backend vllm")
     limit = LENGTH.get(stage)
     length = completion_tokens or (keys.get(limit, DEFAULTS[limit]) if limit else 1024)
-    return Job(
+    job = Job(
         stage=stage,
         keys=dict(keys),
         zero=deepspeed(keys.get("deepspeed")),
@@ -127,6 +150,9 @@ def make_job(
         prompt_tokens=prompt_tokens,
         completion_tokens=length,
     )
+    if gpus % job.engine_gpus:
+        raise InputError(f"{gpus} GPUs are no multiple of tensor_parallel_size: {job.engine_gpus}")
+    return job
 
 
 def deepspeed(path: str | None) -> dict[str, Any]:
@@ -137,7 +163,7 @@ def deepspeed(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["zero_optimization"]
-    if found["stage"] != 3:
-        raise InputError(f"{path}: ZeRO stage {found['stage']} is not covered; covered: 3")
-    return found
+    zero: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["zero_optimization"]
+    if zero["stage"] != 3:
+        raise InputError(f"{path}: ZeRO stage {zero['stage']} is not covered; covered: 3")
+    return zero

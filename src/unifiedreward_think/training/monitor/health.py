@@ -1,4 +1,4 @@
-"""Tell from what a run logs that it is sick: a metric outside its band, with a likely cause and a mend.
+"""Tell from what a run logs that it is sick: a metric outside its band, with a likely cause and a fix.
 
 A run is watched row by row. What is compared with a band is the mean over the last rows (`window`), so that one odd
 step says nothing; a value that is no number counts at once.
@@ -62,7 +62,7 @@ class Episode(NamedTuple):
             "limit": limit if math.isfinite(limit) else None,
             "band": band.text,
             "cause": band.cause,
-            "mend": band.mend,
+            "fix": band.fix,
         }
 
 

@@ -4,35 +4,43 @@
         --eval_files outputs/toy/data/heldout.jsonl --eval_strategy steps --eval_steps 20 --eval_max_new_tokens 192 \
         --load_best_model_at_end true --metric_for_best_model accuracy
 
-docs/health.md explains the metrics. Nothing here changes what is trained: tests/test_watch.py compares weights bit for
-bit.
+docs/health.md explains the metrics. Nothing here changes what is trained: tests/test_watch.py compares all weights.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
-from unifiedreward_think.data.formats.loading import load_checked_records, report_left_out
-from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.backends.choose import BackendArguments
+from unifiedreward_think.data.arguments import ShownArguments
+from unifiedreward_think.data.formats.files import report_left_out
+from unifiedreward_think.data.formats.loading import load_checked_records
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.judge import judge
-from unifiedreward_think.judging.protocol import Protocol
+from unifiedreward_think.judging.settings import JudgingArguments, JudgingConfig, set_up
 from unifiedreward_think.judging.store import write_evaluation
 from unifiedreward_think.metrics import MEASURES, summarize
+from unifiedreward_think.provenance import config_yaml, data_files
 from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines
+from unifiedreward_think.terminal import note
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
 from unifiedreward_think.training.memory.job import GIB
 from unifiedreward_think.training.monitor.health import Watch
 from unifiedreward_think.training.monitor.thresholds import with_limits
+from unifiedreward_think.training.reading import Reading, prompt_rows
 from unifiedreward_think.writing import write_whole
 
 HEALTH_FILE = "health.jsonl"
@@ -41,16 +49,22 @@ BEST_BY = ("accuracy", "macro_accuracy", "parse_rate", "readable_rate", "agreeme
 
 
 class HeldOut(NamedTuple):
-    """Pairs to judge during training, and how."""
+    """Pairs to judge during training, and how; `asked` and `data` are what config.yaml says of that."""
 
     records: list[PreferenceRecord]
-    protocol: Protocol
+    config: JudgingConfig
     min_pixels: int | None
     max_pixels: int | None
+    asked: dict[str, Any]
+    data: list[dict[str, Any]]
 
 
-def load_held_out(data: DataArguments, extras: TrainingExtras, args: Any) -> HeldOut | None:
+def load_held_out(
+    data: DataArguments, extras: TrainingExtras, args: Any, reading: Reading | None = None
+) -> HeldOut | None:
     """Return what `eval_files` asks for, None without; refuse what a run cannot be watched with.
+
+    Pairs that a `reading` refuses are bad rows.
 
     Raises:
         InputError: the options do not fit together, or no pair has a label; the message names them.
@@ -63,23 +77,23 @@ def load_held_out(data: DataArguments, extras: TrainingExtras, args: Any) -> Hel
         return None
     loaded = load_checked_records(
         extras.eval_files,
-        sampling=data.sampling,
+        sampling=data.frame_sampling,
         media_root=data.media_root,
         skip_bad=data.skip_bad,
         limit=extras.eval_limit,
+        form=data.asked_form,
     )
+    shown = {each.name: getattr(data, each.name) for each in fields(ShownArguments)} | {"orders": extras.eval_orders}
+    config = JudgingArguments(**shown, max_new_tokens=extras.eval_max_new_tokens).config()
+    if reading is not None:
+        held_out_reading = replace(reading, completion=extras.eval_max_new_tokens)
+        loaded = held_out_reading.readable(loaded, lambda record: prompt_rows(record, config))
     report_left_out(loaded.bad)
-    if not any(record.preferred in (1, 2) for record in loaded.rows):
-        raise InputError("eval_files: no pair has a preferred candidate, so there is no accuracy")
-    protocol = Protocol(
-        prompts=data.prompts,
-        style=data.style,  # type: ignore[arg-type]
-        sampling=Sampling(max_new_tokens=extras.eval_max_new_tokens),
-        frames=data.sampling,
-        orders=extras.eval_orders,  # type: ignore[arg-type]
-        order_seed=data.order_seed,
-    )
-    return HeldOut(loaded.rows, protocol, data.min_pixels, data.max_pixels)
+    if not any(map(data.asked_form.decides, loaded.rows)):
+        raise InputError(f"eval_files: no record has {data.asked_form.needs}, so there is no accuracy")
+    asked = {"input": extras.eval_files, "media_root": data.media_root, "limit": extras.eval_limit, **shown}
+    files = data_files(extras.eval_files, Counter(place.file for place in loaded.places))
+    return HeldOut(loaded.rows, config, data.min_pixels, data.max_pixels, asked, files)
 
 
 def _problem(data: DataArguments, extras: TrainingExtras, args: Any) -> str | None:
@@ -119,19 +133,20 @@ def trainer_arguments(args: Any, held_out: HeldOut | None) -> Any:
     if held_out is not None:
         changed.eval_strategy = type(args.eval_strategy)("no")
         changed.metric_for_best_model, changed.greater_is_better = _best_by(args), True
+        changed.load_best_model_at_end = False  # `output.save_model` takes the best weights
     return changed
 
 
 def rates(results: Mapping[str, Any]) -> dict[str, float]:
     """Return what is logged of a summary: every rate of `metrics`, the interval of accuracy, accuracy by task."""
     overall = results["overall"]
-    found = {name: overall[name]["value"] for name in MEASURES}
-    found |= {f"accuracy_{end}": overall["accuracy"][end] for end in ("low", "high")}
-    found |= {f"accuracy/{task}": part["accuracy"]["value"] for task, part in results["tasks"].items()}
-    found["macro_accuracy"] = results["macro_accuracy"]["value"]
+    measured = {name: overall[name]["value"] for name in MEASURES}
+    measured |= {f"accuracy_{end}": overall["accuracy"][end] for end in ("low", "high")}
+    measured |= {f"accuracy/{task}": part["accuracy"]["value"] for task, part in results["tasks"].items()}
+    measured["macro_accuracy"] = results["macro_accuracy"]["value"]
     if "both_orders" in results:
-        found["agreement"] = results["both_orders"]["overall"]["agreement"]["value"]
-    return {name: value for name, value in found.items() if value is not None}
+        measured["agreement"] = results["both_orders"]["overall"]["agreement"]["value"]
+    return {name: value for name, value in measured.items() if value is not None}
 
 
 class Watched:
@@ -141,17 +156,31 @@ class Watched:
     _held_out: HeldOut | None = None
     _counted: tuple[float, float] | None = None  # clock and tokens when tokens were last counted
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._recorded: dict[str, list[float]] = defaultdict(list)
+
+    def record(self, name: str, value: float) -> None:
+        """Let the next logged row hold the mean of the values of this name; NaN is no value."""
+        if not math.isnan(value):
+            self._recorded[name].append(value)
+
     def watch(self, args: Any, extras: TrainingExtras, held_out: HeldOut | None) -> None:
         """Begin to watch; `args` are the user's."""
+        from unifiedreward_think.training.monitor.steps import StepLines
+
         trainer: Any = self
         trainer.args.eval_strategy = args.eval_strategy
         self._held_out = held_out
         self._health = health_watch(extras)
+        trainer.add_callback(StepLines())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """See transformers; adds tokens_per_second, memory_gib and memory_share, and looks at the health of the run."""
+        """See transformers; adds what was recorded and what the run costs, and looks at its health."""
         if "loss" in logs:
-            logs.update(self._speed() | self._memory())
+            recorded = {name: fmean(values) for name, values in self._recorded.items()}
+            logs.update(recorded | self._speed() | self._memory())
+            self._recorded.clear()
         super().log(logs, start_time)  # type: ignore[misc]
         self._look()
 
@@ -170,6 +199,7 @@ class Watched:
             folder = Path(trainer.args.output_dir, FOLDER, f"step_{trainer.state.global_step:06d}")
             write_whole(folder / "judgments.jsonl", json_lines(judgments))
             write_evaluation(folder, self._held_out.records, results)
+            write_whole(folder / "config.yaml", config_yaml(self._held_out.asked, data=self._held_out.data))
         took = time.perf_counter() - started
         if self._counted is not None:
             self._counted = (self._counted[0] + took, self._counted[1])
@@ -184,23 +214,21 @@ class Watched:
         import torch
         from accelerate.utils import gather_object
 
-        from unifiedreward_think.backends.transformers import TransformersBackend
-
         trainer: Any = self
         device, training = trainer.accelerator.device, trainer.model.training
-        mine = held_out.records[trainer.args.process_index :: trainer.args.world_size]
+        share = held_out.records[trainer.args.process_index :: trainer.args.world_size]
         devices = [device] if device.type == "cuda" else []
         with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices), self._whole() as network:
-            backend = TransformersBackend(
-                f"step {trainer.state.global_step}",
+            chosen = BackendArguments(
+                model=f"step {trainer.state.global_step}",
                 batch_size=trainer.args.per_device_eval_batch_size,
                 device=str(device),
                 min_pixels=held_out.min_pixels,
                 max_pixels=held_out.max_pixels,
-                loaded=(network, trainer.processing_class),
             )
+            config, backend = set_up(held_out.config, chosen, loaded=(network, trainer.processing_class))
             label = f"judging held-out pairs at step {trainer.state.global_step}"
-            judged = judge(mine, backend, held_out.protocol, Path(scratch, "judgments.jsonl"), label=label)
+            judged = judge(share, backend, config, Path(scratch, "judgments.jsonl"), label=label)
         trainer.model.train(training)
         if devices:
             torch.cuda.empty_cache()  # caches of keys and values, which training has no use for
@@ -210,29 +238,22 @@ class Watched:
     @contextmanager
     def _whole(self) -> Iterator[Any]:
         """Yield the transformers model with all of its weights, also where ZeRO-3 has spread them over the ranks."""
-        from trl.models.utils import add_hooks, remove_hooks
+        from trl.models import unwrap_model_for_generation
 
         trainer: Any = self
-        network = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-        network = network.get_base_model() if hasattr(network, "get_base_model") else network  # adapters stay in it
-        plugin = trainer.accelerator.state.deepspeed_plugin
-        if plugin is None or plugin.zero_stage != 3:
-            yield network
-            return
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(list(network.parameters())):
-            remove_hooks(trainer.model_wrapped)
-            yield network
-            add_hooks(trainer.model_wrapped)
+        again = trainer.args.gradient_checkpointing_kwargs
+        with unwrap_model_for_generation(
+            trainer.model_wrapped, trainer.accelerator, gradient_checkpointing_kwargs=again
+        ) as model:
+            yield model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in it
 
     def _speed(self) -> dict[str, float]:
         """Return the tokens of all ranks, prompts included, for each second since they were last counted."""
         trainer: Any = self
-        tokens = trainer._metrics["train"].get("num_tokens")
-        if not tokens:  # an optimizer step on completions that were counted before
+        before, tokens = self._counted, trainer.state.num_input_tokens_seen
+        if before is not None and tokens == before[1]:  # an optimizer step on completions that were counted before
             return {}
-        before, self._counted = self._counted, (time.perf_counter(), tokens[-1])
+        self._counted = time.perf_counter(), tokens
         if before is None:
             return {}
         return {"tokens_per_second": (self._counted[1] - before[1]) / (self._counted[0] - before[0])}
@@ -267,11 +288,9 @@ class Watched:
             self._health.see(row)
         for episode in self._health.see(last):
             band = episode.symptom.band
-            print(
-                f"health, step {episode.first}: {episode.headline}. Likely: {band.cause}. Mend: {band.mend}. "
-                "See docs/health.md.",
-                file=sys.stderr,
-                flush=True,
+            note(
+                f"health, step {episode.first}: {episode.headline}. Likely: {band.cause}. Fix: {band.fix}. "
+                "See docs/health.md."
             )
         if self._health.episodes != before or not path.exists():
             write_whole(path, "".join(json.dumps(row.to_json()) + "\n" for row in self._health.episodes))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Literal, NamedTuple
 
+from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import InputError
 
 HELD_OUT = "eval_accuracy"  # in every row of an evaluation on held-out pairs
@@ -25,7 +26,7 @@ class Band(NamedTuple):
         side: ">=" or "<=".
         limit: of the mean over the window; with a `reference`, a factor on it.
         cause: why it mostly leaves the band.
-        mend: what to do then.
+        fix: what to do then.
         why: reason for the limit.
         reference: `median` or `max` of the rows before the window; None: the limit stands as it is.
     """
@@ -34,7 +35,7 @@ class Band(NamedTuple):
     side: Literal[">=", "<="]
     limit: float
     cause: str
-    mend: str
+    fix: str
     why: str
     reference: Callable[[Sequence[float]], float] | None = None
 
@@ -57,15 +58,15 @@ BANDS = (
         ">=",
         0.8,
         cause="completions are not strictly formed: the cold start was too short, or the policy has drifted",
-        mend="read `problems` in completions/*.parquet; train the cold start longer, lower learning_rate, raise beta",
+        fix="read `problems` in completions/*.parquet; train the cold start longer, lower learning_rate, raise beta",
         why="healthy: above 0.9; groups that differ in form alone teach nothing about the pictures",
     ),
     Band(
-        "rewards/truncated/mean",
+        "completions/clipped_ratio",
         "<=",
         0.1,
         cause="completions reach max_completion_length and are cut before their answer",
-        mend="raise max_completion_length, add length_reward, or set mask_truncated_completions",
+        fix="raise max_completion_length, add length_reward, or set mask_truncated_completions",
         why="healthy: below 0.06; each cut completion is a wrong one, whatever it would have said",
     ),
     Band(
@@ -73,7 +74,7 @@ BANDS = (
         "<=",
         0.8,
         cause="nearly all groups earn one reward throughout: the pairs are too easy (accuracy near 1) or too hard",
-        mend="sample hard pairs anew with this model, raise num_generations or temperature; too hard: first more SFT",
+        fix="sample hard pairs anew with this model, raise num_generations or temperature; too hard: first more SFT",
         why="healthy: below 0.5; a group without a difference has no gradient, so above 0.8 most of the time is wasted",
     ),
     Band(
@@ -82,7 +83,7 @@ BANDS = (
         0.7,
         reference=median,
         cause="the policy gets worse at what it is trained for: a step too large, or another reward pays more",
-        mend="go back to an earlier checkpoint with a lower learning_rate; compare the parts of the reward",
+        fix="go back to an earlier checkpoint with a lower learning_rate; compare the parts of the reward",
         why="healthy: above 0.86 x; a window of 80 pairs wavers by 0.1",
     ),
     Band(
@@ -90,7 +91,7 @@ BANDS = (
         ">=",
         0.2,
         cause="the second candidate wins whatever it shows: position bias",
-        mend="train with orders: both and swap_agreement_reward; check that the labels do not favour a position",
+        fix="train with orders: both and swap_agreement_reward; check that the labels do not favour a position",
         why="0.5 without bias, as the order shown is random; over 80 pairs 0.2 is 5 standard deviations away",
     ),
     Band(
@@ -98,7 +99,7 @@ BANDS = (
         "<=",
         0.8,
         cause="the first candidate wins whatever it shows: position bias",
-        mend="train with orders: both and swap_agreement_reward; check that the labels do not favour a position",
+        fix="train with orders: both and swap_agreement_reward; check that the labels do not favour a position",
         why="0.5 without bias, as the order shown is random; over 80 pairs 0.8 is 5 standard deviations away",
     ),
     Band(
@@ -106,7 +107,7 @@ BANDS = (
         ">=",
         0.01,
         cause="the model is certain of nearly every token: GRPO has no choice left, SFT knows its traces by heart",
-        mend="stop, or use an earlier checkpoint; lower learning_rate, raise temperature or beta; SFT: fewer epochs",
+        fix="stop, or use an earlier checkpoint; lower learning_rate, raise temperature or beta; SFT: fewer epochs",
         why="healthy: 0.02 to 0.1 nats a token",
     ),
     Band(
@@ -114,7 +115,7 @@ BANDS = (
         "<=",
         2.0,
         cause="completions come near to random text: the cold start is missing, or training has diverged",
-        mend="check model_name_or_path; start from the cold start, with a lower learning_rate",
+        fix="check model_name_or_path; start from the cold start, with a lower learning_rate",
         why="after a far too short cold start: 0.6; a model with random weights: 5.6",
     ),
     Band(
@@ -122,7 +123,7 @@ BANDS = (
         "<=",
         0.5,
         cause="the policy is far from the model that it began with",
-        mend="raise beta, lower learning_rate; look whether the completions are still chains of thought",
+        fix="raise beta, lower learning_rate; look whether the completions are still chains of thought",
         why="healthy: below 0.07; the average token is then e^0.5 = 1.6 times likelier than it was",
     ),
     Band(
@@ -131,7 +132,7 @@ BANDS = (
         5.0,
         reference=median,
         cause="a spike of the gradient: an odd batch, a learning rate too high, or overflow if it is no number",
-        mend="lower learning_rate or max_grad_norm, warm up longer; with float16 change to bfloat16",
+        fix="lower learning_rate or max_grad_norm, warm up longer; with float16 change to bfloat16",
         why="healthy: below 2 x; clipping hides the size of such a step, not its direction",
     ),
     Band(
@@ -140,7 +141,7 @@ BANDS = (
         0.8,
         reference=median,
         cause="SFT has diverged: the model knows less of the traces than it did",
-        mend="go back to an earlier checkpoint with a lower learning_rate",
+        fix="go back to an earlier checkpoint with a lower learning_rate",
         why="healthy: it rises, and wavers by 0.02",
     ),
     Band(
@@ -149,7 +150,7 @@ BANDS = (
         0.33,
         reference=median,
         cause="the run has slowed down: other work on the machine, a slow disk, swapping, or longer rows",
-        mend="look at the load and the disk; compare completions/mean_length and memory_gib",
+        fix="look at the load and the disk; compare completions/mean_length and memory_gib",
         why="healthy: above 0.5 x, also on a shared machine",
     ),
     Band(
@@ -157,7 +158,7 @@ BANDS = (
         "<=",
         0.95,
         cause="memory is nearly full: the next long batch may end the run",
-        mend="gradient_checkpointing, fewer max_pixels or frames, a smaller batch, max_stream_tokens, more GPUs",
+        fix="gradient_checkpointing, fewer max_pixels or frames, a smaller batch, max_stream_tokens, more GPUs",
         why="prompts with many pictures differ by more than the 5% that are left",
     ),
     Band(
@@ -166,7 +167,7 @@ BANDS = (
         0.9,
         reference=max,
         cause="held-out pairs are judged worse than before: the run fits its training pairs or its reward alone",
-        mend="stop, and use the best checkpoint (load_best_model_at_end); fewer epochs, more data, a higher beta",
+        fix="stop, and use the best checkpoint (load_best_model_at_end); fewer epochs, more data, a higher beta",
         why="200 pairs in both orders measure to within 0.06; a fall by a tenth is more than that",
     ),
 )
@@ -181,7 +182,7 @@ def with_limits(changes: Sequence[str], bands: Sequence[Band] = BANDS) -> tuple[
     >>> [band.text for band in with_limits(["kl<=0.2"]) if band.metric == "kl"]
     ['<= 0.2']
     """
-    found = {band.name: band for band in bands}
+    by_name = {band.name: band for band in bands}
     for change in changes:
         side = "<=" if "<=" in change else ">="
         metric, _, number = (part.strip() for part in change.partition(side))
@@ -191,16 +192,16 @@ def with_limits(changes: Sequence[str], bands: Sequence[Band] = BANDS) -> tuple[
             limit = math.nan
         if math.isnan(limit):
             raise InputError(f"health_bands: {change!r} is no limit; write it like 'kl<=0.5'")
-        if metric + side not in found:
-            raise InputError(f"health_bands: there is no band {metric}{side}; there are {', '.join(found)}")
-        found[metric + side] = found[metric + side]._replace(limit=limit)
-    return tuple(found.values())
+        if metric + side not in by_name:
+            raise InputError(f"health_bands: there is no band {metric}{side}; there are {', '.join(by_name)}")
+        by_name[metric + side] = by_name[metric + side]._replace(limit=limit)
+    return tuple(by_name.values())
 
 
 def table(bands: Iterable[Band] = BANDS) -> str:
     """Return the bands as the Markdown table of docs/health.md."""
-    rows = [f"| `{b.metric}` | {b.text} | {b.why} | {b.cause} | {b.mend} |" for b in bands]
-    return "\n".join(["| metric | band | why there | likely cause outside | mend |", "|---|---|---|---|---|", *rows])
+    rows = [f"| `{b.metric}` | {b.text} | {b.why} | {b.cause} | {b.fix} |" for b in bands]
+    return "\n".join(["| metric | band | why there | likely cause outside | fix |", "|---|---|---|---|---|", *rows])
 
 
 def main() -> None:
@@ -210,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -31,7 +31,8 @@ def seal(checkpoint: Path, shape: Mapping[str, Any]) -> None:
         OutputError: the seal cannot be written; the checkpoint does not count then.
     """
     files = {}
-    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+    # Hidden files are not its own: NFS has some for an instant, macOS for as long as a folder is looked at.
+    for file in sorted(path for path in checkpoint.rglob("[!.]*") if path.is_file()):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
         files[str(file.relative_to(checkpoint))] = file.stat().st_size
@@ -46,25 +47,25 @@ def flaw(checkpoint: Path) -> str:
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"
-        if (found := file.stat().st_size) != size:
-            return f"{name} has {found} bytes of {size}"
+        if (length := file.stat().st_size) != size:
+            return f"{name} has {length} bytes of {size}"
     return ""
 
 
 def read_seal(checkpoint: Path) -> dict[str, Any]:
     """Return what the seal of a checkpoint says."""
-    said: dict[str, Any] = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-    return said
+    seal: dict[str, Any] = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+    return seal
 
 
 def by_step(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, the newest first, whole or not."""
-    found = {
+    folders = {
         int(match[1]): path
         for path in folder.glob(f"{PREFIX}*")
         if path.is_dir() and (match := re.fullmatch(rf"{PREFIX}(\d+)", path.name))
     }
-    return [found[step] for step in sorted(found, reverse=True)]
+    return [folders[step] for step in sorted(folders, reverse=True)]
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
@@ -87,8 +88,14 @@ def rotate(folder: Path, keep: int, best: str | None) -> None:
     kept = prized + newest[: max(1, keep - len(prized))]
     for path in by_step(folder):
         if path not in kept:
-            (path / SEAL).unlink(missing_ok=True)  # first: half a checkpoint must not look whole
-            shutil.rmtree(path)
+            discard(path)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, if there is one."""
+    if checkpoint.is_dir():
+        (checkpoint / SEAL).unlink(missing_ok=True)  # first: half a checkpoint must not look whole
+        shutil.rmtree(checkpoint)
 
 
 def run_shape(args: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@
 | the disk is full while a checkpoint is written | error; the half checkpoint is removed, the ones before stay |
 | a file of the data disappears | error that names it |
 | the vLLM server goes away | error; the same command goes on from the last checkpoint |
-| the loss or the gradient is no number | error before anything is saved |
-| rewards that no longer differ, and other sickness | warning with cause and mend: `bands.py`, docs/health.md |
+| the loss or the gradient is no number | error before it is saved |
+| rewards that no longer differ, and other sickness | warning with cause and fix: `bands.py`, docs/health.md |
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from requests import RequestException
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from unifiedreward_think.errors import InputError
+from unifiedreward_think.errors import InputError, MediaError
+from unifiedreward_think.interrupts import kept
+from unifiedreward_think.terminal import say
 from unifiedreward_think.training.survival import checkpoints
 from unifiedreward_think.writing import OutputError
 
@@ -35,7 +37,7 @@ TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "unexpected pos
 
 
 class TrainingFault(InputError):
-    """Training cannot go on; the message says why, from where the same command goes on, and the mend."""
+    """Training cannot go on; the message says why, from where the same command goes on, and the fix."""
 
 
 class FaultTolerant:
@@ -46,107 +48,123 @@ class FaultTolerant:
         trainer: Any = self
         self._asked = SaveWhenAsked(rollout_steps(trainer.args))
         trainer.add_callback(self._asked)
+        trainer.add_callback(SealCheckpoints(trainer.args.save_total_limit))
+        trainer.args.save_total_limit = None  # transformers would delete older ones before the new one is sealed
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See transformers; ends the process with status 0 when a signal stopped the run before its end.
 
         Raises:
             TrainingFault: see the module.
+            OutputError: a checkpoint cannot be written.
             SystemExit: a signal stopped the run.
         """
         trainer: Any = self
         try:
-            with self._asked.listening():
+            with kept(self._stands), self._asked.listening():
                 result = super().train(*args, **kwargs)  # type: ignore[misc]
-        except FileNotFoundError as error:
-            raise TrainingFault(
-                f"a file disappeared while training at step {trainer.state.global_step}: {error}. Put it back; "
-                + self._goes_on()
-            ) from error
-        except RequestException as error:
-            raise TrainingFault(
-                f"a server was lost at step {trainer.state.global_step}: {error}. Start the vLLM server again; "
-                + self._goes_on()
-            ) from error
+        except (OSError, MediaError, SafetensorError, RuntimeError) as error:
+            if fault := fault_of(error, trainer.state.global_step, Path(trainer.args.output_dir)):
+                raise fault from error
+            raise
         state = trainer.state
         if self._asked.stopping and state.global_step < state.max_steps:
             if trainer.is_world_process_zero():
-                print(f"stopped by a signal after step {state.global_step} of {state.max_steps}; {self._goes_on()}")
-            trainer.end()
+                going_on = goes_on(Path(trainer.args.output_dir))
+                say(f"stopped by a signal after step {state.global_step} of {state.max_steps}; {going_on}")
             raise SystemExit(0)
         return result
 
+    def _stands(self) -> str:
+        trainer: Any = self
+        return f"step {trainer.state.global_step} was done; {goes_on(Path(trainer.args.output_dir))}"
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """See transformers, which would log the mean of the losses before in place of one that is no number."""
-        trainer: Any = self
-        # TRL's SFT logs a count of tokens that begins afresh on resume; the state is what a checkpoint keeps.
-        trainer._total_train_tokens = max(trainer._total_train_tokens, trainer.state.num_input_tokens_seen)
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
-        self._must_be_finite("loss", loss)
+        trainer: Any = self
+        must_be_finite("loss", loss, trainer.state.global_step + 1, Path(trainer.args.output_dir))
         return loss
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
-        trainer: Any = self
-        if norm is not None and not trainer.args.fp16:  # float16 finds its scale by such steps, and leaves them out
-            self._must_be_finite("gradient norm", torch.as_tensor(norm))
-        return norm
 
-    def _must_be_finite(self, name: str, value: torch.Tensor) -> None:
-        if not torch.isfinite(value).all():
-            trainer: Any = self
-            raise TrainingFault(
-                f"step {trainer.state.global_step + 1}: the {name} is {value.float().mean().item()}. Lower "
-                "learning_rate or max_grad_norm, train in bfloat16 rather than float16, and look at the rows of this "
-                f"step; {self._goes_on()}"
-            )
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        trainer: Any = self
-        folder = Path(trainer.args.output_dir)
-        checkpoint = folder / f"{checkpoints.PREFIX}{trainer.state.global_step}"
-        if trainer.args.should_save and checkpoint.exists():
-            shutil.rmtree(checkpoint)  # what a killed run has left of it
-        trainer.accelerator.wait_for_everyone()
-        if trainer.args.include_num_input_tokens_seen == "no":  # nobody else counts there
-            trainer.state.num_input_tokens_seen = max(trainer.state.num_input_tokens_seen, trainer._total_train_tokens)
-        # Older checkpoints are deleted below, once the new one is sealed.
-        keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None
-        try:
-            with removed_on_full_disk(checkpoint, self._goes_on):
-                super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        finally:
-            trainer.args.save_total_limit = keep
-        trainer.accelerator.wait_for_everyone()
-        if trainer.args.should_save:
-            checkpoints.seal(checkpoint, checkpoints.run_shape(trainer.args))
-            if keep:
-                checkpoints.rotate(folder, keep, trainer.state.best_model_checkpoint)
-
-    def _goes_on(self) -> str:
-        trainer: Any = self
-        found, _ = checkpoints.newest(Path(trainer.args.output_dir))
-        return f"the same command goes on from {found or 'the start: no checkpoint was saved yet'}"
+def goes_on(folder: Path) -> str:
+    """Return from where the same command goes on."""
+    checkpoint, _ = checkpoints.newest(folder)
+    return f"the same command goes on from {checkpoint or 'the start: no checkpoint was saved yet'}"
 
 
-@contextmanager
-def removed_on_full_disk(checkpoint: Path, goes_on: Any) -> Iterator[None]:
-    """Remove a checkpoint that cannot be written.
+def must_be_finite(name: str, value: torch.Tensor, step: int, folder: Path) -> None:
+    """Raise TrainingFault where a loss or a gradient is no number."""
+    if not torch.isfinite(value).all():
+        raise TrainingFault(
+            f"step {step}: the {name} is {value.float().mean().item()}. Lower learning_rate or max_grad_norm, train in "
+            f"bfloat16 rather than float16, and look at the rows of this step; {goes_on(folder)}"
+        )
 
-    Raises:
-        OutputError: it could not be written; `goes_on()` says where the run stands.
+
+def fault_of(error: Exception, step: int, folder: Path) -> InputError | None:
+    """Return what an error in training says to the user, None where it is no fault of ours to explain.
+
+    A checkpoint of this step without its seal is one that could not be written: it is removed.
     """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in TORCH_CANNOT_WRITE):
-            raise
-        free = shutil.disk_usage(checkpoint.parent).free
+    checkpoint = folder / f"{checkpoints.PREFIX}{step}"
+    cannot_write = not isinstance(error, RuntimeError) or any(words in str(error) for words in TORCH_CANNOT_WRITE)
+    if cannot_write and checkpoint.is_dir() and checkpoints.flaw(checkpoint):
+        free = shutil.disk_usage(folder).free
         shutil.rmtree(checkpoint, ignore_errors=True)
-        raise OutputError(
+        return OutputError(
             f"{checkpoint}: cannot be written ({str(error).splitlines()[0]}); {free / 1e9:.1f} GB of the disk were "
-            f"free. Free some space, or lower save_total_limit; {goes_on()}"
-        ) from error
+            f"free. Free some space, or lower save_total_limit; {goes_on(folder)}"
+        )
+    told = {
+        FileNotFoundError: f"a file disappeared while training at step {step}: {error}. Put it back",
+        RequestException: f"a server was lost at step {step}: {error}. Start the vLLM server again",
+    }
+    causes = (error, error.__cause__)  # a picture that is gone is a MediaError with the reason behind it
+    text = next((text for kind, text in told.items() if any(isinstance(one, kind) for one in causes)), None)
+    return TrainingFault(f"{text}; {goes_on(folder)}") if text else None
+
+
+class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Seal each checkpoint when all processes have written it, and only then delete older ones.
+
+    transformers logs before it saves, so a gradient that is no number is seen before it is in a checkpoint.
+
+    Args:
+        keep: how many checkpoints stay; all without it.
+    """
+
+    def __init__(self, keep: int | None) -> None:
+        self.keep = keep
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Remove what a killed run has left of this step's checkpoint; log the step if it is saved."""
+        if args.should_save:
+            checkpoints.discard(self._checkpoint(args, state))
+        return self.on_epoch_end(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Log the step if it is saved."""
+        control.should_log = control.should_log or control.should_save or control.should_evaluate
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Stop at a gradient that is no number; float16 finds its scale by such steps, and leaves them out."""
+        if not args.fp16:
+            norm = torch.as_tensor(logs.get("grad_norm", 0.0))
+            must_be_finite("gradient norm", norm, state.global_step, Path(args.output_dir))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seal the checkpoint that was written."""
+        args.distributed_state.wait_for_everyone()
+        if args.should_save:
+            checkpoints.seal(self._checkpoint(args, state), checkpoints.run_shape(args))
+            if self.keep:
+                checkpoints.rotate(Path(args.output_dir), self.keep, state.best_model_checkpoint)
+        args.distributed_state.wait_for_everyone()  # no process takes it for one that could not be written
+
+    def _checkpoint(self, args: Any, state: Any) -> Path:
+        return Path(args.output_dir, f"{checkpoints.PREFIX}{state.global_step}")
 
 
 def rollout_steps(args: Any) -> int:
@@ -178,7 +196,7 @@ class SaveWhenAsked(TrainerCallback):  # type: ignore[misc]
                 signal.signal(number, handler)
 
     def _note(self, number: int, _: Any) -> None:
-        print(f"{signal.Signals(number).name}: saving after the step in progress; once more ends at once", flush=True)
+        say(f"{signal.Signals(number).name}: saving after the step in progress; once more ends at once")
         self.asked = True
         for each in ASKED_BY:
             signal.signal(each, signal.SIG_DFL)
@@ -193,6 +211,6 @@ class SaveWhenAsked(TrainerCallback):  # type: ignore[misc]
     def _any_asked(self, args: Any) -> bool:
         if args.world_size == 1:
             return self.asked
-        asked = torch.tensor(float(self.asked), device=args.device)
-        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        return bool(asked.item())
+        flag = torch.tensor(float(self.asked), device=args.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())

@@ -59,10 +59,9 @@ class DynamicSamplingGRPOTrainer(SharedPrefixGRPOTrainer):
         self._prompts = prompts
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         counts = self._sum([replaced, len(dead)])
-        logged = self._metrics["train"]
         for name, value in zip(("rollouts", "groups_replaced", "groups_left_dead"), (rollouts, *counts), strict=True):
-            logged[f"dynamic_sampling/{name}"].append(value)
-        return batch
+            self.record(f"dynamic_sampling/{name}", value)
+        return self._kept_together(batch)
 
     def _rows(self, group: int) -> slice:
         return slice(group * self.num_generations, (group + 1) * self.num_generations)
@@ -108,7 +107,7 @@ class DynamicSamplingGRPOTrainer(SharedPrefixGRPOTrainer):
         if parts[0].ndim == 1:
             return [part.clone() for part in parts]
         width = max(part.shape[1] for part in parts)
-        filler = self._tokenizer.pad_token_id if key.endswith("_ids") else 0
+        filler = self.processing_class.tokenizer.pad_token_id if key.endswith("_ids") else 0
         missing = [(width - part.shape[1], 0) for part in parts]  # prompts are padded on the left
         sides = missing if key.startswith("prompt_") else [side[::-1] for side in missing]
         return [F.pad(part, side, value=filler) for part, side in zip(parts, sides, strict=True)]

@@ -1,35 +1,50 @@
-"""TRL's GRPOTrainer with the repairs that resuming and its vision path need."""
+"""TRL's GRPOTrainer with what resuming, logging and LLaVA-OneVision need; and the map of a GRPO step.
+
+An override runs before or around the one after it: DynamicSampling, SharedPrefix (each in its module), GRPOTrainer
+(here), FaultTolerant, Watched, ReloadOnResume, then TRL and transformers. Who calls whom, and what is added to it; a
+name without a remark is the libraries' alone:
+
+    train                                       FaultTolerant: signals; what a fault means
+      _load_from_checkpoint                     ReloadOnResume: weights
+      get_train_dataloader                      here: an order by epoch; its collator is prefetch.Reader, in a thread
+      training_step                             FaultTolerant: the loss is a number
+        _prepare_inputs                         at the first micro-batch of a rollout:
+          _generate_and_score_completions       SharedPrefix: takes what the Reader read; DynamicSampling: several times
+            _generate
+              _tokenize_prompts                 SharedPrefix: each prompt is encoded once
+              _generate_single_turn             SharedPrefix: each prompt is prefilled once
+            _get_per_token_logps_and_entropies  reference, and old where needed; SharedPrefix: packed sequences
+            _calculate_rewards                  here: what is logged of completions; SharedPrefix: groups of one reward
+        compute_loss                            SharedPrefix: micro-batches of whole groups; no pass without advantage
+          _compute_loss
+            _get_per_token_logps_and_entropies  policy
+      on_step_end                               SaveWhenAsked, SealCheckpoints: both in survival.faults
+      _maybe_log_save_evaluate
+        log                                     Watched: what was recorded, speed, memory, health
+          on_log                                SealCheckpoints: the gradient is a number
+        evaluate                                Watched: held-out pairs
+        _save_checkpoint
+        on_save                                 SealCheckpoints: seals, deletes older ones
+
+Between TRL's calls the data of a rollout travel in attributes of SharedPrefix: `_readings`, `_row_prompts` and
+`_scored_rows` from its start to its rewards, `_prompts` and `_micro_batches` to its last loss, `_policy_inputs` and
+`_live` while a loss is computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import trl
 from accelerate.utils import gather_object
 from requests.adapters import HTTPAdapter
-from trl.trainer.utils import RepeatSampler
 
-from unifiedreward_think.models.loading import ReloadOnResume
+from unifiedreward_think.models.families import FAMILIES
+from unifiedreward_think.rewards import read_verdicts, verdict_rates
 from unifiedreward_think.training.monitor.held_out import Watched
 from unifiedreward_think.training.survival.faults import FaultTolerant
-
-
-class EpochSampler(RepeatSampler):  # type: ignore[misc]
-    """TRL's sampler, with an order for each epoch that a resumed run finds again.
-
-    TRL draws the order of each epoch from one generator, which starts afresh on resume: a run resumed in its second
-    epoch would walk the order of the first, seeing some rows twice and others never. The first epoch's order is TRL's.
-    """
-
-    state: Any  # the trainer's
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield row numbers, each as often as it is generated and trained on."""
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + int(self.state.epoch or 0))
-        return super().__iter__()  # type: ignore[no-any-return]
+from unifiedreward_think.training.trainers.resume import ReloadOnResume, by_epoch
 
 
 class GRPOTrainer(FaultTolerant, Watched, ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
@@ -49,25 +64,33 @@ class GRPOTrainer(FaultTolerant, Watched, ReloadOnResume, trl.GRPOTrainer):  # t
                 adapter = HTTPAdapter(max_retries=0, pool_maxsize=64)
                 self.vllm_generation.vllm_client.session.mount(scheme, adapter)
 
-    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        stock = super()._get_train_sampler(dataset)
-        sampler = EpochSampler(
-            stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
-        )
-        sampler.state = self.state
-        return sampler
+    def get_train_dataloader(self) -> Any:
+        """See trl; a resumed run finds the order of its epoch."""
+        return by_epoch(super().get_train_dataloader(), self.args.seed)
 
-    def _calculate_rewards(self, inputs: Any, *args: Any) -> Any:
-        """See trl; logs the means of the reward and its parts over the completions of each task, of all ranks."""
-        rewards = super()._calculate_rewards(inputs, *args)
-        tasks = gather_object([row["task"] for row in inputs])
-        sums = self._totals(rewards)[:, None]
-        logged = self._metrics["train" if self.model.training else "eval"]
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, *args: Any) -> Any:
+        """See trl; logs what the completions say, and the means of the rewards over those of each task, of all ranks.
+
+        Which reward functions were chosen makes no difference to the first.
+        """
+        rewards = super()._calculate_rewards(inputs, prompts, completions, *args)
+        columns = {key: [row.get(key) for row in inputs] for key in ("task", "id", "order")}
+        asked = {key: [row.get(key) for row in inputs] for key in ("solution", "style", "form")}
+        verdicts = read_verdicts(completions, task=columns["task"], **asked)
+        columns["winner"] = [verdict.winner for verdict in verdicts]
+        columns["problems"] = ["; ".join(verdict.problems) for verdict in verdicts]
+        for column, cells in columns.items():
+            self._log_completion_extra(column, cells)
+        everyone = (gather_object(part) for part in (verdicts, asked["style"], asked["form"]))
+        for name, value in verdict_rates(*everyone).items():
+            self.record(name, value)
+        tasks = gather_object(columns["task"])
+        values = torch.cat([self._totals(rewards)[:, None], rewards], 1)
         names = ["reward", *(f"rewards/{name}" for name in self.reward_func_names)]
         for task in dict.fromkeys(tasks):
-            mine = torch.tensor([name == task for name in tasks], device=rewards.device)
-            for name, mean in zip(names, torch.cat([sums, rewards], 1)[mine].nanmean(0).tolist(), strict=True):
-                logged[f"{name}/{task}"].append(mean)
+            of_task = torch.tensor([name == task for name in tasks], device=rewards.device)
+            for name, mean in zip(names, values[of_task].nanmean(0).tolist(), strict=True):
+                self.record(f"{name}/{task}", mean)
         return rewards
 
     def _totals(self, rewards: torch.Tensor) -> torch.Tensor:
@@ -89,7 +112,7 @@ class GRPOTrainer(FaultTolerant, Watched, ReloadOnResume, trl.GRPOTrainer):  # t
         """See trl; additionally feeds each micro-batch its share of `batch_num_images`."""
         call = super()._get_per_token_logps_and_entropies
         positional = (model, input_ids, attention_mask, logits_to_keep, batch_size, *args)
-        if self.model.config.model_type != "llava_onevision" or num_images is None:
+        if not FAMILIES[self.model.config.model_type].counts_images or num_images is None:
             return call(*positional, num_images=num_images, **kwargs)
         size = batch_size or input_ids.size(0)
         shares = iter([num_images[i : i + size] for i in range(0, input_ids.size(0), size)])

@@ -15,6 +15,8 @@ from typing import Any
 
 from trl.data_utils import prepare_multimodal_messages
 
+from unifiedreward_think.data.picture_column import Picture
+
 READING = "reading"  # column of a row that the thread is at work on
 Row = Mapping[str, Any]
 
@@ -71,9 +73,7 @@ class Reader:
 
     def read(self, row: Row) -> Reading:
         """Open the pictures of a row and process its prompt."""
-        from datasets import Image
-
-        images = [Image().decode_example(one) if isinstance(one, dict) else one for one in row.get("images") or ()]
+        images = [Picture().decode_example(one) for one in row.get("images") or ()]
         if not images:
             return Reading([], row["prompt"], {})
         messages = prepare_multimodal_messages(row["prompt"], images=images)

@@ -1,25 +1,28 @@
 """GRPO whose prompts are tokenized, encoded, prefilled and forwarded once per group, with TRL's losses and gradients.
 
-TRL gives each prompt num_generations rows and treats them all the way as unrelated: the picture processor runs twice a
-row, the vision tower once a row and pass. Here the rows of a group refer to one `Prompt`, and the four passes
-(generation, old, reference and policy log-probabilities) read streams (see `shared_prefix`). Advantages, losses,
-clipping, logging, vLLM and checkpoints are TRL's code. Random numbers are drawn as TRL draws them, so a run samples the
-same completions up to rounding.
+TRL gives each prompt num_generations rows and treats them all the way as unrelated: the image processor runs twice a
+row, the vision tower once a row and pass. Here the rows of a group refer to one `Prompt`: completions are decoded on a
+KV cache that shares it (`engine.rollouts`), and old, reference and policy log-probabilities come from packed sequences
+(`engine.packing`). Advantages, losses, clipping, logging, vLLM and checkpoints are TRL's code. Random numbers are drawn
+as TRL draws them, so a run samples the same completions up to rounding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import split_tensor_dict
 
-from unifiedreward_think.engine import streams as shared_prefix
-from unifiedreward_think.engine.feature_cache import encoder
-from unifiedreward_think.engine.prefix_cache import prefill
-from unifiedreward_think.engine.stream_plan import plan_streams
+from unifiedreward_think.engine import packing, rollouts
+from unifiedreward_think.engine.feature_cache import FeatureFolder
+from unifiedreward_think.engine.packing_plan import plan_packing
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.training.trainers.grpo import GRPOTrainer
 from unifiedreward_think.training.trainers.prefetch import READING, Reader
@@ -32,7 +35,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     Args:
         max_stream_tokens: most tokens of one forward; by default a forward holds a micro-batch, as TRL's does.
-        embedding_cache: folder for the picture features of a frozen vision tower.
+        embedding_cache: folder for the image features of a frozen vision tower.
 
     Raises:
         InputError: the model or an option is not covered; the message names the key that turns this off.
@@ -43,32 +46,44 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._max_stream_tokens = max_stream_tokens
-        self._buffered_inputs: Any
-        self._prompts: list[shared_prefix.Prompt] = []  # of the rollout in training
+        self._micro_batches: Iterator[dict[str, Any]] | None = None  # of the rollout, where they keep groups together
+        self._prompts: list[packing.Prompt] = []  # of the rollout in training
         self._live: torch.Tensor | None = None  # rows that need a policy pass, where not all do
         self._policy_inputs: dict[str, Any] | None = None  # while the loss is computed
         network = self._network(self.model)
-        reason = shared_prefix.why_not(network) or self._why_not()
+        if not self.use_vllm:  # as `generate` does it: the model's own options where the run has none
+            self.generation_config.update(**network.generation_config.to_dict(), defaults_only=True)
+        reason = packing.why_not(network) or self._why_not()
         if reason:
             raise InputError(f"shared_prefix: {reason}; {OFF}")
-        shared_prefix.enable(network)
+        packing.enable(network)
         if self.ref_model is not None:
-            shared_prefix.enable(self._network(self.ref_model))
-        weights = shared_prefix.picture_parameters(network)
+            packing.enable(self._network(self.ref_model))
+        weights = packing.vision_parameters(network)
         self._frozen = not any(weight.requires_grad for weight in weights)
         if self._frozen and self.ref_model is not None and not self._same(weights):
             raise InputError(f"shared_prefix: the reference model has another vision tower than the policy; {OFF}")
         self._reader = Reader(self.processing_class, chat_template=self.chat_template, **self.chat_template_kwargs)
         self._reader.attach(self)
-        self._encode = encoder(embedding_cache, network, self.accelerator, frozen=self._frozen)
+        self._features = self._feature_folder(embedding_cache, network) if embedding_cache else None
+
+    def _feature_folder(self, folder: str, network: Any) -> FeatureFolder:
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if not self._frozen or (plugin is not None and plugin.zero_stage == 3):
+            raise InputError(
+                "embedding_cache: needs freeze_vision: true, no projector beside the tower (LLaVA-OneVision's is "
+                "trained), and no ZeRO-3; leave it out"
+            )
+        dtype = f"{self.accelerator.mixed_precision} {network.dtype}"
+        return FeatureFolder(Path(folder), network, self.processing_class.image_processor, dtype)
 
     def _why_not(self) -> str | None:
         """Return the first option that is not covered."""
         args = self.args
         local = args.per_device_train_batch_size * args.steps_per_generation
-        plain = self.use_vllm or _samples_plainly(self.generation_config)
+        if not self.use_vllm and (reason := rollouts.why_not(self.generation_config)):
+            return reason
         problems = {
-            "num_beams, cache_implementation and use_cache: false are not covered in generation": not plain,
             f"per_device_train_batch_size * steps_per_generation ({local}) must be a multiple of num_generations "
             f"({self.num_generations}), so that groups stay on one device": local % self.num_generations,
             "FSDP is not covered": self.is_fsdp_enabled,
@@ -87,8 +102,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _same(self, weights: list[Any]) -> bool:
-        """Whether the reference model sees pictures as the policy does; each rank compares what it holds."""
-        others = shared_prefix.picture_parameters(self._network(self.ref_model))
+        """Whether the reference model sees images as the policy does; each rank compares what it holds."""
+        others = packing.vision_parameters(self._network(self.ref_model))
         pairs = zip(weights, others, strict=True)
         same = all(getattr(a, "ds_tensor", a).equal(getattr(b, "ds_tensor", b)) for a, b in pairs)
         return self._most(int(not same)) == 0
@@ -100,13 +115,13 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     # -- once per group: processor and vision tower ----------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """See trl; rows come in groups, and pictures are inside the prompts, where TRL does not process them again."""
+        """See trl; rows come in groups, and images are inside the prompts, where TRL does not process them again."""
         copies = self.num_generations
         if [row["prompt"] for row in inputs[::copies] for _ in range(copies)] != [row["prompt"] for row in inputs]:
             raise RuntimeError(f"rows do not come in groups of {copies}: TRL's sampler has changed; {OFF}")
         self._readings = [self._reader.take(row) for row in inputs[::copies]]
         if not all(reading.images for reading in self._readings):
-            raise InputError(f"shared_prefix: every row needs pictures in its column `images`; {OFF}")
+            raise InputError(f"shared_prefix: every row needs images in its column `images`; {OFF}")
         bare = [{key: value for key, value in row.items() if key not in ("images", READING)} for row in inputs]
         self._row_prompts = torch.arange(len(inputs)) // copies
         of_row = [self._readings[i] for i in self._row_prompts]
@@ -118,7 +133,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             self._logs["images"].extend(gather_object([row["images"] for row in self._scored_rows]))
         if self.multi_objective_aggregation == "sum_then_normalize":
             output["advantages"] = output["advantages"].masked_fill(self._flat, 0.0)
-        return {**output, "prompt_number": self._row_prompts}
+        return self._kept_together({**output, "prompt_number": self._row_prompts})
 
     def _calculate_rewards(self, inputs: Any, *args: Any) -> Any:
         """See trl; reward functions get every column, `images` too.
@@ -129,8 +144,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         rewards = super()._calculate_rewards(self._scored_rows, *args)
         sums = self._totals(rewards).view(-1, self.num_generations)
         flat = torch.isclose(sums.amax(1), sums.amin(1)).repeat_interleave(self.num_generations)
-        mine = self.accelerator.process_index * len(inputs)
-        self._flat = flat[mine : mine + len(inputs)]
+        first = self.accelerator.process_index * len(inputs)
+        self._flat = flat[first : first + len(inputs)]
         return rewards
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -138,9 +153,12 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         read = []
         for reading in self._readings:
             fields = {key: value.to(self.accelerator.device) for key, value in reading.fields.items()}
-            prompt = shared_prefix.read_prompt(network, fields)
+            prompt = packing.make_prompt(network, fields)
             with self.accelerator.autocast():
-                prompt = self._encode(network, prompt)
+                if self._features is None:
+                    prompt = packing.encode_prompt(network, prompt)
+                else:
+                    prompt = self._features.encode(network, prompt, reading.images)
             read.append(replace(prompt, pixels={}) if self._frozen else prompt)
         self._prompts = read
         return [prompt.ids.tolist() for prompt in read for _ in range(self.num_generations)], None, {}
@@ -155,7 +173,6 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             return super()._generate_single_turn(  # type: ignore[no-any-return]
                 prompt_ids, images, multimodal_fields, num_generations, *args
             )
-        ends = set(self.eos_token_ids)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -164,29 +181,21 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
                 generation_kwargs=self.generation_kwargs,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
-            torch.no_grad(),
+            self.accelerator.autocast(),  # as TRL's `generate` has it
         ):
-            with self.accelerator.autocast():  # as `generate` has it
-                pad = self._tokenizer.pad_token_id
-                inputs = prefill(self._network(model), self._prompts, num_generations, pad=pad, ends=ends)
-            ids = model.generate(**inputs, generation_config=self.generation_config)
-        new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-        stops = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in new]
-        return [row[:stop] for row, stop in zip(new, stops, strict=True)], None
+            completions = rollouts.rollout(
+                self._network(model),
+                self._prompts,
+                num_generations,
+                config=self.generation_config,
+                ends=set(self.eos_token_ids),
+            )
+        return completions, None
 
     # -- once per group: log-probabilities ---------------------------------------------------------------------------
 
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """See trl; brings the rows of a group back together where TRL shuffles them over micro-batches."""
-        before = self._buffered_inputs
-        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        if self._buffered_inputs is not before and self._may_regroup():
-            self._buffered_inputs = regroup(self._buffered_inputs)
-            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
-        return inputs
-
-    def _may_regroup(self) -> bool:
-        """Whether rows may change places among the micro-batches of a rollout without changing the gradient.
+    def _kept_together(self, rollout: dict[str, Any]) -> dict[str, Any]:
+        """Return a rollout, noting micro-batches of whole groups where these may replace TRL's of shuffled rows.
 
         They may where all micro-batches add up to one optimizer step, and no loss term is normalized in each.
         """
@@ -194,33 +203,30 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         one_step = args.gradient_accumulation_steps % args.steps_per_generation == 0
         per_batch = self.loss_type == "bnpo" or self._entropy_matters()
         whole_groups = args.per_device_train_batch_size % self.num_generations == 0
-        return bool(one_step and whole_groups and not per_batch)
+        may = one_step and whole_groups and not per_batch
+        self._micro_batches = cycle(split_tensor_dict(rollout, args.steps_per_generation)) if may else None
+        return rollout
 
     def _entropy_matters(self) -> bool:
-        return bool(self.top_entropy_quantile < 1.0 or self._entropy_bonus_enabled)
+        return bool(self.top_entropy_quantile < 1.0 or self.args.entropy_coef or self.args.use_adaptive_entropy)
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """See trl; a row without advantage needs no pass where nothing else in the loss looks at it."""
-        self._row_prompts = inputs["prompt_number"]
-        self._policy_inputs = inputs
+        inputs = next(self._micro_batches) if self._micro_batches else inputs
+        self._row_prompts, self._policy_inputs = inputs["prompt_number"], inputs
         skip = self.beta == 0.0 and not self._entropy_matters()
-        live = inputs["advantages"] != 0
-        self._live = live if skip else None
+        self._live = inputs["advantages"] != 0 if skip else None
         try:
-            loss: torch.Tensor = super()._compute_loss(model, inputs)
+            return super().compute_loss(model, inputs, *args, **kwargs)
         finally:
             self._policy_inputs = self._live = None
-        if skip:
-            self._repair_entropy(inputs["completion_mask"], live)
-        return loss
 
-    def _repair_entropy(self, mask: torch.Tensor, live: torch.Tensor) -> None:
-        """Let the logged entropy be the mean over the tokens that had a pass."""
-        counts = torch.stack([mask[live].sum(), mask.sum()]).float()
+    def _tokens_of_a_pass(self, mask: torch.Tensor) -> float:
+        """Return how many tokens each token with a policy pass stands for in TRL's mean of the entropy over all."""
+        counts = torch.stack([mask[self._live].sum(), mask.sum()]).float()
         passed, tokens = self.accelerator.reduce(counts, reduction="sum").tolist()
-        logged = self._metrics["train"]
-        logged["entropy"][-1] *= tokens / passed if passed else float("nan")
-        logged["policy_tokens_skipped"].append(1 - passed / max(tokens, 1))
+        self.record("policy_tokens_skipped", 1 - passed / max(tokens, 1))
+        return tokens / passed if passed else float("nan")
 
     def _get_per_token_logps_and_entropies(  # type: ignore[override]
         self,
@@ -238,21 +244,23 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         if self._live is not None:
             lengths = lengths * self._live
         prompts = self._prompts
-        streams = plan_streams(
+        plan = plan_packing(
             self._row_prompts.tolist(),
             lengths.tolist(),
             [len(prompt.ids) for prompt in prompts],
             most_tokens=self._max_stream_tokens,
             most_rows=batch_size or len(input_ids),
         )
-        idle = max(1, self._most(len(streams))) - len(streams)  # agreed on before any rank starts
+        idle = max(1, self._most(len(plan))) - len(plan)  # agreed on before any rank starts
         entropies = torch.zeros_like(completions, dtype=torch.float)
         old = (self._policy_inputs or {}).get("old_per_token_logps")
         logps = entropies if old is None else old  # of rows without a pass: a ratio of 1
-        for stream in streams:
-            groups = [(prompts[n], [completions[i, : lengths[i]] for i in rows]) for n, rows in stream.items()]
+        for packed in plan:
+            groups = [(prompts[n], [completions[i, : lengths[i]] for i in rows]) for n, rows in packed.items()]
             output = self._read(model, groups)
-            order = torch.tensor([i for own in stream.values() for i in own], device=completions.device)
+            order = torch.tensor(
+                [i for rows_of_prompt in packed.values() for i in rows_of_prompt], device=completions.device
+            )
             held = torch.arange(logits_to_keep, device=order.device) < lengths[order, None]
             row, column = held.nonzero(as_tuple=True)
             places = order[row], column
@@ -261,11 +269,13 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
                 entropies = entropies.index_put(places, output.entropy[0])
         for _pass in range(idle):
             logps = logps + self._idle(model)
+        if compute_entropy and self._live is not None:
+            entropies = entropies * self._tokens_of_a_pass(attention_mask[:, -logits_to_keep:])
         return logps, entropies if compute_entropy else None, None
 
     def _read(self, model: Any, groups: list[Any]) -> Any:
-        inputs = shared_prefix.stream_inputs(groups, encoded=self._frozen)
-        labels = torch.cat([completion for _, own in groups for completion in own])[None]
+        inputs = packing.pack(groups, encoded=self._frozen)
+        labels = torch.cat([completion for _, completions in groups for completion in completions])[None]
         with self.accelerator.autocast():
             return model(**inputs, shift_labels=labels, fused_lm_head=True)
 
@@ -273,28 +283,5 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """Return a zero from a short pass, so that ranks run equally many and every weight gets its (zero) gradient."""
         prompt = self._prompts[0]
         if self._frozen:
-            prompt = shared_prefix.Prompt(prompt.ids[-2:], prompt.positions[:, -2:], {})
+            prompt = packing.Prompt(prompt.ids[-2:], prompt.positions[:, -2:], {})
         return 0.0 * self._read(model, [(prompt, [prompt.ids[-1:]])]).log_probs.sum()
-
-
-def _samples_plainly(config: Any) -> bool:
-    """Whether `generate` writes one token after the other into the cache that it is given."""
-    return (config.num_beams or 1) == 1 and not config.cache_implementation and config.use_cache is not False
-
-
-def regroup(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort the rows of shuffled micro-batches by prompt; prompts keep the order in which the shuffle shows them."""
-    numbers = torch.cat([batch["prompt_number"] for batch in batches]).tolist()
-    place = {number: i for i, number in enumerate(dict.fromkeys(numbers))}
-    order = torch.tensor(sorted(range(len(numbers)), key=lambda row: place[numbers[row]]))
-    sizes = [len(batch["prompt_number"]) for batch in batches]
-    result: list[dict[str, Any]] = [{} for _ in batches]
-    for key, first in batches[0].items():
-        if isinstance(first, torch.Tensor) and first.ndim:
-            values = torch.cat([batch[key] for batch in batches])
-            parts = values[order.to(values.device)].split(sizes)
-        else:
-            parts = [batch[key] for batch in batches]
-        for batch, part in zip(result, parts, strict=True):
-            batch[key] = part
-    return result

@@ -11,7 +11,7 @@ that the run began with and of the one it made. The page opens offline. Runs of 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,36 +124,46 @@ def write_html(
         folders: "before" and "after" -> the folders of these evaluations, whose config.yaml says how they came about.
         max_examples: how many pairs are shown, of every task and change in turn.
     """
-    spans, folders = windows(run.completions), folders or {}
-    results = {name: summarize(rows) for name, rows in judgments.items()}
-    changes = compare(judgments["before"], judgments["after"]) if judgments else {}
+    spans = windows(run.completions)
     write_page(
         path,
         Path(__file__).with_name("training_report.html"),
         title=f"Training of {run.name}",
         run=run,
         origin=fact_table({run.name: of_training(run.about)}),
-        judged_origin=fact_table(
-            {
-                name: of_judgments(read_config(folders[name]) if name in folders else {}, rows)
-                for name, rows in judgments.items()
-            }
-        ),
-        folders=[str(folder) for folder in folders.values()],
         readable_and_strict=READABLE_AND_STRICT,
         arguments=argument_tables(run.about),
         figures=figures(run),
         plots=plots(run, spans),
         windows=[spans[0], spans[-1]] if spans else [],
         tasks={task: title(task) for task in TASK_NAMES if any(task in window.accuracy for window in spans)},
-        judged_tasks={task: title(task) for task in TASK_NAMES if any(task in r["tasks"] for r in results.values())},
-        table=_known(table_rows(results)),
-        changes=[(key, name, len(changes[key])) for key, name in CHANGES.items() if key in changes],
-        test=paired_test(judgments["before"], judgments["after"]) if judgments else None,
-        cards=cards(changes, records, sampling, max_examples),
         labels=CHANGES,
         colours=COLOURS,
+        **_judged(judgments, folders or {}, partial(cards, records=records, sampling=sampling, limit=max_examples)),
     )
+
+
+def _judged(
+    judgments: Mapping[str, Sequence[Judgment]], folders: Mapping[str, Path], show: Callable[..., list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """What the page says of the same pairs, judged before and after."""
+    results = {name: summarize(rows) for name, rows in judgments.items()}
+    changes = compare(judgments["before"], judgments["after"]) if judgments else {}
+    origins = {
+        name: of_judgments(read_config(folders[name]) if name in folders else {}, rows)
+        for name, rows in judgments.items()
+    }
+    return {
+        "judged_origin": fact_table(origins),
+        "folders": [str(folder) for folder in folders.values()],
+        "judged_tasks": {
+            task: title(task) for task in TASK_NAMES if any(task in result["tasks"] for result in results.values())
+        },
+        "table": _known(table_rows(results)),
+        "changes": [(key, name, len(changes[key])) for key, name in CHANGES.items() if key in changes],
+        "test": paired_test(judgments["before"], judgments["after"]) if judgments else None,
+        "cards": show(changes),
+    }
 
 
 def figures(run: TrainingRun) -> list[tuple[str, str, str]]:

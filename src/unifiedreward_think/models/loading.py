@@ -57,7 +57,6 @@ def load_processor(
     """
     from transformers import AutoConfig, AutoProcessor, PretrainedConfig
 
-    limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     path, revision = processor_source(path, revision)
     must_be_readable(path)
     must_have_processor(path)
@@ -66,22 +65,25 @@ def load_processor(
         named = PretrainedConfig.get_config_dict(path, revision=revision)[0]
         config = AutoConfig.from_pretrained(path, revision=revision) if named else None
     must_suit(processor, config, path)
-    chosen = {edge: pixels for edge, pixels in limits.items() if pixels is not None}
-    if chosen:
-        image_processor = processor.image_processor
-        if "longest_edge" not in image_processor.size:
-            raise UnsupportedModelError(
-                f"{path}: {type(image_processor).__name__} has a fixed tile size; leave min_pixels and max_pixels out"
-            )
-        size = {**dict(image_processor.size), **chosen}
-        if size["shortest_edge"] > size["longest_edge"]:
-            raise UnsupportedModelError(
-                f"{path}: min_pixels {size['shortest_edge']} is above max_pixels {size['longest_edge']}; set both"
-            )
-        image_processor.size = size
+    limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    if chosen := {edge: pixels for edge, pixels in limits.items() if pixels is not None}:
+        _limit_pixels(processor.image_processor, chosen, path)
     show_tags(processor, path)
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def _limit_pixels(image_processor: Any, chosen: dict[str, int], path: str) -> None:
+    if "longest_edge" not in image_processor.size:
+        raise UnsupportedModelError(
+            f"{path}: {type(image_processor).__name__} has a fixed tile size; leave min_pixels and max_pixels out"
+        )
+    size = {**dict(image_processor.size), **chosen}
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise UnsupportedModelError(
+            f"{path}: min_pixels {size['shortest_edge']} is above max_pixels {size['longest_edge']}; set both"
+        )
+    image_processor.size = size
 
 
 def load_model(

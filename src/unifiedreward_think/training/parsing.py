@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -45,9 +45,7 @@ def parse(
     flags = _flags(words)
     keys = read_config(flags.config, flags.overlay)
     origin = " with ".join(filter(None, (flags.config, flags.overlay))) or "the command line"
-    known = {each.name for cls in types for each in dataclasses.fields(cls)} - set(without)
-    if unknown := sorted(keys.keys() - known):
-        raise InputError(f"{origin}: Unknown arguments from config file: {', '.join(unknown)}; --help lists all")
+    _must_be_known(keys, types, without, origin)
     try:
         if trl:
             parsed = _with_trl(types, words, keys, flags)
@@ -62,6 +60,12 @@ def parse(
         if type(part).__module__.startswith("unifiedreward_think."):
             check_values(part, origin)
     return parsed
+
+
+def _must_be_known(keys: Iterable[str], types: Iterable[type], without: Iterable[str], origin: str) -> None:
+    known = {each.name for cls in types for each in dataclasses.fields(cls)} - set(without)
+    if unknown := sorted(set(keys) - known):
+        raise InputError(f"{origin}: Unknown arguments from config file: {', '.join(unknown)}; --help lists all")
 
 
 def _wrong_argument(message: str) -> NoReturn:

@@ -39,7 +39,8 @@ def test_a_streamed_answer_is_that_of_a_request_at_once(temperature, vllm_judge,
     for (record, _), row in prompt_rows(held_out(toy_world, 1), asked("one_line", toy_world)):
         pieces = []
         streamed = backend(vllm_judge).stream(row, sampling=sampling, seed=3, on_text=pieces.append)
-        assert [[streamed]] == backend(vllm_judge).complete([row], sampling=sampling, seeds=[[3]]), record.id
+        [[at_once]] = backend(vllm_judge).complete([row], sampling=sampling, seeds=[[3]])
+        assert streamed == at_once._replace(tokens=None), record.id  # a stream is left at the tag, before its usage
         assert "".join(pieces) == streamed.text and len(pieces) > 3
 
 

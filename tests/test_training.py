@@ -174,11 +174,27 @@ def test_fresh_prompts_of_dynamic_sampling_are_the_same_in_every_process():
     from unifiedreward_think.training.trainers.dynamic_sampling import DynamicSamplingGRPOTrainer
 
     run = {"args": SimpleNamespace(seed=1), "train_dataset": range(50), "num_generations": 2}
-    trainer = SimpleNamespace(**run, state=SimpleNamespace(global_step=2))
-    draw = functools.partial(DynamicSamplingGRPOTrainer._draw, trainer)
-    assert draw(1, 0, 4) == [48, 48, 32, 32, 44, 44, 8, 8]  # whatever PYTHONHASHSEED is
-    assert draw(1, 2, 2) == [44, 44, 8, 8]  # a rank after one that needs two
-    assert draw(2, 0, 4) != draw(1, 0, 4)
+
+    def draw(rollout, needed, *, rank=0, units=None):
+        trainer = SimpleNamespace(
+            **run,
+            state=SimpleNamespace(global_step=2),
+            accelerator=SimpleNamespace(process_index=rank),
+            _units=units,
+            _width=2 if units else 1,
+        )
+        trainer._groups = functools.partial(DynamicSamplingGRPOTrainer._groups, trainer)
+        return DynamicSamplingGRPOTrainer._draw(trainer, rollout, needed, max(needed))[::2]
+
+    first = draw(1, [4])
+    assert first == [48, 32, 44, 8]  # whatever PYTHONHASHSEED is
+    assert draw(1, [2, 2], rank=1) == [44, 8]  # a rank after one that needs two
+    assert draw(2, [4]) != first
+    ranks = [draw(1, [1, 2, 0], rank=rank) for rank in range(3)]
+    assert [ranks[0][0], *ranks[1]] == first[:3]
+    assert len({number for rank in ranks for number in rank}) == 6  # nothing that is not needed is drawn twice
+    pairs = draw(1, [2], units=[(2 * number, 2 * number + 1) for number in range(25)])
+    assert [number % 2 for number in pairs] == [0, 1, 0, 1] and pairs[0] + 1 == pairs[1] and pairs[2] + 1 == pairs[3]
 
 
 def test_an_attention_that_the_shared_prefix_replaces_is_named_with_its_own(call, capsys):

@@ -11,6 +11,8 @@ Prompts, training rows, the judge, rewards and metrics ask here. A new form is a
 (True, 1.0)
 >>> POINTWISE.orders(record), POINTWISE.agreement(POINTWISE.parse("<answer>24/30</answer>", "Image"), 1.0)
 (('a', 'b'), 0.777778)
+>>> POINTWISE.solution_of(record, "a"), POINTWISE.solution_of(record, "b")
+('better', 'worse')
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from unifiedreward_think.order import ORDERS, STORED_ORDER, Order, in_order, let
 from unifiedreward_think.points import parse_points
 from unifiedreward_think.prompting import PROMPTS, Part, build_parts
 from unifiedreward_think.scores import share_of
+from unifiedreward_think.standings import STANDINGS, standing_of
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Verdict, answer_text, parse, read_answer
 
@@ -48,7 +51,7 @@ class Form:
         readable: whether a verdict says what was asked for.
         gold: record or judgment, and order shown, to the gold answer.
         solution: gold answer and noun to the text of the `solution` column.
-        read_solution: the inverse; None for a text that is none.
+        read_solution: the inverse of `solution_of`; None for a text that is none.
         agreement: verdict and gold answer to the accuracy, 0 to 1: the reward of GRPO; 1 is right for evaluation.
             An unreadable verdict has 0; None without a gold answer.
         contradicts: whether a judgment, whose verdict can be read, would teach something else than its labels.
@@ -72,9 +75,19 @@ class Form:
     contradiction: str
 
     def solution_of(self, record: PreferenceRecord, order: Order) -> str | None:
-        """Return the gold answer of a record as text, the `solution` column; None without one."""
+        """Return what the rewards of a record need of its labels, the `solution` column; None without one.
+
+        That is the gold answer as text, or, of a candidate that is shown alone and has none in any order, how it stands
+        to the other one (`standings`).
+        """
         gold = self.gold(record, order)
-        return None if gold is None else self.solution(gold, TASKS[record.task].noun)
+        if gold is None:
+            return None if self.decides(record) else standing_of(record, order)
+        return self.solution(gold, TASKS[record.task].noun)
+
+    def teaches(self, record: PreferenceRecord) -> bool:
+        """Return whether a record has a `solution` in an order that it can be shown in."""
+        return any(self.solution_of(record, order) is not None for order in self.orders(record))
 
     def decides(self, record: PreferenceRecord) -> bool:
         """Return whether a record has a gold answer in an order that it can be shown in."""
@@ -141,7 +154,9 @@ def _share_text(share: float, noun: str) -> str:
     return f"{share:g}"
 
 
-def _read_share(text: str) -> float | None:
+def _read_share(text: str) -> float | str | None:
+    if text in STANDINGS:
+        return text
     try:
         share = float(text)
     except ValueError:

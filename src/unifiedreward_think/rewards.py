@@ -14,17 +14,22 @@ None where the reward does not apply to the row.
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from unifiedreward_think.forms import FORMS, PAIRWISE, Form
+from unifiedreward_think.gathering import gathered
 from unifiedreward_think.metrics import VERDICT_MEASURES
 from unifiedreward_think.order import candidate_at
+from unifiedreward_think.standings import STANDINGS, Sample, earned_together
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Verdict, answer_text
 
 Completion = str | Sequence[dict[str, Any]]
+_LOG = logging.getLogger(__name__)
 
 
 def format_reward(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
@@ -40,25 +45,39 @@ def accuracy_reward(
     solution: Sequence[str | None],
     task: Sequence[str] | None = None,
     form: Sequence[str | None] | None = None,
-    **_: Any,
+    id: Sequence[str] | None = None,
+    order: Sequence[str] | None = None,
+    **more: Any,
 ) -> list[float | None]:
     """Return how far each completion agrees with its gold answer, by its form (`forms.Form.agreement`).
 
     Pairwise, the form of rows without the column: 1 where the answer block names the preferred candidate, 0 where it
-    does not or cannot be read.
+    does not or cannot be read. A score whose label is a pair's preference (`solution` is one of STANDINGS) is held
+    against those of the pair's other candidate, on whatever process they are: `standings.earned`.
 
-    A row without a gold answer gets None, which TRL leaves out of the sum.
+    A row without a gold answer gets None, which TRL leaves out of the sum. So does a score of a pair whose other
+    candidate is not in the batch; these are counted in a warning and in TRL's log, as `scores_without_their_pair`.
 
     Raises:
-        ValueError: a gold answer cannot be read.
+        ValueError: a gold answer cannot be read, or scores of pairs come without the columns `id` and `order`.
     """
     rewards: list[float | None] = []
+    of_pairs: dict[int, Sample] = {}
     for i, text in enumerate(solution):
         row_form = form_of(form[i] if form is not None else None)
         gold = _gold(text, row_form)
         noun = _noun(task[i] if task is not None else None, text) if text else ""
         verdict = row_form.parse(_text(completions[i]), noun) if text else Verdict(winner=None, strict=False)
-        rewards.append(row_form.agreement(verdict, gold))
+        if gold in STANDINGS:
+            if id is None or order is None:
+                raise ValueError(f"solution {gold!r} is that of a pair's candidate: add the columns `id` and `order`")
+            of_pairs[i] = Sample(id[i], order[i], gold, verdict.score.share if verdict.score else None)
+            rewards.append(None)
+        else:
+            rewards.append(row_form.agreement(verdict, gold))
+    if form is not None:  # all processes have the column, or none has
+        for i, reward in zip(of_pairs, _held_against_each_other(list(of_pairs.values()), **more), strict=True):
+            rewards[i] = reward
     return rewards
 
 
@@ -82,8 +101,8 @@ def swap_agreement_reward(
 ) -> list[float | None]:
     """Return how often the completions of the same pair in the other order name the same candidate (opt-in).
 
-    Needs both orders of a pair in one reward batch (`orders: both` and a generation batch that holds both groups). An
-    unreadable completion gets 0; a row whose other order is not in the batch gets None.
+    Needs both orders of a pair in one generation batch, on whatever process (`orders: both`; this project's trainer
+    keeps them together). An unreadable completion gets 0; a row whose other order is not in the batch gets None.
     """
     if id is None or order is None:
         raise ValueError("swap_agreement_reward needs the columns `id` and `order`; train with `orders: both`")
@@ -92,10 +111,14 @@ def swap_agreement_reward(
         None if verdict.winner is None else candidate_at(verdict.winner, shown)
         for verdict, shown in zip(verdicts, order, strict=True)
     ]
+    everyone, own = gathered(list(zip(id, order, named, strict=True)))
+    answers: defaultdict[tuple[str, str], defaultdict[str, list[int | None]]] = defaultdict(lambda: defaultdict(list))
+    for pair, shown, candidate in everyone:
+        answers[pair, "".join(sorted(shown))][shown].append(candidate)
     rewards: list[float | None] = []
-    for i, candidate in enumerate(named):
-        same = [j for j in range(len(named)) if id[j] == id[i] and sorted(order[j]) == sorted(order[i])]
-        others = [named[j] for j in same if order[j] != order[i]]
+    for pair, shown, candidate in everyone[own]:
+        orders = answers[pair, "".join(sorted(shown))]
+        others = [other for order, some in orders.items() if order != shown for other in some]
         rewards.append(None if not others else 0.0 if candidate is None else fmean(o == candidate for o in others))
     return rewards
 
@@ -155,6 +178,22 @@ def read_verdicts(
         form_of(form_name).parse(_text(completion), _noun(name, gold), style=how or "cot")
         for completion, name, gold, how, form_name in zip(completions, *columns, strict=True)
     ]
+
+
+def _held_against_each_other(samples: Sequence[Sample], log_metric: Any = None, **_: Any) -> list[float | None]:
+    """Return what each score of this process earns among those of all, counting those without their pair."""
+    everyone, own = gathered(samples)
+    rewards, alone = earned_together(everyone)
+    if alone and not own.start:  # on the first process
+        _LOG.warning(
+            "%d of %d scores have no reward: the other candidate of their pair is not in the generation batch; keep "
+            "the rows of a pair side by side: shuffle_dataset false, and an even number of prompts in a batch",
+            alone,
+            len(everyone),
+        )
+    if log_metric is not None and everyone:
+        log_metric("scores_without_their_pair", alone / len(everyone))
+    return rewards[own]
 
 
 def form_of(name: str | None) -> Form:

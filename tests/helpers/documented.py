@@ -190,6 +190,12 @@ WAYS = {
     f"{COLD}/toy/cold_start_points.yaml": ByTest(
         "test_points.py::test_the_commands_that_train_and_measure_scores_go_through"
     ),
+    f"{GRPO}/toy/grpo_points.yaml": ByTest("test_point_grpo.py::test_the_toy_config_trains_scores_from_preferences"),
+    "python -m unifiedreward_think.data.rows --form pointwise --input data/train.jsonl "
+    "--output outputs/point_rows": Run(),
+    "trl grpo --dataset_name outputs/point_rows --model_name_or_path outputs/points --output_dir outputs/stock_points "
+    "--reward_funcs unifiedreward_think.rewards.format_reward unifiedreward_think.rewards.accuracy_reward "
+    "--shuffle_dataset false --num_generations 8 --per_device_train_batch_size 16": STOCK_TRL,
     # docs/scaling.md
     f'pdsh -w ^hosts "cd $PWD && HOSTFILE=hostfile {GRPO}/qwen2_5_vl_7b/grpo.yaml"': ByTest(
         "test_scripts.py::test_a_deepspeed_hostfile_names_the_nodes"

@@ -59,11 +59,19 @@ class ShownArguments:
             raise InputError(f"form {self.form!r} is none of {', '.join(FORMS)}")
         return FORMS[self.form]
 
-    def templates(self, task: str = "") -> dict[str, str]:
-        """Return task -> prompt template; see `prompting.load_prompts`."""
-        form = self.asked_form
+    def templates(self, task: str = "", *, form: Form | None = None) -> dict[str, str]:
+        """Return task -> prompt template; see `prompting.load_prompts`.
+
+        Args:
+            task: whose template a file is.
+            form: of judgment; where it is another one than is asked for, its templates stand in the folder of its name
+                within `prompts`, as they do in the package.
+        """
+        asked = self.asked_form
+        form = form or asked
+        path = self.prompts and (self.prompts if form is asked else str(Path(self.prompts) / form.name))
         return load_prompts(
-            self.style, layout=self.layout, path=self.prompts, task=task, candidates=form.candidates, home=form.prompts
+            self.style, layout=self.layout, path=path, task=task, candidates=form.candidates, home=form.prompts
         )
 
 

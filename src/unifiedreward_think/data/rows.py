@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unifiedreward_think.blocks import Style
 from unifiedreward_think.data.arguments import ShownArguments, frame_sampling
+from unifiedreward_think.data.side_by_side import in_twos, units_of
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.flags import Parser, read
 from unifiedreward_think.forms import PAIRWISE, Form
@@ -73,7 +74,7 @@ def grpo_row(
     *,
     form: Form = PAIRWISE,
 ) -> dict[str, Any]:
-    """Return one GRPO row; `solution` is the gold answer in the order shown."""
+    """Return one GRPO row; `solution` is what the rewards need of the labels in the order shown."""
     row = prompt_row(record, order, prompts, sampling, form=form)
     question = {"task": record.task, "form": form.name, "style": style, "order": order}
     return {**row, "solution": form.solution_of(record, order), **question}
@@ -91,10 +92,15 @@ def shown_orders(record: PreferenceRecord, orders: Orders, seed: int, form: Form
 
 
 def grpo_rows(
-    records: Iterable[PreferenceRecord], shown: ShownArguments, sampling: FrameSampling, prompts: Mapping[str, str]
+    records: Iterable[PreferenceRecord],
+    shown: ShownArguments,
+    sampling: FrameSampling,
+    prompts: Mapping[str, str],
+    *,
+    form: Form | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the GRPO rows of records, in the orders in which they are shown."""
-    form = shown.asked_form
+    """Yield the GRPO rows of records, in the orders in which they are shown; `form` is by default what is asked for."""
+    form = form or shown.asked_form
     for record in records:
         for order in shown_orders(record, shown.orders, shown.order_seed, form):
             yield grpo_row(record, order, prompts, sampling, shown.style, form=form)
@@ -131,7 +137,8 @@ def main() -> None:
     shown = read(args, ShownArguments)
     form = shown.asked_form
     records = load_checked_records(args.input, sampling=sampling, media_root=args.media_root, form=form).rows
-    dataset = to_dataset(grpo_rows(filter(form.decides, records), shown, sampling, shown.templates()))
+    rows = list(grpo_rows(filter(form.teaches, records), shown, sampling, shown.templates()))
+    dataset = to_dataset(rows[number] for number in in_twos(units_of(rows)))
     write_parquet(dataset, args.output / "train.parquet")
     print(f"{len(dataset)} rows -> {args.output / 'train.parquet'}")
 

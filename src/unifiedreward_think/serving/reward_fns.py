@@ -6,8 +6,8 @@
     GRPOTrainer(reward_funcs=[trl_reward(client, orders="both")], ...) # f(prompts, completions, images=..., **kwargs)
 
 The reward of a candidate is its win rate among the candidates of the same prompt in the call, so a call must hold whole
-groups. A candidate of which nothing could be read has no reward. TRL takes None for that; Flow-GRPO takes numbers only,
-so there it raises, unless `missing` says which number to use.
+groups; TRL's are gathered from all processes. A candidate of which nothing could be read has no reward. TRL takes None
+for that; Flow-GRPO takes numbers only, so there it raises, unless `missing` says which number to use.
 
 >>> groups(["kite", "kite", "boat", "kite"])
 [[0, 1, 3], [2]]
@@ -15,10 +15,12 @@ so there it raises, unless `missing` says which number to use.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+from unifiedreward_think.gathering import gathered
 from unifiedreward_think.serving.client import RewardClient, RewardError, data_url
 
 _ALONE = "a win rate needs the group; give all samples of a prompt in one call (on several GPUs: gather them first)"
@@ -60,18 +62,11 @@ def win_rates(
     media = [[_encoded(entry) for entry in entries] for entries in more.pop("media", [[]] * len(prompts))]
     grouped = groups([(prompt, str(about)) for prompt, about in zip(prompts, media, strict=True)])
     lonely = [group[0] for group in grouped if len(group) < 2]
-    if lonely and not alone:
-        raise RewardError(f"only one candidate for {prompts[lonely[0]]!r}: {_ALONE}")
+    if not alone:
+        _refuse(lonely, prompts)
     grouped = [group for group in grouped if len(group) > 1]
     requests = [
-        {
-            "task": task,
-            "prompt": prompts[group[0]],
-            "candidates": [candidates[i] for i in group],
-            "media": media[group[0]],
-            **more,
-        }
-        for group in grouped
+        _request(task, prompts[group[0]], [candidates[i] for i in group], media[group[0]], more) for group in grouped
     ]
     rates: list[float | None] = [None] * len(prompts)
     reasons = [_ALONE if i in lonely else "" for i in range(len(prompts))]
@@ -79,6 +74,17 @@ def win_rates(
         for i, row in zip(group, reply["candidates"], strict=True):
             rates[i], reasons[i] = row["win_rate"], row["reason"]
     return rates, reasons
+
+
+def _refuse(lonely: Sequence[int], prompts: Sequence[str]) -> None:
+    if lonely:
+        raise RewardError(f"only one candidate for {prompts[lonely[0]]!r}: {_ALONE}")
+
+
+def _request(
+    task: str, prompt: str, candidates: list[Any], media: Sequence[Any], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {"task": task, "prompt": prompt, "candidates": candidates, "media": media, **more}
 
 
 def flow_grpo_reward(
@@ -111,19 +117,48 @@ def trl_reward(
     """Return a reward function for TRL's GRPOTrainer: a group of answers to a question about a picture is ranked.
 
     The columns `image`, or `images`, of the data set hold what the question is about; for a video task its frames. The
-    question is the text of the last user message.
+    question is the text of the last user message. A group is ranked whole, on whatever processes its answers are: that
+    of its first answer asks for all.
     """
 
     def unifiedreward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
         pictures = columns.get("images") or [[image] for image in columns["image"]]
         about = [[list(images)] if task.startswith("video") else list(images) for images in pictures]
-        keys = [_said(prompt, "user") for prompt in prompts]
-        rates, _ = win_rates(
-            client, task, keys, [_said(each, "assistant") for each in completions], media=about, **more
-        )
-        return rates
+        media = [[_encoded(entry) for entry in entries] for entries in about]
+        keys = [(_said(prompt, "user"), _digest(each)) for prompt, each in zip(prompts, media, strict=True)]
+        everyone, own = gathered(list(zip(keys, (_said(each, "assistant") for each in completions), strict=True)))
+        grouped = groups([key for key, _ in everyone])
+        _refuse([group[0] for group in grouped if len(group) < 2], [question for (question, _), _ in everyone])
+        mine = [group for group in grouped if own.start <= group[0] < own.stop]
+        requests = [
+            _request(task, everyone[group[0]][0][0], [everyone[i][1] for i in group], media[group[0] - own.start], more)
+            for group in mine
+        ]
+        rates = _told_to_all(client, requests, mine)
+        return [rates[i] for i in range(own.start, own.stop)]
 
     return unifiedreward
+
+
+def _told_to_all(
+    client: RewardClient, requests: list[dict[str, Any]], mine: Sequence[Sequence[int]]
+) -> dict[int, float | None]:
+    """Rank the groups of this process; return place -> win rate of the groups of all.
+
+    Raises:
+        RewardError: the server refused a group of any process; raised on all, as none waits for one that has ended.
+    """
+    rates: dict[int, float | None] = {}
+    problem = ""
+    try:
+        for group, reply in zip(mine, client.rank_all(requests), strict=True):
+            rates |= {i: row["win_rate"] for i, row in zip(group, reply["candidates"], strict=True)}
+    except RewardError as error:
+        problem = str(error)
+    told, _ = gathered([(rates, problem)])
+    if problems := [text for _, text in told if text]:
+        raise RewardError(problems[0])
+    return {place: rate for part, _ in told for place, rate in part.items()}
 
 
 def to_pictures(images: Any) -> list[Any]:
@@ -185,6 +220,10 @@ def _from_floats(values: Any) -> Any:
 
 def _encoded(medium: Any) -> Any:
     return [data_url(frame) for frame in medium] if isinstance(medium, list | tuple) else data_url(medium)
+
+
+def _digest(media: Sequence[Any]) -> str:
+    return hashlib.sha256(str(media).encode()).hexdigest()
 
 
 def _said(messages: Any, role: str) -> str:

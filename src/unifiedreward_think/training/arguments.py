@@ -12,8 +12,10 @@ from typing import Any, Literal
 from unifiedreward_think.data.arguments import ShownArguments
 from unifiedreward_think.data.formats.files import read_yaml
 from unifiedreward_think.errors import InputError
-from unifiedreward_think.flags import Count, Whole, current, option
+from unifiedreward_think.flags import Count, Share, Whole, current, option
+from unifiedreward_think.forms import POINTWISE, Form
 from unifiedreward_think.order import Orders
+from unifiedreward_think.records import PreferenceRecord, digest
 from unifiedreward_think.training.monitor.health import WINDOW
 
 CHECKS = ("true", "false", "fast", "files")
@@ -63,6 +65,29 @@ class DataArguments(RowArguments, ShownArguments):
 
     min_pixels: Count | None = option("smaller pictures are scaled up to this area", default=None)
     max_pixels: Count | None = option("larger pictures are scaled down to this area", default=None)
+    point_share: Share = option("share of the pairs of which scores are asked, in a run of pairs", default=0.0)
+
+    def __post_init__(self) -> None:
+        """Refuse a share of scores where all are scores.
+
+        Raises:
+            InputError: see above, and RowArguments.
+        """
+        super().__post_init__()
+        if self.point_share and self.asked_form is POINTWISE:
+            raise InputError(
+                f"point_share: {self.point_share:g} of a run of scores alone; leave it out, or write form: pairwise"
+            )
+
+    def form_of(self, record: PreferenceRecord) -> Form:
+        """Return what is asked of a record: which are the share of scores, `order_seed` and the id of each decide."""
+        asked_for_scores = digest("points", self.order_seed, record.id) < self.point_share * 2**64
+        return POINTWISE if asked_for_scores else self.asked_form
+
+    def all_templates(self) -> dict[str, dict[str, str]]:
+        """Return the name of each form that is asked for -> its prompt templates."""
+        forms = [self.asked_form, *([POINTWISE] if self.point_share else [])]
+        return {form.name: self.templates(form=form) for form in forms}
 
 
 @dataclass

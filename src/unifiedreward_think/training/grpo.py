@@ -3,25 +3,28 @@
     accelerate launch -m unifiedreward_think.training.grpo --config configs/qwen2_5_vl_7b/grpo.yaml
     python -m unifiedreward_think.training.grpo --config configs/toy/grpo.yaml --train_files hard.jsonl
 
-Ties and unlabelled pairs have no gold answer and are left out, with their count.
+Ties and unlabelled pairs have no gold answer and are left out, with their count. With `form: pointwise` both candidates
+of a pair are scored, and their scores held against each other; there a tie teaches, too.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from unifiedreward_think.data.formats.files import DataError, report_left_out
-from unifiedreward_think.data.formats.loading import load_checked_records, undecided
+from unifiedreward_think.data.formats.loading import load_checked_records, settle, undecided
 from unifiedreward_think.data.rows import grpo_rows, to_dataset
+from unifiedreward_think.data.side_by_side import Unit, units_of
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.flags import Count, option
+from unifiedreward_think.forms import POINTWISE
 from unifiedreward_think.judging.ranks import met, together
 from unifiedreward_think.records import PreferenceRecord
-from unifiedreward_think.rewards import length_reward
+from unifiedreward_think.rewards import length_reward, swap_agreement_reward
 from unifiedreward_think.terminal import say
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, SharedPrefixArguments, TrainingExtras
@@ -62,6 +65,7 @@ def main() -> None:
         if data.check_data:
             say(f"data checked: {counts}")
             return
+        kept_together(rows, reward_funcs, args, prefix)
         checkpoint = run.start(args, model_args, data, extras, rewards, prefix, stage=STAGE)
     train(rows, counts, reward_funcs, (model_args, data, extras, rewards, prefix), args, checkpoint, held_out)
 
@@ -99,6 +103,10 @@ def reward_functions(rewards: RewardArguments, max_completion_length: int) -> li
 
 def load_rows(data: DataArguments, reading: Reading | None = None) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the GRPO rows of all data files, pairs that a `reading` refuses left out, and what was counted."""
+
+    def teaches(record: PreferenceRecord) -> bool:
+        return data.form_of(record).teaches(record)
+
     loaded = load_checked_records(
         data.train_files,
         sampling=data.frame_sampling,
@@ -107,24 +115,58 @@ def load_rows(data: DataArguments, reading: Reading | None = None) -> tuple[list
         need_label=False,
         form=data.asked_form,
     )
-    decided = loaded.only(data.asked_form.decides, limit=data.limit)
+    misfits = [data.form_of(record).misfit(record) for record in loaded.rows]
+    loaded = settle(loaded.without(misfits), skip_bad=data.skip_bad)
+    decided = loaded.only(teaches, limit=data.limit)
     if not decided.rows:
-        raise DataError(f"{', '.join(data.train_files)}: no record has {data.asked_form.needs}, which GRPO needs")
-    prompts = data.templates()
+        wanted = f"{data.asked_form.needs}{' (or `preferred` of two candidates)' * (data.asked_form is POINTWISE)}"
+        raise DataError(f"{', '.join(data.train_files)}: no record has {wanted}, which GRPO needs")
+    prompts = data.all_templates()
 
-    def rows_of(*records: PreferenceRecord) -> list[dict[str, Any]]:
-        return list(grpo_rows(records, data, data.frame_sampling, prompts))
+    def rows_of(record: PreferenceRecord) -> list[dict[str, Any]]:
+        form = data.form_of(record)
+        return list(grpo_rows([record], data, data.frame_sampling, prompts[form.name], form=form))
 
     if reading is not None:
         decided = reading.readable(decided, rows_of)
     report_left_out(decided.bad)
-    rows = rows_of(*decided.rows)
+    rows = [row for record in decided.rows for row in rows_of(record)]
     return rows, {
         "pairs": len(decided.rows),
         "rows": len(rows),
-        **undecided(loaded.rows),
+        **undecided(record for record in loaded.rows if not teaches(record)),
         "bad rows left out": len(decided.bad),
     }
+
+
+def kept_together(
+    rows: Sequence[Mapping[str, Any]], reward_funcs: Sequence[Any], args: Any, prefix: SharedPrefixArguments
+) -> list[Unit] | None:
+    """Return the numbers of the rows that must be in one generation batch; None where each row stands alone.
+
+    These are both candidates of a pair whose scores are held against each other, and, for `swap_agreement_reward`, both
+    orders of a pair.
+
+    Raises:
+        InputError: batches would cut them; the message names the keys.
+    """
+    units = units_of(rows, orders=swap_agreement_reward in reward_funcs)
+    if len(units) == len(rows):
+        return None
+    local = args.per_device_train_batch_size * args.steps_per_generation // args.num_generations
+    prompts = args.generation_batch_size // args.num_generations
+    fix = "change per_device_train_batch_size, gradient_accumulation_steps (or steps_per_generation) or num_generations"
+    if prompts % 2:
+        raise InputError(
+            f"generation_batch_size: {prompts} prompts in a generation batch, where rows that are rewarded together "
+            f"come in twos (the candidates of a pair, or its orders): their number must be even; {fix}"
+        )
+    if prefix.dynamic_sampling and local % 2:
+        raise InputError(
+            f"dynamic_sampling: {local} prompts of a generation batch on each process, where rows that are rewarded "
+            f"together are replaced together: their number must be even; {fix}, or leave dynamic_sampling out"
+        )
+    return units
 
 
 def trainer_class(prefix: SharedPrefixArguments) -> Callable[..., Any]:
@@ -170,6 +212,7 @@ def train(
         train_dataset=to_dataset(rows),
         processing_class=processor,
         peft_config=peft_config,
+        units=kept_together(rows, reward_funcs, args, prefix),
     )
     trainer.watch(args, extras, held_out)
     trainer.train(resume_from_checkpoint=checkpoint)

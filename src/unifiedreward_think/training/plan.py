@@ -26,6 +26,7 @@ from unifiedreward_think.training.memory.sampling import at_a_time, room, volume
 
 ZERO3, OFFLOAD = "configs/deepspeed/zero3.json", "configs/deepspeed/zero3_offload.json"
 MOST_GPUS = 4096
+CUT = "an odd number of prompts in a generation batch: with scores from preferences the run would be refused"
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def ladder(shape: Architecture, job: Job) -> list[tuple[dict[str, Any], Job]]:
             break
         keys = {**job.keys, **change}
         changed = replace(job, keys=keys, zero=deepspeed(keys.get("deepspeed")))
-        if plan(shape, changed).total < plan(shape, job).total:
+        if plan(shape, changed).total < plan(shape, job).total and (job.cuts_pairs or not changed.cuts_pairs):
             if steps and steps[-1][0].keys() == change.keys():
                 steps.pop()  # a smaller value of the same key
             steps.append((change, changed))
@@ -180,6 +181,7 @@ def report(shape: Architecture, job: Job) -> str:
         "",
         *_table(planned),
         f"{'peak of one GPU':36}{planned.total / GIB:8.1f} GB, {'fits' if fits else 'does not fit'}",
+        *([CUT] if job.cuts_pairs else []),
     ]
     return "\n".join(lines if fits else [*lines, "", *_advice(shape, job)])
 

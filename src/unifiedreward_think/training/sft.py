@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unifiedreward_think.data.formats.files import report_left_out
-from unifiedreward_think.data.formats.loading import load_checked_traces
+from unifiedreward_think.data.formats.loading import load_checked_traces, settle
 from unifiedreward_think.data.rows import sft_row, to_dataset
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
+from unifiedreward_think.errors import RecordError
 from unifiedreward_think.judging.ranks import met, together
+from unifiedreward_think.records import Trace
 from unifiedreward_think.terminal import say
+from unifiedreward_think.traces.cutting import cut
 from unifiedreward_think.training import run
 from unifiedreward_think.training.arguments import DataArguments, StreamArguments, TrainingExtras
 from unifiedreward_think.training.monitor.held_out import HeldOut, load_held_out, trainer_arguments
@@ -48,7 +51,10 @@ def main() -> None:
 
 
 def load_rows(data: DataArguments, reading: Reading | None = None) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return the SFT rows of all data files, those that a `reading` refuses left out, and what was counted."""
+    """Return the SFT rows of all data files, those that a `reading` refuses left out, and what was counted.
+
+    With `point_share`, traces of that share of the pairs are cut into one for each candidate.
+    """
     loaded = load_checked_traces(
         data.train_files,
         sampling=data.frame_sampling,
@@ -56,12 +62,31 @@ def load_rows(data: DataArguments, reading: Reading | None = None) -> tuple[list
         skip_bad=data.skip_bad,
         form=data.asked_form,
     ).only(limit=data.limit)
-    prompts, form = data.templates(), data.asked_form
+    loaded = settle(loaded.without([_why_not_cut(trace, data) for trace in loaded.rows]), skip_bad=data.skip_bad)
+    prompts = data.all_templates()
+
+    def rows_of(trace: Trace) -> list[dict[str, Any]]:
+        form = data.form_of(trace.record)
+        parts = [trace] if form is data.asked_form else cut(trace, data.layout)
+        return [sft_row(part, prompts[form.name], data.frame_sampling, form=form) for part in parts]
+
     if reading is not None:
-        loaded = reading.readable(loaded, lambda trace: [sft_row(trace, prompts, data.frame_sampling, form=form)])
+        loaded = reading.readable(loaded, rows_of)
     report_left_out(loaded.bad)
-    rows = [sft_row(trace, prompts, data.frame_sampling, form=form) for trace in loaded.rows]
-    return rows, {"traces": len(rows), "bad rows left out": len(loaded.bad)}
+    rows = [row for trace in loaded.rows for row in rows_of(trace)]
+    scored = {"traces of pairs cut into scores": len(rows) - len(loaded.rows)} if data.point_share else {}
+    return rows, {"traces": len(rows), **scored, "bad rows left out": len(loaded.bad)}
+
+
+def _why_not_cut(trace: Trace, data: DataArguments) -> str:
+    """Return why a trace of which scores are to be learned cannot be cut; "" where it can or need not be."""
+    if data.form_of(trace.record) is data.asked_form:
+        return ""
+    try:
+        cut(trace, data.layout)
+    except RecordError as error:
+        return str(error)
+    return ""
 
 
 def trainer_class(stream: StreamArguments) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.forms import FORMS, PAIRWISE
 
 GIB = 2**30
 LENGTH = {"grpo": "max_completion_length", "sampling": "max_new_tokens"}  # the key that limits a completion
@@ -25,8 +26,10 @@ DEFAULTS: dict[str, Any] = {
     "lora_r": 16,
     "lora_target_modules": None,
     "freeze_vision": True,
+    "form": "pairwise",
     "frames": 8,
     "max_pixels": None,
+    "point_share": 0.0,
     "beta": 0.0,
     "num_generations": 8,
     "max_completion_length": 512,
@@ -83,8 +86,8 @@ class Job:
 
     @property
     def pictures(self) -> int:
-        """Pictures of the longest prompt, which compares two videos."""
-        return 2 * int(self["frames"])
+        """Pictures of the longest prompt, which compares two videos, or scores one."""
+        return int(FORMS[self["form"]].candidates * self["frames"])
 
     @property
     def engine_gpus(self) -> int:
@@ -113,6 +116,13 @@ class Job:
             return int(self["batch_size"] * self["samples"])
         return self.rows * int(self["steps_per_generation"] or self["gradient_accumulation_steps"])
 
+    @property
+    def cuts_pairs(self) -> bool:
+        """Whether GRPO would have the scores of a pair's two candidates in two generation batches."""
+        if self.stage != "grpo" or (self["form"] == PAIRWISE.name and not self["point_share"]):
+            return False
+        return self.gpus * self.generated_rows // int(self["num_generations"]) % 2 == 1
+
     def prompts(self, rows: int) -> int:
         """Prompts that are kept for so many rows."""
         copies = {"sampling": "samples", "grpo": "num_generations" if self["shared_prefix"] else ""}.get(self.stage)
@@ -139,6 +149,8 @@ def make_job(
     stage = "grpo" if "num_generations" in keys else "sampling" if "samples" in keys else "sft"
     if stage == "sampling" and keys.get("backend") in ("server", "replay"):
         raise InputError(f"backend: {keys['backend']} takes no GPU here; plan its machine with --backend vllm")
+    if (form := keys.get("form", DEFAULTS["form"])) not in FORMS:
+        raise InputError(f"form {form!r} is none of {', '.join(FORMS)}")
     limit = LENGTH.get(stage)
     length = completion_tokens or (keys.get(limit, DEFAULTS[limit]) if limit else 1024)
     job = Job(

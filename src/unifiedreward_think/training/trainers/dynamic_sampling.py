@@ -4,6 +4,9 @@ A group whose rewards are all equal has no gradient (at beta 0), so a batch of a
 trains on few of them. Here such a group gives its place to a fresh prompt of the training set, for at most so many
 extra rollouts. Idea: dynamic sampling of DAPO (arXiv 2503.14476), which fills the batch the same way.
 
+Where rows are rewarded together (both candidates of a pair that are scored, `data.side_by_side`), two groups side by
+side are dead together or kept together: they are replaced, by two, only when neither has advantage.
+
 Which prompts are drawn depends on seed, step and attempt alone, so a resumed run draws the same, and so does a run on
 another number of ranks. Logged per rollout: `dynamic_sampling/rollouts`, `/groups_replaced` and `/groups_left_dead`, of
 all ranks. Rewards and lengths are logged over every completion that was sampled, replaced ones too.
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.records import digest
 from unifiedreward_think.training.trainers.shared_prefix_grpo import SharedPrefixGRPOTrainer
+from unifiedreward_think.training.trainers.side_by_side import shuffled
 
 Batch = dict[str, Any]
 
@@ -36,6 +40,7 @@ class DynamicSamplingGRPOTrainer(SharedPrefixGRPOTrainer):
     def __init__(self, *args: Any, extra_rollouts: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._extra_rollouts = extra_rollouts
+        self._width = 1 if self._units is None else 2  # groups that are dead or kept together
         if self.scale_rewards == "batch" or self.multi_objective_aggregation != "sum_then_normalize":
             raise InputError(
                 "dynamic_sampling: advantages must be normalized in each group: set scale_rewards: group (or none) "
@@ -46,49 +51,60 @@ class DynamicSamplingGRPOTrainer(SharedPrefixGRPOTrainer):
         """See trl; groups without advantage are replaced."""
         batch = super()._generate_and_score_completions(inputs)
         prompts, replaced, rollouts = self._prompts, 0, 0
-        dead, before = self._dead(batch)
+        dead, counts = self._dead(batch)
         while (most := self._most(len(dead))) and rollouts < self._extra_rollouts:
             rollouts += 1
-            fresh = super()._generate_and_score_completions(self._draw(rollouts, before, most))
-            lively = [group for group in range(len(dead)) if fresh["advantages"][self._rows(group)].any()]
-            batch = self._replace(batch, fresh, {dead[group]: group for group in lively})
-            for group in lively:
-                prompts[dead[group]] = self._prompts[group]
+            fresh = super()._generate_and_score_completions(self._draw(rollouts, counts, most))
+            lively = [place for place in range(len(dead)) if fresh["advantages"][self._rows(place)].any()]
+            batch = self._replace(batch, fresh, {dead[place]: place for place in lively})
+            for place in lively:
+                prompts[self._groups(dead[place])] = self._prompts[self._groups(place)]
             replaced += len(lively)
-            dead, before = self._dead(batch)
+            dead, counts = self._dead(batch)
         self._prompts = prompts
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
-        counts = self._sum([replaced, len(dead)])
-        for name, value in zip(("rollouts", "groups_replaced", "groups_left_dead"), (rollouts, *counts), strict=True):
+        groups = self._sum([replaced * self._width, len(dead) * self._width])
+        for name, value in zip(("rollouts", "groups_replaced", "groups_left_dead"), (rollouts, *groups), strict=True):
             self.record(f"dynamic_sampling/{name}", value)
         return self._kept_together(batch)
 
-    def _rows(self, group: int) -> slice:
-        return slice(group * self.num_generations, (group + 1) * self.num_generations)
+    def _groups(self, place: int) -> slice:
+        """Return which groups of this rank are at a place, where as many stand as are dead or kept together."""
+        return slice(place * self._width, (place + 1) * self._width)
 
-    def _dead(self, batch: Batch) -> tuple[list[int], int]:
-        """Return the groups of this rank without advantage, and how many such groups earlier ranks have."""
-        groups = len(batch["advantages"]) // self.num_generations
-        dead = [group for group in range(groups) if not batch["advantages"][self._rows(group)].any()]
-        counts = self.accelerator.gather(torch.tensor([len(dead)], device=self.accelerator.device))
-        return dead, int(counts[: self.accelerator.process_index].sum())
+    def _rows(self, place: int) -> slice:
+        groups = self._groups(place)
+        return slice(groups.start * self.num_generations, groups.stop * self.num_generations)
+
+    def _dead(self, batch: Batch) -> tuple[list[int], list[int]]:
+        """Return the places of this rank without advantage, and how many such places each rank has."""
+        places = len(batch["advantages"]) // (self.num_generations * self._width)
+        dead = [place for place in range(places) if not batch["advantages"][self._rows(place)].any()]
+        counts: list[int] = self.accelerator.gather(torch.tensor([len(dead)], device=self.accelerator.device)).tolist()
+        return dead, counts
 
     def _sum(self, numbers: list[int]) -> list[float]:
         counts = torch.tensor([numbers], device=self.accelerator.device)
         total: list[float] = self.accelerator.gather(counts).sum(0).tolist()
         return total
 
-    def _draw(self, rollout: int, start: int, count: int) -> list[dict[str, Any]]:
-        """Return the rows of `count` fresh prompts; all ranks draw one order and take what theirs need from `start` on.
+    def _draw(self, rollout: int, needed: list[int], most: int) -> list[dict[str, Any]]:
+        """Return the rows for `most` places; all ranks draw one order and take what each needs, one after another.
 
-        Every rank rolls out as many groups as the one that needs most, since generation runs on all ranks at once.
+        Every rank rolls out as many groups as the one that needs most, since generation runs on all ranks at once. What
+        a rank does not need comes from the order after that, so that no pair is rolled out on two ranks.
         """
         random = torch.Generator().manual_seed(
             digest("rollout", self.args.seed, self.state.global_step, rollout) % 2**63
         )
-        order = torch.randperm(len(self.train_dataset), generator=random).tolist()
-        chosen = [self.train_dataset[order[(start + i) % len(order)]] for i in range(count)]
-        return [row for row in chosen for _ in range(self.num_generations)]
+        order = shuffled(self._units or [(number,) for number in range(len(self.train_dataset))], random)
+        places = [order[self._groups(place)] for place in range(len(order) // self._width)]
+        rank = self.accelerator.process_index
+        before, mine = sum(needed[:rank]), needed[rank]
+        spare = sum(needed) + rank * most - before
+        taken = [*range(before, before + mine), *range(spare, spare + most - mine)]
+        chosen = [number for i in taken for number in places[i % len(places)]]
+        return [row for row in map(self.train_dataset.__getitem__, chosen) for _ in range(self.num_generations)]
 
     def _replace(self, batch: Batch, fresh: Batch, places: dict[int, int]) -> Batch:
         """Return the batch with the rows of some groups taken from another: place in it -> place in `fresh`."""

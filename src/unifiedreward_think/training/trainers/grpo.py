@@ -33,6 +33,7 @@ Between TRL's calls the data of a rollout travel in attributes of SharedPrefix: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,11 +41,13 @@ import trl
 from accelerate.utils import gather_object
 from requests.adapters import HTTPAdapter
 
+from unifiedreward_think.data.side_by_side import Unit
 from unifiedreward_think.models.families import FAMILIES
 from unifiedreward_think.rewards import read_verdicts, verdict_rates
 from unifiedreward_think.training.monitor.held_out import Watched
 from unifiedreward_think.training.survival.faults import FaultTolerant
 from unifiedreward_think.training.trainers.resume import ReloadOnResume, by_epoch
+from unifiedreward_think.training.trainers.side_by_side import SideBySideSampler
 
 
 class GRPOTrainer(FaultTolerant, Watched, ReloadOnResume, trl.GRPOTrainer):  # type: ignore[misc]
@@ -55,18 +58,26 @@ class GRPOTrainer(FaultTolerant, Watched, ReloadOnResume, trl.GRPOTrainer):  # t
 
     A vLLM server that goes away is an error. TRL's client would ask again for up to a minute, and a server that was
     restarted meanwhile answers with the weights of its start: the run would train on completions of another model.
+
+    Args:
+        units: numbers of the rows that are rewarded together, and so must be in one generation batch; None where each
+            stands alone.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, units: Sequence[Unit] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._units = units
         if self.use_vllm and self.vllm_mode == "server" and self.accelerator.is_main_process:
             for scheme in ("http://", "https://"):
                 adapter = HTTPAdapter(max_retries=0, pool_maxsize=64)
                 self.vllm_generation.vllm_client.session.mount(scheme, adapter)
 
     def get_train_dataloader(self) -> Any:
-        """See trl; a resumed run finds the order of its epoch."""
-        return by_epoch(super().get_train_dataloader(), self.args.seed)
+        """See trl; a resumed run finds the order of its epoch, in which rows of a unit are side by side."""
+        loader, units = super().get_train_dataloader(), self._units
+        if units is None:
+            return by_epoch(loader, self.args.seed)
+        return by_epoch(loader, self.args.seed, lambda sampler: SideBySideSampler(sampler, units))
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, *args: Any) -> Any:
         """See trl; logs what the completions say, and the means of the rewards over those of each task, of all ranks.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,10 +43,10 @@ class EpochSampler(Sampler[int]):  # type: ignore[misc]
         return len(self._sampler) if self._rows is None else sum(map(len, self._rows))
 
 
-def by_epoch(loader: Any, seed: int) -> Any:
-    """Let a loader of accelerate's have its rows in an order by epoch."""
+def by_epoch(loader: Any, seed: int, change: Callable[[Any], Any] = lambda sampler: sampler) -> Any:
+    """Let a loader of accelerate's have its rows in an order by epoch, that of its sampler after a change."""
     batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # of all ranks
-    loader.set_sampler(EpochSampler(batches.sampler, seed))
+    loader.set_sampler(EpochSampler(change(batches.sampler), seed))
     return loader
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from unifiedreward_think.forms import FORMS, PAIRWISE, Form
 from unifiedreward_think.metrics import VERDICT_MEASURES
-from unifiedreward_think.order import candidate_at
+from unifiedreward_think.order import winner_as_stored
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Verdict, answer_text
 
@@ -88,10 +88,7 @@ def swap_agreement_reward(
     if id is None or order is None:
         raise ValueError("swap_agreement_reward needs the columns `id` and `order`; train with `orders: both`")
     verdicts = read_verdicts(completions, **columns)
-    named = [
-        None if verdict.winner is None else candidate_at(verdict.winner, shown)
-        for verdict, shown in zip(verdicts, order, strict=True)
-    ]
+    named = [winner_as_stored(verdict.winner, shown) for verdict, shown in zip(verdicts, order, strict=True)]
     rewards: list[float | None] = []
     for i, candidate in enumerate(named):
         same = [j for j in range(len(named)) if id[j] == id[i] and sorted(order[j]) == sorted(order[i])]

@@ -190,6 +190,12 @@ WAYS = {
     f"{COLD}/toy/cold_start_points.yaml": ByTest(
         "test_points.py::test_the_commands_that_train_and_measure_scores_go_through"
     ),
+    # docs/released.md
+    "python inference/image_generation.py --preset v2-points --model MODEL --prompts my_prompt.txt "
+    '--prompt "a red kite" --media a.png': Run(
+        {"MODEL": "src/unifiedreward_think/toy/judge", "my_prompt.txt": "configs/toy/prompts/pointwise/image_generation.txt"},
+        more="--max-new-tokens 8",
+    ),
     # docs/scaling.md
     f'pdsh -w ^hosts "cd $PWD && HOSTFILE=hostfile {GRPO}/qwen2_5_vl_7b/grpo.yaml"': ByTest(
         "test_scripts.py::test_a_deepspeed_hostfile_names_the_nodes"

@@ -60,6 +60,7 @@ class ReplyFormat:
         reader: reply and task to a verdict.
         scales: task -> lowest and highest score of a candidate; empty for pairs.
         style: whether a think block is a part of it.
+        margins: whether it scores both candidates of a pair, so that ties can be called by a margin.
     """
 
     name: str
@@ -69,6 +70,7 @@ class ReplyFormat:
     reader: Callable[[str, str], Verdict]
     scales: Mapping[str, Scale]
     style: Style = "direct"
+    margins: bool = False
 
     def read(self, text: str, task: str) -> Verdict:
         """Read a reply; never raises, whatever the text. What a model thinks before it replies is not looked at."""
@@ -121,6 +123,7 @@ def _think(layout: str, about: str) -> ReplyFormat:
         reader=lambda text, task: parse(text, TASKS[task].noun),
         scales={},
         style="cot",
+        margins=True,
     )
 
 
@@ -166,6 +169,7 @@ REPLY_FORMATS: dict[str, ReplyFormat] = {
             name="v2_pairs",
             form="pairwise",
             about="on three axes two numbers that add up to 1",
+            margins=True,
             tasks=GENERATION,
             reader=lambda text, task: read_shares(text, TASKS[task].noun, PAIR_AXES),
             scales={},
@@ -174,6 +178,7 @@ REPLY_FORMATS: dict[str, ReplyFormat] = {
             name="edit_pair_scores",
             form="pairwise",
             about="two signed numbers",
+            margins=True,
             tasks=("image_generation",),
             reader=lambda text, task: read_two_scores(text, TASKS[task].noun),
             scales={},
@@ -184,6 +189,7 @@ REPLY_FORMATS: dict[str, ReplyFormat] = {
             name="flex",
             form="pairwise",
             about="JSON with `categories` of dimensions, two scores that add up to 10 each, and `winner`",
+            margins=True,
             tasks=GENERATION,
             reader=lambda text, task: read_categories(text, TASKS[task].noun),
             scales={},

@@ -46,6 +46,7 @@ def parse(
     keys = read_config(flags.config, flags.overlay)
     origin = " with ".join(filter(None, (flags.config, flags.overlay))) or "the command line"
     known = {each.name for cls in types for each in dataclasses.fields(cls)} - set(without)
+    known |= {"preset"} if any(hasattr(cls, "PRESETS") for cls in types) else set()
     if unknown := sorted(keys.keys() - known):
         raise InputError(f"{origin}: Unknown arguments from config file: {', '.join(unknown)}; --help lists all")
     try:

@@ -193,7 +193,10 @@ WAYS = {
     # docs/released.md
     "python inference/image_generation.py --preset v2-points --model MODEL --prompts my_prompt.txt "
     '--prompt "a red kite" --media a.png': Run(
-        {"MODEL": "src/unifiedreward_think/toy/judge", "my_prompt.txt": "configs/toy/prompts/pointwise/image_generation.txt"},
+        {
+            "MODEL": "src/unifiedreward_think/toy/judge",
+            "my_prompt.txt": "configs/toy/prompts/pointwise/image_generation.txt",
+        },
         more="--max-new-tokens 8",
     ),
     # docs/scaling.md

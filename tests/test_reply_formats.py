@@ -169,6 +169,8 @@ def test_broken_scores_of_words_leave_the_axes_readable(words, problem):
         (ABOUT_IMAGE, "Objects: Answer 2 is better.\nOverall Judgment: Answer 1 is better.", 1, False),
         (IMAGE, "Image 1 is better in style, but overall image 2 is better.", 2, False),
         (IMAGE, "**Image 2 is better than Image 1.**", 2, False),
+        (IMAGE, "Image 2 is better than Image 1 because it shows the kite.", 2, False),
+        (IMAGE, "Image 2 is better, since Image 1 shows no kite.", 2, False),
         (ABOUT_IMAGE, "Response 2 is better than Response 1.", 2, False),
         (IMAGE, "Image 2 is better. As I said: Image 2 is better than Image 1.", 2, False),
         (IMAGE, "<think>Image 1 is better.</think>\nImage 2 is better.", 2, True),
@@ -188,6 +190,7 @@ def test_a_sentence_names_the_better_one_or_a_tie(task, text, winner, strict):
         ("Image 3 is better.", "no sentence"),
         ("Video 1 is better.", "no sentence"),
         ("Image 1 is better in style.", "no sentence"),
+        ("Image 1 is better, but only in style.", "no sentence"),
         ("Image 1 is better than Image 1.", "no sentence"),
         ("Image 1 is not better than Image 2.", "no sentence"),
         ("I do not think Image 1 is better.", "no sentence"),
@@ -224,6 +227,7 @@ def test_shares_of_a_pair_decide_by_their_sum(a, b, winner):
     assert verdict.winner == winner and verdict.strict and verdict.problems == ()
     assert verdict.dimensions[0] == ("Alignment", (float(a), float(b)))
     assert verdict.margin == pytest.approx(float(a) - float(b) + 0.04 - 0.8)
+    assert read("v2_pairs", SHARES.format(a=a, b=b).replace(":\n", "\n")) == verdict
     around = read("v2_pairs", "Here it is.\n" + SHARES.format(a=a, b=b).replace(":\n", " Score: ") + "\nDone.")
     assert (around.winner, around.dimensions) == (verdict.winner, verdict.dimensions)
     assert read("v2_pairs", SHARES.format(a=a, b=b).replace("Image", "Video"), VIDEO).winner == winner

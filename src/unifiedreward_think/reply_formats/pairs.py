@@ -31,7 +31,7 @@ def read_sentence(text: str, noun: str) -> Verdict:
     """Read "Image 1 is better than Image 2." or "Both images are equally good.", in a text of any length.
 
     What stands after the last "Overall Judgment:" decides; without one, sentences that name different winners decide
-    nothing. A sentence that goes on ("better in style"), asks or denies is none.
+    nothing. A sentence that goes on ("better in style"), asks or denies is none; one that gives its reason is.
     """
     overall = list(_OVERALL.finditer(text))
     found = _winners(text[overall[-1].end() :] if overall else text, noun)
@@ -103,7 +103,7 @@ def _statement(noun: str) -> re.Pattern[str]:
     names = _names(noun)
     return re.compile(
         rf"\b(?:(?:{names}) (?P<better>[12]) is better(?: than (?:{names}) (?P<other>[12]))?"
-        rf"|both (?:{names})s are equally good)\*{{0,2}} ?(?=[.!\n]|\Z)",
+        rf"|both (?:{names})s are equally good)\*{{0,2}} ?(?=[.!\n]|,? ?(?:because|since|due to)\b|\Z)",
         re.IGNORECASE,
     )
 
@@ -120,7 +120,7 @@ def _names(noun: str) -> str:
 
 def _by_axis(text: str, noun: str, axes: Sequence[str]) -> dict[str, dict[int, list[float]]]:
     """Return the numbers of each candidate on each axis: those between its heading and the next one."""
-    heading = re.compile(rf"(?<![A-Za-z])({'|'.join(axes)})\b[^\n:]{{0,40}}:", re.IGNORECASE)
+    heading = re.compile(rf"(?<![A-Za-z])({'|'.join(axes)})\b[^\n:]{{0,40}}(?::|$)", re.IGNORECASE | re.MULTILINE)
     rows: dict[str, dict[int, list[float]]] = {axis: {1: [], 2: []} for axis in axes}
     heads = list(heading.finditer(text))
     for head, after in zip(heads, [*(each.start() for each in heads[1:]), len(text)], strict=False):

@@ -83,8 +83,9 @@ class ReplyFormat:
 
 
 def _v1_points(text: str, task: str) -> Verdict:
-    named: dict[str, object] = {"named": V1_VIDEO, "named_scale": (1, 4)} if task == "video_generation" else {}
-    return read_final_score(text, V1_SCALES[task], **named)  # type: ignore[arg-type]
+    if task == "video_generation":
+        return read_final_score(text, V1_SCALES[task], named=V1_VIDEO, named_scale=(1, 4))
+    return read_final_score(text, V1_SCALES[task])
 
 
 def _axes(text: str, task: str, *, words: bool = False) -> Verdict:

@@ -80,18 +80,52 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, about: str | None, **options: Any) -> None:
         super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._presets: Callable[[str], Mapping[str, Any]] | None = None
+        self._stated: set[str] = set()
 
     def add(self, cls: Any, *names: str, without: Sequence[str] = (), **defaults: Any) -> None:
-        """Add the fields of a dataclass, those that are named or all; `defaults` are those of this command."""
+        """Add the fields of a dataclass, those that are named or all; `defaults` are those of this command.
+
+        A dataclass with PRESETS, name -> values of its fields, has the flag `--preset`, too: the values of a preset
+        stand beneath what a file (`set_defaults`) and the command line state.
+        """
         group = self.add_argument_group(cls.__doc__.partition(".")[0].lower())
         hints = get_type_hints(cls, include_extras=True)
         for each in fields(cls):
             if each.name in (names or {each.name}) and each.name not in without:
                 group.add_argument(f"--{each.name.replace('_', '-')}", **_kind(each, hints[each.name], defaults))
+        if hasattr(cls, "PRESETS") and not names:
+            self._presets = cls.PRESETS
+            told = "what a family of released judges needs (docs/released.md); other arguments win over it"
+            group.add_argument("--preset", metavar="NAME", help=told)
+
+    def set_defaults(self, **values: Any) -> None:
+        """See argparse; a preset does not change these."""
+        self._stated |= values.keys()
+        super().set_defaults(**values)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See argparse."""
-        return super().parse_known_args(current_words(sys.argv[1:] if args is None else args), namespace)
+        words = current_words(sys.argv[1:] if args is None else args)
+        found = super().parse_known_args(words, namespace)
+        name = getattr(found[0], "preset", None)
+        if self._presets is None or name is None:
+            return found
+        actions = {action.dest: action for action in self._actions}
+        before = {dest: action.default for dest, action in actions.items()}
+        super().set_defaults(**self._of_preset(name, actions))
+        found = super().parse_known_args(words, namespace)
+        super().set_defaults(**before)  # for the next command line
+        return found
+
+    def _of_preset(self, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a preset sets here."""
+        assert self._presets is not None
+        try:
+            values = {key: value for key, value in self._presets(name).items() if key not in self._stated}
+        except InputError as error:
+            self.error(str(error))
+        return {key: value for key, value in values.items() if key in known}
 
     def error(self, message: str) -> NoReturn:
         """End in one line; argparse would print the usage of some dozens of arguments first."""

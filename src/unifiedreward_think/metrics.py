@@ -37,7 +37,9 @@ VERDICT_MEASURES: dict[str, Callable[[Verdict, str, Form], bool | None]] = {
     "parse_rate": lambda verdict, style, form: verdict.strict,
     "readable_rate": lambda verdict, style, form: form.readable(verdict),
     "arithmetic_rate": lambda verdict, style, form: None if style == "direct" else verdict.arithmetic_ok,
-    "first_position_rate": lambda verdict, style, form: None if verdict.winner is None else verdict.winner == 1,
+    "first_position_rate": lambda verdict, style, form: (
+        verdict.winner == 1 if isinstance(verdict.winner, int) else None
+    ),
 }
 # What a judgment adds to each rate.
 MEASURES: dict[str, Callable[[Judgment], bool | None]] = {
@@ -120,13 +122,17 @@ def both_orders(judgments: Iterable[Judgment]) -> BothOrders:
     return BothOrders(*map(as_rate, _pair_flags(judgments).values()))
 
 
-def majority(judgments: Iterable[Judgment]) -> dict[str, int | None]:
-    """Return record id -> the candidate (1 or 2, as stored) with most votes over samples and orders.
+def majority(judgments: Iterable[Judgment]) -> dict[str, Preferred | None]:
+    """Return record id -> what has most votes over samples and orders: a candidate (1 or 2, as stored), or "tie".
 
     Unparsed verdicts abstain. A split or empty vote has no winner: None, never a coin flip.
     """
-    votes = {name: Counter(row.choice for row in rows) for name, rows in by_record(judgments).items()}
-    return {name: None if cast[1] == cast[2] else 1 if cast[1] > cast[2] else 2 for name, cast in votes.items()}
+    return {name: _most_named(rows) for name, rows in by_record(judgments).items()}
+
+
+def _most_named(rows: Iterable[Judgment]) -> Preferred | None:
+    cast = Counter(row.choice for row in rows if row.choice is not None).most_common(2)
+    return None if not cast or (len(cast) == 2 and cast[0][1] == cast[1][1]) else cast[0][0]
 
 
 def candidate_margin(judgment: Judgment) -> float | None:

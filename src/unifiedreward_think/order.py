@@ -45,6 +45,15 @@ def candidate_at(place: int, order: str) -> int:
     return ord(order[place - 1]) - ord("a") + 1
 
 
+def winner_as_stored(winner: int | Literal["tie"] | None, order: str) -> int | Literal["tie"] | None:
+    """Return who won in the order shown, as stored: a candidate, a tie, or nobody.
+
+    >>> winner_as_stored(1, "ba"), winner_as_stored("tie", "ba"), winner_as_stored(None, "ab")
+    (2, 'tie', None)
+    """
+    return candidate_at(winner, order) if isinstance(winner, int) else winner
+
+
 def place_shown(candidate: int, order: str) -> int:
     """Return at which place a candidate is shown, the inverse of `candidate_at`.
 

@@ -21,7 +21,7 @@ from unifiedreward_think import labels, lines
 from unifiedreward_think.checksums import checked, summed
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.forms import FORMS, PAIRWISE
-from unifiedreward_think.order import STORED_ORDER, Order, candidate_at, in_order, is_order
+from unifiedreward_think.order import STORED_ORDER, Order, in_order, is_order, winner_as_stored
 from unifiedreward_think.strict_json import read_json
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
 from unifiedreward_think.verdict import Verdict
@@ -223,9 +223,9 @@ class Judgment:
     content: str = ""
 
     @property
-    def choice(self) -> int | None:
-        """The winning candidate in the record's own order; None when unparsed."""
-        return self.verdict.winner and candidate_at(self.verdict.winner, self.order)
+    def choice(self) -> Preferred | None:
+        """The winning candidate in the record's own order, or "tie"; None when unparsed."""
+        return winner_as_stored(self.verdict.winner, self.order)
 
     @property
     def cluster(self) -> str:

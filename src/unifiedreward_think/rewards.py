@@ -23,10 +23,10 @@ from typing import Any
 from unifiedreward_think.forms import FORMS, PAIRWISE, Form
 from unifiedreward_think.gathering import gathered
 from unifiedreward_think.metrics import VERDICT_MEASURES
-from unifiedreward_think.order import candidate_at
+from unifiedreward_think.order import winner_as_stored
 from unifiedreward_think.standings import STANDINGS, Sample, earned_together
 from unifiedreward_think.tasks import TASKS
-from unifiedreward_think.verdict import Verdict, answer_text
+from unifiedreward_think.verdict import Verdict, Winner, answer_text
 
 Completion = str | Sequence[dict[str, Any]]
 _LOG = logging.getLogger(__name__)
@@ -107,12 +107,9 @@ def swap_agreement_reward(
     if id is None or order is None:
         raise ValueError("swap_agreement_reward needs the columns `id` and `order`; train with `orders: both`")
     verdicts = read_verdicts(completions, **columns)
-    named = [
-        None if verdict.winner is None else candidate_at(verdict.winner, shown)
-        for verdict, shown in zip(verdicts, order, strict=True)
-    ]
+    named = [winner_as_stored(verdict.winner, shown) for verdict, shown in zip(verdicts, order, strict=True)]
     everyone, own = gathered(list(zip(id, order, named, strict=True)))
-    answers: defaultdict[tuple[str, str], defaultdict[str, list[int | None]]] = defaultdict(lambda: defaultdict(list))
+    answers: defaultdict[tuple[str, str], defaultdict[str, list[Winner | None]]] = defaultdict(lambda: defaultdict(list))
     for pair, shown, candidate in everyone:
         answers[pair, "".join(sorted(shown))][shown].append(candidate)
     rewards: list[float | None] = []

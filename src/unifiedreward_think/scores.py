@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 HIGHEST = 10  # of a dimension; the lowest is 1
 NUMBER = r"(\d{1,4}(?:\.\d{1,2})?)"  # how a completion writes a score or a total
@@ -63,14 +63,18 @@ def total_problems(dimensions: Sequence[Dimension], totals: Sequence[float]) -> 
     ]
 
 
-def winner_problems(winner: int, dimensions: Sequence[Dimension], totals: Sequence[float] | None) -> list[str]:
+def winner_problems(
+    winner: int | Literal["tie"], dimensions: Sequence[Dimension], totals: Sequence[float] | None
+) -> list[str]:
     """Return why the winner of a pair does not follow from the scores and totals that are stated."""
     if not dimensions:
         return ["no dimension scores both candidates"]
     if totals is None:
         return ["totals are not stated"]
     problems = total_problems(dimensions, totals)
-    if list(totals).count(max(totals)) > 1:
+    if winner == "tie":
+        problems += ["a tie is called, the totals differ"] if len(set(totals)) > 1 else []
+    elif list(totals).count(max(totals)) > 1:
         problems.append("totals are equal, so the answer does not follow from them")
     elif totals[winner - 1] != max(totals):
         problems.append("the winner has the smaller total")

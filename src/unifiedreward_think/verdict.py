@@ -36,6 +36,7 @@ from unifiedreward_think.scores import (
 )
 
 Layout = Literal["one_line", "three_line"]
+Winner = int | Literal["tie"]
 NOUNS = ("Image", "Video", "Answer")
 _CANDIDATE = r"(Image|Video|Answer) {1,3}([12])"
 # "Image 1 (9/10)", "Image 1: 9/10", "**Image 1** (9/10)", "**Image 1:** 9/10"
@@ -55,8 +56,8 @@ class Verdict:
     """What a completion says.
 
     Attributes:
-        winner: the place of the winner in the order shown, from 1; None when no answer can be read (`problems` says
-            why).
+        winner: the place of the winner in the order shown, from 1; "tie" where a judge that may call ties does
+            (`reply_formats`); None when no answer can be read (`problems` says why).
         strict: the whole completion is one think block and one answer block ('direct': one answer block),
             and the answer is letter for letter one of the allowed strings.
         dimensions: those that score all candidates, in the order written.
@@ -64,14 +65,16 @@ class Verdict:
         problems: why `strict` or `arithmetic_ok` is False, or nothing can be read; empty for a perfect chain of
             thought.
         score: of the one candidate that was shown, where a score was asked for and can be read (`points.py`).
+        words: of the caption, each with how badly it is shown, where a judge states that (`reply_formats`).
     """
 
-    winner: int | None
+    winner: Winner | None
     strict: bool
     dimensions: tuple[Dimension, ...] = ()
     totals: tuple[float, ...] | None = None
     problems: tuple[str, ...] = ()
     score: Score | None = None
+    words: tuple[Dimension, ...] = ()
 
     @property
     def arithmetic_ok(self) -> bool:
@@ -99,7 +102,8 @@ class Verdict:
             "totals": self.totals,
             "problems": self.problems,
         }
-        return row if self.score is None else {**row, "score": list(self.score)}
+        said = {} if self.score is None else {"score": list(self.score)}
+        return {**row, **said, **({"words": [[word, *scores] for word, scores in self.words]} if self.words else {})}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Verdict:
@@ -116,6 +120,7 @@ class Verdict:
             totals=None if row["totals"] is None else tuple(row["totals"]),
             problems=tuple(row["problems"]),
             score=read_score(row["score"]) if "score" in row else None,
+            words=tuple(map(read_dimension, row.get("words", ()))),
         )
 
 

@@ -1,8 +1,9 @@
 """What all samples and orders of a pair say together: votes, ties by margin, mean scores.
 
-Every sample in every order is a vote. An unreadable or failed one abstains. The candidate with most votes
-wins; with as many on both sides nobody does (None). With a tie margin, the pair is a tie where the mean difference of
-the score sums over the readable votes is that at most; without scores no tie can be called.
+Every sample in every order is a vote, for a candidate or, where a judge may call ties, for a tie. An unreadable or
+failed one abstains. What has most votes wins; with as many for another nobody does (None). With a tie margin, the pair
+is a tie where the mean difference of the score sums over the readable votes is that at most; without scores no tie can
+be called so.
 
 >>> from unifiedreward_think.verdict import parse, render
 >>> said = [(1, "ab", 9, 4), (1, "ba", 8, 7), (2, "ab", 5, 6)]
@@ -38,7 +39,7 @@ class Result:
         winner: 1, 2, "tie", or None where no vote can be read or the votes are split.
         margin: score sum of candidate 1 minus that of candidate 2, the mean over readable votes; None without scores.
         dimensions: mean scores on each dimension.
-        votes: how many for "1" and for "2", and how many "abstained": unreadable or failed.
+        votes: how many for "1" and for "2", for a "tie" where some are, and how many "abstained": unreadable or failed.
         chosen: the judgment whose reasoning stands for the result: the first for the winner, else the first.
         error: why the first failed vote failed; empty if none did.
     """
@@ -61,7 +62,7 @@ class Result:
         """Why there is no winner; empty where there is one."""
         if self.winner is not None:
             return ""
-        if self.votes["1"] or self.votes["2"]:
+        if any(number for name, number in self.votes.items() if name != "abstained"):
             return "the votes are split"
         return self.chosen.why_unreadable
 
@@ -84,7 +85,9 @@ def combine(judgments: Sequence[Judgment], *, tie_margin: float | None = None) -
     readable = [row for row in judgments if row.choice is not None]
     margin = mean_margin(judgments)
     winner = call_tie(majority(judgments)[name], margin, tie_margin)
-    votes = {str(k): sum(row.choice == k for row in judgments) for k in (1, 2)}
+    votes = {str(k): sum(row.choice == k for row in judgments) for k in (1, 2, "tie")}
+    if not votes["tie"]:
+        del votes["tie"]
     return Result(
         record_id=name,
         winner=winner,

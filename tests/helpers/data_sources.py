@@ -269,6 +269,37 @@ def unifiedreward_v1_videos(root):
     return _unifiedreward_v1(root, "Video", 3)
 
 
+def videofeedback_points(root):
+    names = (
+        "visual quality",
+        "temporal consistency",
+        "dynamic degree",
+        "text-to-video alignment",
+        "factual consistency",
+    )
+    rows = []
+    for i in range(PAIRS):
+        frames = [f"frames/{i:03d}/{k}.jpg" for k in range(4)]
+        save_pictures(root, frames)
+        said = "\n".join(f"{name}: {1 + (i + k) % 4}" for k, name in enumerate(names))
+        turns = [{"from": "human", "value": f"<image><image><image><image>\nText Caption: [a [red] surfer {i}]"}]
+        rows.append({"conversations": [*turns, {"from": "gpt", "value": said}], "images": frames})
+    return save_json(root / "train_data.json", rows), None
+
+
+def llava_critic_points(root):
+    rows = []
+    for i in range(PAIRS):
+        asked = f"<image>\nJudge. Question: [What is on table {i}?] Response: [A [red] cup {i}.]\nASSISTANT:"
+        said = f"It names 1 of 2 things.\nFinal Score: {5 * i}{'.5' if i % 2 else ''}"
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": said}]
+        rows.append({"id": f"c_{i}", "source": "c", "conversations": turns, "image": image(i)})
+    for said in ("8 7\nThe first is better.", "My verdict: [[A>>B]]"):
+        turns = [{"from": "human", "value": "<image>[Question] What? [Assistant 1] .."}, {"from": "gpt", "value": said}]
+        rows.append({"id": "p", "source": "p", "conversations": turns, "image": image(0)})
+    return save_parquet(root / "pointwise" / "train-00000-of-00006.parquet", rows), None
+
+
 def own_data(root):
     save_pictures(root / "kite", [f"{i}_{side}.png" for i in range(PAIRS) for side in "ab"])
     lines = ["prompt,image_a,image_b,winner"]
@@ -296,4 +327,8 @@ SOURCES = {
     "unifiedreward_v1_images": (unifiedreward_v1_images, 12, 12),
     "unifiedreward_v1_videos": (unifiedreward_v1_videos, 12, 12),
     "own_data": (own_data, 12, 4),
+    "evalmuse_points": (evalmuse, 36, 0),
+    "videofeedback_points": (videofeedback_points, 12, 0),
+    "llava_critic_points": (llava_critic_points, 12, 0),
+    "sharegptvideo_points": (sharegptvideo_dpo, 12, 12),
 }

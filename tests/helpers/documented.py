@@ -196,6 +196,15 @@ WAYS = {
     "trl grpo --dataset_name outputs/point_rows --model_name_or_path outputs/points --output_dir outputs/stock_points "
     "--reward_funcs unifiedreward_think.rewards.format_reward unifiedreward_think.rewards.accuracy_reward "
     "--shuffle_dataset false --num_generations 8 --per_device_train_batch_size 16": STOCK_TRL,
+    # docs/released.md
+    "python inference/image_generation.py --preset v2-points --model MODEL --prompts my_prompt.txt "
+    '--prompt "a red kite" --media a.png': Run(
+        {
+            "MODEL": "src/unifiedreward_think/toy/judge",
+            "my_prompt.txt": "configs/toy/prompts/pointwise/image_generation.txt",
+        },
+        more="--max-new-tokens 8",
+    ),
     # docs/scaling.md
     f'pdsh -w ^hosts "cd $PWD && HOSTFILE=hostfile {GRPO}/qwen2_5_vl_7b/grpo.yaml"': ByTest(
         "test_scripts.py::test_a_deepspeed_hostfile_names_the_nodes"

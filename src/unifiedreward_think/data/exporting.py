@@ -41,7 +41,7 @@ from unifiedreward_think.data.shards import (
 )
 from unifiedreward_think.errors import MediaError, RecordError
 from unifiedreward_think.flags import read
-from unifiedreward_think.forms import PAIRWISE
+from unifiedreward_think.forms import PAIRWISE, POINTWISE, Form
 from unifiedreward_think.in_use import LOCK, release
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.plain_text import as_text
@@ -61,6 +61,7 @@ class Exporter:
         prompts: task -> template.
         style: "cot" or "direct".
         sampling: how videos become frames.
+        form: what is asked for; only stock TRL's rows may ask for a score.
         media_root: paths below it are written relative to it; None writes absolute paths.
     """
 
@@ -68,6 +69,7 @@ class Exporter:
     style: Style
     sampling: FrameSampling
     media_root: Path | None = None
+    form: Form = PAIRWISE
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the rows besides the records."""
@@ -77,6 +79,7 @@ class Exporter:
             "frames": self.sampling.frames,
             "decoder": self.sampling.decoder,
             "media root": str(self.media_root or ""),
+            **({"form": self.form.name} if self.form is not PAIRWISE else {}),
         }
 
     def question(self, row: Trace) -> tuple[str, list[str]]:
@@ -105,8 +108,12 @@ class Exporter:
         """Return the gold answer of a row.
 
         Raises:
-            RecordError: the row is a tie.
+            RecordError: the row is a tie, no pair, or has no preference.
         """
+        if misfit := PAIRWISE.misfit(row.record):
+            raise RecordError(f"{misfit}; export it as records, or as trl with form pointwise")
+        if row.record.preferred is None:
+            raise RecordError("no preference; export it as records")
         text = PAIRWISE.solution_of(row.record, row.order)  # the form of all these tools
         if text is None:
             raise RecordError("a tie")
@@ -131,13 +138,27 @@ class Exporter:
         released = self.released_grpo(row)
         return {"problem": released["problem"], "answer": released["solution"], "images": released["images"]}
 
-    def trl_grpo(self, row: Trace) -> dict[str, Any]:
-        """Return a GRPO row of TRL."""
+    def trl_grpo(self, row: Trace) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return a GRPO row of TRL; with form pointwise, one for each candidate that has a score.
+
+        Raises:
+            RecordError: the row has no gold answer.
+        """
+        if self.form is POINTWISE:
+            if self.form.misfit(row.record) or not self.form.decides(row.record):
+                raise RecordError(self.form.misfit(row.record) or f"no score; form pointwise needs {self.form.needs}")
+            orders = [order for order in self.form.orders(row.record) if self.form.gold(row.record, order) is not None]
+            shown = (self.prompts, self.sampling, self.style)
+            return [grpo_row(row.record, order, *shown, form=self.form) for order in orders]
         self.solution(row)
         return grpo_row(row.record, row.order, self.prompts, self.sampling, self.style)
 
     def trl_sft(self, row: Trace) -> dict[str, Any]:
         """Return an SFT row of TRL."""
+        if self.form is POINTWISE:
+            if row.order not in self.form.orders(row.record):
+                raise RecordError(f"a trace in order {row.order!r} is of a pair, not of one candidate")
+            return sft_row(row, self.prompts, self.sampling, form=self.form)
         self.solution(row)
         return sft_row(replace(row, completion=self.answered(row)), self.prompts, self.sampling)
 
@@ -152,7 +173,7 @@ class Exporter:
         return image if self.media_root is None else os.path.relpath(image, self.media_root)
 
 
-Convert = Callable[[Trace], dict[str, Any]]
+Convert = Callable[[Trace], dict[str, Any] | list[dict[str, Any]]]
 
 
 def export(folders: Sequence[Path], output: Path, form: str, exporter: Exporter) -> dict[str, Any]:
@@ -234,7 +255,8 @@ def _converted(
         if not wanted(row):
             continue
         try:
-            yield convert(row)
+            converted = convert(row)
+            yield from converted if isinstance(converted, list) else [converted]
         except (RecordError, MediaError) as error:
             bad = BadRow(file, number, row.record.id, str(error)[:500])
             left.write(json.dumps(Removal(bad, broken=str(error) != "a tie").to_json()) + "\n")
@@ -247,10 +269,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--format", choices=FORMATS, required=True, help="of the tool that reads them")
     add("--media-root", type=Path, help="write paths relative to this folder (image_folder); default: absolute")
-    parser.add(ShownArguments, *PROMPTS, *FRAMES)
+    parser.add(ShownArguments, "form", *PROMPTS, *FRAMES)
     args = parser.parse_args(arguments)
+    shown = read(args, ShownArguments)
+    if shown.asked_form is POINTWISE and args.format not in ("records", "trl"):
+        parser.error(f"--format {args.format} is of pairs; --form {POINTWISE.name} goes with --format trl")
     exporter = Exporter(
-        prompts=read(args, ShownArguments).templates(),
+        form=shown.asked_form,
+        prompts=shown.templates(),
         style=args.style,
         sampling=frame_sampling(args, args.output / "frames"),
         media_root=args.media_root.absolute() if args.media_root else None,

@@ -9,7 +9,7 @@ Counts are of all rows. Media sizes and token lengths are of `--sample` rows, dr
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,13 +22,16 @@ from unifiedreward_think.data.shards import MANIFEST, manifest_of, read_tracked,
 from unifiedreward_think.data.tokens import TokenCounter, picture_size
 from unifiedreward_think.errors import MediaError
 from unifiedreward_think.flags import Count, Whole, ranged, read
+from unifiedreward_think.forms import PAIRWISE, POINTWISE
 from unifiedreward_think.intervals import Rate
 from unifiedreward_think.media import FrameSampling, image_paths, thumbnails
 from unifiedreward_think.pages import in_turn, write_page
 from unifiedreward_think.pages.origin import NOT_RECORDED, recorded, versions
 from unifiedreward_think.pages.origin import table as fact_table
 from unifiedreward_think.progress import track
+from unifiedreward_think.prompting import load_prompts
 from unifiedreward_think.records import Trace, digest
+from unifiedreward_think.scores import share_of
 from unifiedreward_think.tasks import TASKS
 
 CONTEXTS = (2048, 4096, 8192, 16384, 32768)
@@ -44,6 +47,7 @@ class Counts:
 
     tasks: Counter[tuple[str, str]] = field(default_factory=Counter)
     labels: Counter[tuple[str, str]] = field(default_factory=Counter)
+    shares: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0, 0.0]))
     judged_by: dict[str, str] = field(default_factory=dict)
     traces: Counter[str] = field(default_factory=Counter)
     prompt_chars: Counter[str] = field(default_factory=Counter)
@@ -53,6 +57,10 @@ class Counts:
         record = row.record
         self.tasks[record.source, record.task] += 1
         self.labels[record.source, str(record.preferred)] += 1
+        for score in record.scores:
+            if score is not None and record.scale is not None:
+                self.shares[record.source][0] += 1
+                self.shares[record.source][1] += share_of(score, record.scale)
         self.judged_by.setdefault(record.source, record.judged_by)
         self.traces[record.source] += bool(row.completion)
         self.prompt_chars[bin_of(len(record.prompt), CHARS)] += 1
@@ -63,6 +71,7 @@ class Counts:
         for (source, task), number in sorted(self.tasks.items()):
             first, second, ties = (self.labels[source, label] for label in ("1", "2", "tie"))
             rate = Rate(first, first + second)
+            scored, total = self.shares.get(source, (0, 0.0))
             lines.append(
                 {
                     "source": source,
@@ -71,6 +80,8 @@ class Counts:
                     "first": first,
                     "second": second,
                     "ties": ties,
+                    "scores": int(scored),
+                    "mean_score": f"{total / scored:.2f} of the scale" if scored else "-",
                     "traces": self.traces[source],
                     "rate": str(rate),
                     "off": rate.low is not None and rate.high is not None and not rate.low <= 0.5 <= rate.high,
@@ -128,14 +139,22 @@ def token_lengths(
 ) -> tuple[list[int], list[str]]:
     """Return the tokens of each row, its completion included, and why the other rows have none."""
     lengths, problems = [], []
+    alone = load_prompts(candidates=POINTWISE.candidates, home=POINTWISE.prompts)
     for row in track(rows, f"counting tokens of {counter.name}", unit="row"):
         try:
-            shown = prompt_row(row.record, row.order, prompts, sampling)
+            shown = _asked(row, prompts, alone, sampling)
             sizes = [picture_size(Path(path)) for path in shown["images"]]
             lengths.append(counter.count(shown["prompt"][0]["content"], sizes, row.completion))
         except MediaError as error:
             problems.append(str(error))
     return lengths, problems
+
+
+def _asked(row: Trace, pairs: Mapping[str, str], alone: Mapping[str, str], sampling: FrameSampling) -> dict[str, Any]:
+    """Return the prompt of a pair, or that which asks for a score of the first of other numbers of candidates."""
+    if PAIRWISE.misfit(row.record):
+        return prompt_row(row.record, POINTWISE.orders(row.record)[0], alone, sampling, form=POINTWISE)
+    return prompt_row(row.record, row.order, pairs, sampling)
 
 
 def example(row: Trace, sampling: FrameSampling) -> dict[str, Any]:

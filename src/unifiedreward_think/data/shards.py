@@ -190,6 +190,11 @@ def count(part: Part, inputs: int) -> Counts:
         "kept": len(part.rows),
         "kept by source and task": dict(Counter(f"{r.record.source} {r.record.task}" for r in part.rows)),
         "labels by source": dict(Counter(f"{r.record.source} {r.record.preferred}" for r in part.rows)),
+        **(
+            {"scored": dict(scored)}
+            if (scored := Counter(r.record.source for r in part.rows if r.record.scores))
+            else {}
+        ),
         **({"preferred first as found": dict(part.first_as_found)} if part.first_as_found else {}),
         "preferred first": dict(Counter(record.source for record in decided if record.preferred == 1)),
         **({"hold control tokens": held} if held else {}),

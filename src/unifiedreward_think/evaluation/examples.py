@@ -94,7 +94,7 @@ def shown_verdict(row: Judgment) -> dict[str, Any]:
     think, closed, answer = text.rpartition("</think>")
     return {
         "order": row.order.upper(),
-        "winner": {1: "A", 2: "B", None: None}[row.choice],
+        "winner": {1: "A", 2: "B", "tie": "tie", None: None}[row.choice],
         "score": row.verdict.score,
         "right": row.correct,
         "think": think + closed,

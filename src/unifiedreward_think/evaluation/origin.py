@@ -40,7 +40,10 @@ def of_judgments(config: Mapping[str, Any], judgments: Sequence[Judgment]) -> di
         "Orders": _orders(asked, judgments),
         "Prompts": _prompts(asked, made),
         "Style": recorded(
-            known.get("style"), form=_different(row.form for row in judgments), layout=asked.get("layout")
+            known.get("style"),
+            form=_different(row.form for row in judgments),
+            layout=asked.get("layout"),
+            replies=made.get("reply_format"),
         ),
         "Frames of a video": recorded(known.get("frames"), decoder=_different(row.decoder for row in judgments)),
         "Backend": recorded(known.get("backend"), dtype=known.get("dtype")),

@@ -24,7 +24,7 @@ from unifiedreward_think.forms import FORMS
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.metrics import PairedTest, paired_test, summarize
 from unifiedreward_think.records import Judgment
-from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.reply_formats.formats import OWN, read_reply
 from unifiedreward_think.writing import write_whole
 
 
@@ -59,7 +59,8 @@ def rescore(judgments: Iterable[Judgment], *, style: Style = "cot") -> tuple[lis
             rows.append(row)
             continue
         row_style: Style = row.settings.get("style", style)
-        verdict = FORMS[row.form].parse(row.completion, TASKS[row.task].noun, style=row_style)
+        named = row.settings.get("reply_format", OWN)
+        verdict = read_reply(row.completion, row.task, form=FORMS[row.form], style=row_style, reply_format=named)
         rows.append(replace(row, verdict=verdict))
         if verdict != row.verdict:
             changed.append(rows[-1])

@@ -25,6 +25,7 @@ from unifiedreward_think.errors import InputError
 from unifiedreward_think.flags import current
 from unifiedreward_think.forms import PAIRWISE, POINTWISE, Form
 from unifiedreward_think.judging.judge import judge
+from unifiedreward_think.judging.presets import with_preset
 from unifiedreward_think.judging.settings import JudgingArguments, set_up
 from unifiedreward_think.metrics import by_record
 from unifiedreward_think.records import PreferenceRecord, digest
@@ -40,14 +41,15 @@ class Judge:
         model: folder or Hub name for transformers; with `backend` what that takes; or a backend that is made already.
         task: whose template a file of `prompts` is.
         settings: the fields of `JudgingArguments` and `BackendArguments`, which are the flags of the commands:
-            `samples`, `orders`, `temperature`, `prompts`, `backend`, `server` ...
+            `samples`, `orders`, `temperature`, `prompts`, `backend`, `server` ... `preset` names what a family of
+            released judges needs; the others win over it.
 
     Raises:
         InputError: the settings contradict each other, or the backend cannot be made.
     """
 
     def __init__(self, model: str | Path | BackendArguments | Backend, *, task: str = "", **settings: Any) -> None:
-        ways = current(settings)
+        ways = with_preset(current(settings))
         chosen = {name: ways.pop(name) for name in _BACKEND & ways.keys()}
         judging = JudgingArguments(**ways)
         named = BackendArguments(model=str(model), **chosen) if isinstance(model, str | Path) else model

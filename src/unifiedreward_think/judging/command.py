@@ -90,7 +90,8 @@ def describe(result: Result, names: Sequence[str]) -> str:
         lines += [f"{name:<24}{a:>6.3g}{b:>6.3g}" for name, (a, b) in (*result.dimensions, total)]
     if sum(result.votes.values()) > 1:
         cast = result.votes
-        lines.append(f"Votes: {cast['1']} for 1, {cast['2']} for 2, {cast['abstained']} abstained")
+        ties = f"{cast['tie']} for a tie, " if "tie" in cast else ""
+        lines.append(f"Votes: {cast['1']} for 1, {cast['2']} for 2, {ties}{cast['abstained']} abstained")
     called = " and ".join(str(candidate_at(place, result.chosen.order)) for place in (1, 2))
     return "\n".join([*lines, f"Reasoning (the candidates as {called}):", result.reasoning])
 

@@ -26,6 +26,7 @@ from unifiedreward_think.judging.store import Key, key_of, load_judgments, merge
 from unifiedreward_think.order import Order
 from unifiedreward_think.progress import progress
 from unifiedreward_think.records import Judgment, PreferenceRecord, digest, json_lines
+from unifiedreward_think.reply_formats.formats import OWN
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Verdict
 from unifiedreward_think.writing import append, open_to_append, write_whole
@@ -132,6 +133,7 @@ def _check(work: Iterable[Item], backend: Backend, config: JudgingConfig) -> Non
         name = type(backend).__name__
         raise BackendError(f"{name} with {backend.model} takes no native video; leave --native-video out")
     for record, order in work:
+        config.check_task(record)
         config.form.render(record, order=order, prompts=config.prompts)
 
 
@@ -165,6 +167,7 @@ def _settings(backend: Backend, config: JudgingConfig) -> dict[str, Any]:
         "frames": config.frames.frames,
         # Nothing where it is off, as in files from before it was there.
         **({"native_video": True} if native else {}),
+        **({"reply_format": config.reply_format} if config.reply_format != OWN else {}),
         **({"decoder": "server"} if native == "file" else {}),
         **backend.settings,
     }
@@ -252,7 +255,7 @@ def judgment(
         verdict = Verdict(winner=None, strict=False, problems=("not judged",))
     else:
         outcome = {"completion": answer.text, "finish_reason": answer.finish_reason}
-        verdict = config.form.parse(answer.text, TASKS[record.task].noun, style=config.style)
+        verdict = config.read(answer.text, record.task)
     return Judgment(
         record_id=record.id,
         order=order,

@@ -9,20 +9,25 @@ judge(records, backend, config, output)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from unifiedreward_think.backends import Backend
 from unifiedreward_think.backends.choose import BackendArguments, make_backend
 from unifiedreward_think.blocks import Style
 from unifiedreward_think.data.arguments import ShownArguments
 from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.errors import InputError
+from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.flags import Amount, Count, Nucleus, Seed, check_ranges, option
 from unifiedreward_think.forms import PAIRWISE, Form
+from unifiedreward_think.judging.presets import preset_settings
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.order import Orders
+from unifiedreward_think.records import PreferenceRecord
+from unifiedreward_think.reply_formats.formats import OWN, format_named, read_reply
+from unifiedreward_think.tasks import TASK_NAMES
+from unifiedreward_think.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,8 @@ class JudgingConfig:
         orders: "one" shows each record once, in the order of `order_seed`; "both" shows it in all orders of the form.
         order_seed: decides the order shown.
         form: what is asked for.
+        reply_format: how replies are read: `reply_formats.OWN` or a format of released judges.
+        enable_thinking: the switch of chat templates that have one; None: on for style "cot", off for "direct".
         frames: how videos become frames.
         native_video: show a video as a video, for released checkpoints that were trained so; by default its frames
             are shown as pictures, as in training here.
@@ -51,12 +58,42 @@ class JudgingConfig:
     order_seed: int = 0
     form: Form = PAIRWISE
     native_video: bool = False
+    reply_format: str = OWN
+    enable_thinking: bool | None = None
+
+    @property
+    def thinking(self) -> bool:
+        """Whether a chat template that has a switch lets the model think."""
+        return self.style == "cot" if self.enable_thinking is None else self.enable_thinking
+
+    def read(self, completion: str, task: str) -> Verdict:
+        """Return what a completion says of a record of a task."""
+        return read_reply(completion, task, form=self.form, style=self.style, reply_format=self.reply_format)
+
+    def check_task(self, record: PreferenceRecord) -> None:
+        """Refuse a record of a task that the reply format is not of.
+
+        Raises:
+            RecordError: names the record, and the tasks of the format.
+        """
+        tasks = TASK_NAMES if self.reply_format == OWN else format_named(self.reply_format).tasks
+        if record.task not in tasks:
+            known = ", ".join(tasks)
+            raise RecordError(
+                f"record {record.id!r}: reply format {self.reply_format!r} is of {known}, not of {record.task}"
+            )
 
 
 @dataclass(kw_only=True)
 class JudgingArguments(ShownArguments):
     """How records are judged."""
 
+    PRESETS: ClassVar[Callable[[str], Mapping[str, Any]]] = staticmethod(preset_settings)
+
+    reply_format: str = option("how replies are read: a format of released judges (docs/released.md)", default=OWN)
+    enable_thinking: bool | None = option(
+        "the switch of chat templates that have one (default: on for style cot, off for direct)", default=None
+    )
     samples: Count = option("completions of each pair and order; more than one need a temperature above 0", default=1)
     temperature: Amount = option("of sampling; 0 is greedy", default=0.0)
     top_p: Nucleus = option("nucleus of sampling", default=1.0)
@@ -79,7 +116,14 @@ class JudgingArguments(ShownArguments):
                 f"samples is {self.samples} at temperature {self.temperature:g}; take 1, or a temperature above 0: "
                 "greedy completions are all the same"
             )
-        if self.tie_margin is not None and self.style == "direct":
+        check_reply_format(self.asked_form, self.style, self.reply_format)
+        scored = self.reply_format != OWN and format_named(self.reply_format).margins
+        if self.reply_format != OWN and self.style == "direct" and self.prompts is None:
+            raise InputError(
+                f"reply format {self.reply_format!r} needs prompts, a file or folder of your own wording: those of the "
+                "package ask for our form (docs/released.md)"
+            )
+        if self.tie_margin is not None and self.style == "direct" and not scored:
             raise InputError(f"tie margin {self.tie_margin:g}: it needs the scores of style 'cot'")
 
     def config(self, task: str = "") -> JudgingConfig:
@@ -96,6 +140,8 @@ class JudgingArguments(ShownArguments):
             order_seed=self.order_seed,
             form=self.asked_form,
             native_video=self.native_video,
+            reply_format=self.reply_format,
+            enable_thinking=self.enable_thinking,
         )
 
 
@@ -117,5 +163,34 @@ def set_up(
     """
     config = judging.config(task) if isinstance(judging, JudgingArguments) else judging
     if isinstance(backend, BackendArguments):
-        backend = make_backend(backend, thinking=config.style == "cot", **more)
-    return config, backend
+        backend = make_backend(backend, thinking=config.thinking, **more)
+    return _as_stored(config, backend), backend
+
+
+def check_reply_format(form: Form, style: Style, name: str) -> None:
+    """Refuse a reply format that answers another form than is asked for, or in another style.
+
+    Raises:
+        InputError: names what to write instead; or there is no such format.
+    """
+    if name == OWN:
+        return
+    wanted = format_named(name)
+    what = f"reply format {name!r} is of"
+    if wanted.form != form.name:
+        raise InputError(f"{what} form {wanted.form!r}, not {form.name!r}: ask for form {wanted.form}")
+    if wanted.style != style:
+        raise InputError(f"{what} style {wanted.style!r}, not {style!r}: ask for style {wanted.style}")
+
+
+def _as_stored(config: JudgingConfig, backend: Backend) -> JudgingConfig:
+    """Return how to judge where replies are stored already: they are read by the format that they were asked in.
+
+    Raises:
+        InputError: another is named, or it does not fit what is asked for.
+    """
+    stored = backend.settings.get("reply_format", config.reply_format)
+    if config.reply_format not in (OWN, stored):
+        raise InputError(f"{backend.model}: its stored replies are of format {stored!r}, not {config.reply_format!r}")
+    check_reply_format(config.form, config.style, stored)
+    return replace(config, reply_format=stored)

@@ -39,8 +39,8 @@ def compare_reply(rows: Sequence[Judged], *, reasoning: bool, model: str) -> Com
     return CompareReply(
         status=status,
         reason="the two orders disagree" if split else reason,
-        outcome="split" if split else "winner" if readable else "unreadable",
-        winner=None if result.winner is None else int(result.winner) - 1,
+        outcome="tie" if result.winner == "tie" else "split" if split else "winner" if readable else "unreadable",
+        winner=result.winner - 1 if isinstance(result.winner, int) else None,
         agreement=len({row.choice for row in readable}) == 1 if len(readable) == 2 else None,
         margin=result.margin,
         scores=[Dimension(name=name, a=a, b=b) for name, (a, b) in result.dimensions],
@@ -59,12 +59,16 @@ def rank_reply(count: int, rows: Sequence[Judged], *, reasoning: bool, model: st
 
 
 def _candidate(pair: Shown, row: Judgment | None) -> int | None:
-    return None if row is None or row.choice is None else (pair.a, pair.b)[row.choice - 1]
+    return (pair.a, pair.b)[row.choice - 1] if row is not None and isinstance(row.choice, int) else None
+
+
+def _is_tie(row: Judgment | None) -> bool:
+    return row is None or row.choice == "tie"
 
 
 def game(pair: Shown, row: Judgment | None) -> ranking.Game:
     """Return a judgment as a game of two candidates."""
-    return ranking.Game(pair.a, pair.b, _candidate(pair, row), tie=row is None)
+    return ranking.Game(pair.a, pair.b, _candidate(pair, row), tie=_is_tie(row))
 
 
 def _status_of(row: Judgment | None) -> tuple[Status, str]:
@@ -86,7 +90,7 @@ def _judged_pair(pair: Shown, row: Judgment | None, reasoning: bool) -> JudgedPa
         shown_first=None if row is None else pair.first,
         status=status,
         reason=reason,
-        outcome="tie" if row is None else "unreadable" if winner is None else "winner",
+        outcome="tie" if _is_tie(row) else "unreadable" if winner is None else "winner",
         winner=winner,
         strict=None if row is None else row.verdict.strict,
         scores=[] if row is None else _dimensions(row),

@@ -212,7 +212,7 @@ class Service:
             row = judgment(pair.record, pair.order, answer, self.settings.judging, model=self.model)
             rows.append((pair, row))
             self._telemetry.judgments.labels(row.task, status_of(row)[0]).inc()
-            if row.verdict.winner is not None:
+            if isinstance(row.verdict.winner, int):
                 self._telemetry.winners.labels("first" if row.verdict.winner == 1 else "second").inc()
         return rows
 

@@ -64,6 +64,7 @@ def parse(
 
 def _must_be_known(keys: Iterable[str], types: Iterable[type], without: Iterable[str], origin: str) -> None:
     known = {each.name for cls in types for each in dataclasses.fields(cls)} - set(without)
+    known |= {"preset"} if any(hasattr(cls, "PRESETS") for cls in types) else set()
     if unknown := sorted(set(keys) - known):
         raise InputError(f"{origin}: Unknown arguments from config file: {', '.join(unknown)}; --help lists all")
 

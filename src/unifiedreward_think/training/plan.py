@@ -18,6 +18,7 @@ from typing import Any
 from unifiedreward_think.data.formats.files import parse_yaml
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.judging.presets import with_preset
 from unifiedreward_think.training.arguments import read_config
 from unifiedreward_think.training.memory.architecture import Architecture, load_architecture
 from unifiedreward_think.training.memory.estimate import Plan, plan, prompt_length, tokens_a_step, trainable
@@ -49,7 +50,7 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     if min(args.gpus, args.gpu_memory, *(n for n in (args.pairs, args.tokens_per_second) if n is not None)) <= 0:
         raise InputError("--gpus, --gpu-memory, --pairs and --tokens-per-second must be above 0")
-    keys = {**read_config(args.config, args.overlay), **overrides(rest)}
+    keys = with_preset({**read_config(args.config, args.overlay), **overrides(rest)})
     shape = load_architecture(args.model or str(keys["model_name_or_path"]))
     job = make_job(keys, args.gpus, args.gpu_memory, args.prompt_tokens, args.completion_tokens)
     if args.tokens_per_second and not args.pairs:

@@ -33,6 +33,7 @@ from unifiedreward_think.judging.ranks import joined
 from unifiedreward_think.judging.settings import JudgingArguments, JudgingConfig, set_up
 from unifiedreward_think.metrics import by_record
 from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, json_lines
+from unifiedreward_think.reply_formats.formats import OWN, format_named
 from unifiedreward_think.terminal import log_to, note, say
 from unifiedreward_think.trace_rules import counted_as, rejections
 from unifiedreward_think.traces.ordering import Keep, kept_of, order_rate, ordered
@@ -69,6 +70,10 @@ class SamplingArguments(JudgingArguments):
         super().__post_init__()
         if self.style == "direct" and self.require_arithmetic:
             raise InputError("style: direct asks for no scores, so none is kept: set require_arithmetic: false")
+        if self.reply_format != OWN and format_named(self.reply_format).style == "direct":
+            raise InputError(
+                f"reply_format {self.reply_format!r}: its replies are no traces of ours; judge with it instead"
+            )
 
 
 ARGUMENTS = (RowArguments, SamplingArguments, BackendArguments)

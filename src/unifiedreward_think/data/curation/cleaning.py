@@ -82,10 +82,10 @@ def own_problem(record: PreferenceRecord, prints: Sequence[Fingerprint], limits:
     """Return why a record cannot be used whatever the others are, "" if it can."""
     if errors := [picture.error for picture in prints if picture.error]:
         return f"media cannot be opened: {errors[0]}"
-    if TASKS[record.task].compares_media and prints[0].sha256 == prints[1].sha256:
-        return "the two candidates have the same pixels"
-    if len(record.answers) == 2 and plain(record.answers[0]) == plain(record.answers[1]):
-        return "the two answers are the same"
+    if TASKS[record.task].compares_media and len({picture.sha256 for picture in prints}) < len(prints):
+        return "the two candidates have the same pixels" if len(prints) == 2 else "two candidates have the same pixels"
+    if len(set(map(plain, record.answers))) < len(record.answers):
+        return "the two answers are the same" if len(record.answers) == 2 else "two answers are the same"
     if not limits.min_chars <= len(record.prompt) <= limits.max_chars:
         return f"the prompt has {len(record.prompt)} characters, allowed are {limits.min_chars} to {limits.max_chars}"
     if (longest := max(map(len, record.answers), default=0)) > limits.max_answer_chars:
@@ -135,12 +135,13 @@ class Duplicates:
             [str(self._index.add(picture.phash)) for picture in prints] if self._index else [f.sha256 for f in prints]
         )
         generation = TASKS[record.task].compares_media
-        if generation and names[0] == names[1]:
+        if generation and len(set(names)) < len(names):
             names = [picture.sha256 for picture in prints]  # candidates near each other: only pixels tell them apart
         candidates = names if generation else [plain(answer) for answer in record.answers] or [record.instruction]
         label = candidates[record.preferred - 1] if record.preferred in (1, 2) and len(candidates) == 2 else ""
         about = (record.task, plain(record.prompt), *([] if generation else names))
-        return number_of(*about, *sorted(candidates)), number_of(label or record.preferred)
+        alone = record.scores if len(candidates) == 1 else ()  # of more than one, the preference is what must agree
+        return number_of(*about, *sorted(candidates)), number_of(label or record.preferred, *alone)
 
 
 def number_of(*parts: object) -> int:

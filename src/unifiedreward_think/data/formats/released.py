@@ -75,7 +75,7 @@ def read_conversation(row: Mapping[str, Any], *, name: str, source: str) -> Trac
     if not isinstance(completion, str):
         raise RecordError(f"the gpt turn must be a string, found {completion!r}")
     for noun in NOUNS:  # these files compare two: no other form is read here
-        if (winner := parse(completion, noun).winner) is not None:
+        if isinstance(winner := parse(completion, noun).winner, int):
             record = _record(row, instruction, noun, winner, name=name, source=source)
             return Trace(record=record, completion=as_written(completion))
     raise RecordError(f"the gpt turn must end with an <answer> block that says {_ALLOWED}")

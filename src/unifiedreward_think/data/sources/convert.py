@@ -83,12 +83,12 @@ class Converter:
         """
         trace = self._known(row, name) if self._mapping is None else self._mapped(row, name)
         record = trace.record
-        if record.preferred is None:
+        if record.preferred is None and not record.scores:
             raise RecordError('preferred is missing; write 1, 2 or "tie"')
         check_text(record.prompt, record.instruction, *record.answers, *(p for e in record.media for p in e))
-        first = None if record.preferred == "tie" else record.preferred == 1
+        first = record.preferred == 1 if isinstance(record.preferred, int) else None
         # A trace names the candidates by their place, so it stays as it is.
-        if not trace.completion and record.swappable:
+        if not trace.completion and record.swappable and record.count > 1:
             trace = replace(trace, record=record.shown(self._drawn_order(record.count, name)))
         return trace, first
 
@@ -101,10 +101,10 @@ class Converter:
     def _mapped(self, row: Mapping[str, Any], name: str) -> Trace:
         mapping = self._mapping
         assert mapping is not None
+        label: Label = mapping.label(row)  # first, as it may leave the row out
         prompt = _OUTER_MARKS.sub("", _text(mapping.prompt.get(row), "prompt")).strip()
         if not prompt:
             raise RecordError("the prompt is empty")
-        label: Label = mapping.label(row)
         answers = tuple(_text(column.get(row), "answers") for column in mapping.answers)
         media = tuple(self._media.entry(column.get(row)) for column in mapping.media)
         if self._source.task == "image_generation" and (most := max(map(len, media))) > 1:
@@ -121,6 +121,8 @@ class Converter:
             group=f"{digest(*shared):016x}",
             margin=label.margin,
             votes=label.votes,
+            scores=label.scores,
+            scale=label.scale,
             judged_by=self._source.judged_by,
         )
         return Trace(record=record)

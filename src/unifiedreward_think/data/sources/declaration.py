@@ -19,7 +19,7 @@ from typing import Any
 
 from unifiedreward_think.data.formats.files import DataError, parse_yaml
 from unifiedreward_think.data.sources.columns import SPEC_KEYS, Column, Finder
-from unifiedreward_think.data.sources.labels import RULE_KEYS, Rule, label_rule
+from unifiedreward_think.data.sources.labels import RULE_KEYS, Rule, label_rule, scale_of, scored_columns
 from unifiedreward_think.data.sources.media_store import LOCATIONS
 from unifiedreward_think.data.sources.pairing import PAIRINGS
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
@@ -53,7 +53,8 @@ class Source:
         task: of TASK_NAMES; empty for the known shapes, whose rows tell it.
         shape: "columns", or "known" for our own and the released formats (`shapes.py`), which need no mapping.
         fields: record field -> column (see `columns.Finder`): `prompt`, `media` (one column a candidate, or those
-            of what is asked about), `answers` (two), `group` (columns that rows of one group share).
+            of what is asked about), `answers` (two; with scores one or more), `group` (columns that rows of one group
+            share).
         label: the rule (`labels.py`).
         pairs: how rows become pairs (`pairing.py`).
         media: `location` (`media_store.Location`), `folder` that paths start from, `archive` to look for.
@@ -160,6 +161,8 @@ def _problem(source: Source) -> str:
         return f"label.rule is {source.label.get('rule')!r}; choose one of {', '.join(RULE_KEYS)}"
     generation = source.task in TASKS and TASKS[source.task].compares_media
     counts = {key: len(source.fields.get(key, [])) for key in ("media", "answers")}
+    if source.label["rule"] == "scores":
+        return _scored_problem(source, counts, generation)
     if "prompt" not in source.fields or not counts["media"] or (generation and counts["media"] != 2):
         return "fields need a prompt, and media: 2 columns for generation, at least 1 for understanding"
     if counts["answers"] != (0 if generation else 2):
@@ -172,6 +175,26 @@ def _problem(source: Source) -> str:
     for key, specs in sides.items():
         if len(specs) == 2 and specs[0] == specs[1]:
             return f"{key}: {specs[0]!r} is the same column for both candidates; name two"
+    return ""
+
+
+def _scored_problem(source: Source, counts: Mapping[str, int], generation: bool) -> str:
+    """Return what is wrong with a declaration of scores, which may be of one candidate."""
+    try:
+        scored = len(scored_columns(source.label))
+        scale_of(source.label)
+    except DataError as error:
+        return str(error)
+    key = "media" if generation else "answers"
+    if (
+        "prompt" not in source.fields
+        or not counts["media"]
+        or counts[key] != scored
+        or (generation and counts["answers"])
+    ):
+        return (
+            f"scores need a prompt, media, and as many fields.{key} as label.columns, found {counts[key]} and {scored}"
+        )
     return ""
 
 

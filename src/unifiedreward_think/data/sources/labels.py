@@ -1,11 +1,13 @@
-"""Who is preferred, by the rule of a source: the larger number, a marked candidate, a word, or always the first.
+"""Who is preferred, by the rule of a source: the larger number, a marked candidate, a word, the first; or scores.
 
 >>> rule = label_rule({"rule": "larger", "first": "v1", "second": "v2", "votes": True},
 ...                   Finder("demo", ["v1", "v2"], {}))
 >>> rule({"v1": 19, "v2": 7})
-Label(preferred=1, margin=0.46153846153846156, votes=26)
+Label(preferred=1, margin=0.46153846153846156, votes=26, scores=(), scale=None)
 >>> rule({"v1": 3, "v2": 3}).preferred
 'tie'
+>>> label_rule({"rule": "scores", "columns": ["v1"], "scale": [1, 5]}, Finder("demo", ["v1"], {}))({"v1": [4, 5]})
+Label(preferred=None, margin=None, votes=None, scores=(4.5,), scale=(1.0, 5.0))
 >>> rule({"v1": float("nan"), "v2": 3})
 Traceback (most recent call last):
     ...
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from unifiedreward_think.data.formats.files import DataError, LeftOut
@@ -25,11 +28,16 @@ from unifiedreward_think.records import Preferred
 
 
 class Label(NamedTuple):
-    """Which candidate of a row is preferred, by how much (a share, or the source's unit), and by how many votes."""
+    """Which candidate of a row is preferred, by how much (a share, or the source's unit), and by how many votes.
 
-    preferred: Preferred
+    Where each candidate has a score, `scores` and their `scale` stand in place of it: the preference follows.
+    """
+
+    preferred: Preferred | None
     margin: float | None = None
     votes: int | None = None
+    scores: tuple[float, ...] = ()
+    scale: tuple[float, float] | None = None
 
 
 Rule = Callable[[Mapping[str, Any]], Label]
@@ -39,6 +47,7 @@ RULE_KEYS = {
     "first": set(),
     "marked": {"column"},
     "words": {"column", "first", "second", "tie"},
+    "scores": {"columns", "scale", "meaningless", "unscored"},
 }
 
 
@@ -47,7 +56,9 @@ def label_rule(declared: Mapping[str, Any], finder: Finder) -> Rule:
 
     Rules: `larger` compares two numbers (equal is a tie; `votes` says that they are counts, `margin: difference` keeps
     the plain difference where the default is its share of the sum); `first` always prefers the first candidate;
-    `marked` reads a list with a single 1; `words` looks a text up. `ties: leave_out` leaves ties out; they are kept
+    `marked` reads a list with a single 1; `words` looks a text up; `scores` reads a score of each candidate on `scale`
+    (a list of annotators, or several columns, count by their mean), leaves rows out that most call `meaningless`, and
+    with `unscored: leave_out` those whose score is not there. `ties: leave_out` leaves ties out; they are kept
     otherwise.
 
     Raises:
@@ -62,6 +73,8 @@ def label_rule(declared: Mapping[str, Any], finder: Finder) -> Rule:
     for key in ("votes", "smaller_wins"):
         if not isinstance(declared.get(key, False), bool):
             raise DataError(f"label: {key} is {declared[key]!r}; write true or false")
+    if declared.get("unscored", "error") not in ("error", "leave_out"):
+        raise DataError(f"label: unscored is {declared['unscored']!r}; choose 'error' or 'leave_out'")
     for key in ("min_margin", "min_votes"):
         if not isinstance(declared.get(key, 0), int | float):
             raise DataError(f"label: {key} is {declared[key]!r}; write a number")
@@ -80,6 +93,8 @@ def _rule(name: str, declared: Mapping[str, Any], finder: Finder) -> Rule:
         return _larger(columns, declared)
     if name == "first":
         return lambda row: Label(1)
+    if name == "scores":
+        return _scores(declared, finder)
     column = finder.column(declared["column"], where="label.column")
     return _marked(column) if name == "marked" else _words(column, declared)
 
@@ -145,6 +160,75 @@ def _words(column: Column, declared: Mapping[str, Any]) -> Rule:
         return Label(known)
 
     return rule
+
+
+def _scores(declared: Mapping[str, Any], finder: Finder) -> Rule:
+    columns, (lowest, highest) = scored_columns(declared), scale_of(declared)
+    found = [[finder.column(spec, where="label.columns") for spec in specs] for specs in columns]
+    flag = finder.column(declared["meaningless"], where="label.meaningless") if "meaningless" in declared else None
+    leave_out = declared.get("unscored", "error") == "leave_out"
+
+    def stated(row: Mapping[str, Any], column: Column) -> Any:
+        try:
+            value = column.get(row)
+        except RecordError as error:  # the text of this row states none
+            if leave_out:
+                raise LeftOut("no score is stated") from error
+            raise
+        if leave_out and value in (None, "", []):
+            raise LeftOut("no score is stated")
+        return value
+
+    def rule(row: Mapping[str, Any]) -> Label:
+        if flag is not None and _mean_of(flag.get(row), flag.name) > 0.5:
+            raise LeftOut("most annotators call the prompt meaningless")
+        scores = [fmean(_mean_of(stated(row, column), column.name) for column in specs) for specs in found]
+        for score in scores:
+            if not lowest <= score <= highest:
+                raise RecordError(f"score {score:g} lies outside of the declared scale {lowest:g} to {highest:g}")
+        return Label(None, scores=tuple(scores), scale=(lowest, highest))
+
+    return rule
+
+
+def scored_columns(declared: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the columns whose mean is the score, for each candidate.
+
+    Raises:
+        DataError: there are none.
+    """
+    columns = declared.get("columns")
+    if not isinstance(columns, list) or not columns or [] in columns:
+        raise DataError(
+            f"label: columns is {columns!r}; write a list, one column (or a list of some) for each candidate"
+        )
+    return [specs if isinstance(specs, list) else [specs] for specs in columns]
+
+
+def scale_of(declared: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the ends of the scale of scores.
+
+    Raises:
+        DataError: they are not two numbers, the lower one first.
+    """
+    scale = declared.get("scale")
+    if not isinstance(scale, list) or len(scale) != 2:
+        raise DataError(f"label: scale is {scale!r}; write [lowest, highest]")
+    try:
+        lowest, highest = (_number(end, "label.scale") for end in scale)
+    except RecordError as error:
+        raise DataError(str(error)) from error
+    if lowest >= highest:
+        raise DataError(f"label: scale is {scale!r}; write [lowest, highest]")
+    return lowest, highest
+
+
+def _mean_of(value: Any, name: str) -> float:
+    """Return the mean of what annotators say, or the one number that is there."""
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers:
+        raise RecordError(f"{name} is an empty list; expected a number, or those of the annotators")
+    return fmean(_number(number, name) for number in numbers)
 
 
 def _word(value: Any) -> str:

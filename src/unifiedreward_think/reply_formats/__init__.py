@@ -1,0 +1,1 @@
+"""Replies of released judges, in the formats that they were trained to write, read into our verdicts."""

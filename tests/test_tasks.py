@@ -32,6 +32,13 @@ PROMPT_SUMS = {
         "image_understanding.txt": "4fa891b702b943dca9cfe0f2d5aa1a66a0ba5ec2ccb67f2556c7b7c3fb483f8f",
         "video_generation.txt": "ebdb393be3a20bf5676f8ff23bb3d03f08f8263281e3d6c4e07e13782c5c891f",
         "video_understanding.txt": "36622f5a3f3452d7eeeba2593d0fa16391aad11d5749bb223e230344b39d75a1",
+        "pointwise/format_cot_one_line.txt": "ec3f5c9be5b234e9934a482ea047472f498cd2805c75ef429d44f958a278d93b",
+        "pointwise/format_cot_three_line.txt": "f0c0b2f626025eceacdf45431f958edfc673b076df8376e462b87b67d2170ac1",
+        "pointwise/format_direct.txt": "a12670b7cc225221a88d7bd3097e145e4ef3b4658cd3acb7ce011f9e8cd12b8a",
+        "pointwise/image_generation.txt": "5610f6df387b220d769c602e2a2562b44a12936084165b00c8789c2e40ff31e7",
+        "pointwise/image_understanding.txt": "455f06185bc829734a3ab642446251bae8d9c0a43086c1e916ce8c976291c5fc",
+        "pointwise/video_generation.txt": "69e39ce449e842a03bb060cb040f2e921c142a438fde705eb8d97bbcd7ef6e2d",
+        "pointwise/video_understanding.txt": "49a227a5606e7fcc77dfff48fee6ef6620b93466d4725c318cc2bf0d018099f9",
     },
     "toy": {
         "format_cot_one_line.txt": "b799ee44615823abc13b3412eedb7f5b04b9f02eda10df7fd743dae7672a8e79",
@@ -40,6 +47,12 @@ PROMPT_SUMS = {
         "image_understanding.txt": "239ec5854f993c415984b8c1e2aa853fa449dbd3f5cba12734e430f74a40e25c",
         "video_generation.txt": "0252eb785e27c8ae422ebd8bb123ada89a5a7c1ca0f686d714b443f15630d8cd",
         "video_understanding.txt": "38a54bf76ad714357fdf4690c2adce5e505923b7fa14f238f4ba5dad9c5bf629",
+        "pointwise/format_cot_one_line.txt": "40bddb6c24620b46c4a54b506da752bc2645ac7bd75ab154488668968d2bf5a2",
+        "pointwise/format_direct.txt": "09d2bf4d33dfa85c75ffce612991c15dd2f676f757b32fca5eeec999b6160e6f",
+        "pointwise/image_generation.txt": "dac71f50b4662b7c2743c142301d8e0e0f11efce820eb26afa584197ad032e53",
+        "pointwise/image_understanding.txt": "6cd097c0bfc996e683e4f895b3fe63e59d78566aef3295ef99361239fa4192cb",
+        "pointwise/video_generation.txt": "40084b224ddcb2e372dddf4e31fb564209b133a774de1c881c422c75b8490a1c",
+        "pointwise/video_understanding.txt": "d2295dd8b6f187827c294b1d8ee2c47bb6ed8994651e166d637f8641e680510d",
     },
 }
 
@@ -83,7 +96,8 @@ def test_every_task_of_the_records_is_described():
 
 @pytest.mark.parametrize("folder", [PROMPTS, TOY_PROMPTS])
 def test_a_changed_prompt_is_a_conscious_change(folder):
-    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    sums = {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     assert sums == PROMPT_SUMS["toy" if folder == TOY_PROMPTS else "package"]
 
 

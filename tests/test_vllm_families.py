@@ -1,6 +1,7 @@
 """Models of every family in a real vLLM: the prompt tokens and greedy completions of transformers."""
 
 import json
+import re
 
 import pytest
 
@@ -15,12 +16,12 @@ from unifiedreward_think.models.loading import load_processor
 from unifiedreward_think.prompting import load_prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-# Why vLLM 0.30 does not take a family.
+# Why vLLM 0.30 does not take a family: patterns of its message.
 REFUSED = {
-    # The CPU build has its linear attention for bfloat16 alone.
-    "qwen3_5": "\"causal_conv1d_fwd_kernel_impl\" not implemented for 'Float'",
+    # The CPU build has its linear attention for bfloat16 alone; the second is what processors without AVX-512 say.
+    "qwen3_5": r"causal_conv1d_fwd_kernel_impl\" not implemented for 'Float'|CPU GDN attention requires BF16",
     # Its module of Pixtral, which LLaVA's imports, asks transformers 5.23 for a name that is gone.
-    "llava_onevision": "Model architectures ['LlavaOnevisionForConditionalGeneration'] failed to be inspected",
+    "llava_onevision": r"Model architectures \['LlavaOnevisionForConditionalGeneration'\] failed to be inspected",
 }
 SMALL = {"qwen2_5_vl small": "qwen2_5_vl", "qwen3_vl small": "qwen3_vl"}  # with pictures that are scaled down
 MAX_PIXELS = SERVABLE.patch**2 * 4  # one token
@@ -50,7 +51,7 @@ def offline(checkpoints, toy_world, tmp_path_factory):
 @pytest.mark.parametrize("name", [*tiny.FAMILIES, "lora", *SMALL])
 def test_a_model_loads_in_vllm_and_answers_as_in_transformers(name, checkpoints, offline, toy_world, tmp_path):
     if name in REFUSED:
-        assert REFUSED[name] in (offline[name] / "error.txt").read_text()
+        assert re.search(REFUSED[name], (offline[name] / "error.txt").read_text())
         return
     assert not (offline[name] / "error.txt").exists(), (offline[name] / "error.txt").read_text()
     model, pairs = str(checkpoints[SMALL.get(name, name)]), held_out(toy_world, COUNT)

@@ -350,8 +350,7 @@ def test_uploaded_pictures_are_judged_swapped_and_exported(visit, tmp_path):
 def test_a_verdict_that_follows_the_order_is_called_out_and_votes_are_counted(visit):
     window = visit().open("Image understanding")
     window.find("button", has_text="Votes").click()
-    window.find("input[type=number]").first.fill("3")
-    window.find("input[type=number]").first.blur()
+    window.move_slider(0, "3")
     assert window.judge() == "A Answer A is better"
     assert window.find(".ur-votes").inner_text() == "3 for A, 0 for B"
     assert window.judge("ur-swap") == "No clear winner: it depends on the order"

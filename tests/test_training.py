@@ -298,7 +298,10 @@ def test_the_length_reward_takes_its_limit_from_the_config(keys, rewards):
     [
         ({"length_limit": 64}, "have no effect without length_reward"),
         ({"reward_funcs": ["length_reward"], "length_limit": 64, "length_margin": 65}, "between 1 and length_limit"),
-        ({"reward_funcs": ["length_reward"], "length_margin": 0}, "between 1 and length_limit"),
+        ({"reward_funcs": ["length_reward"], "length_margin": 0}, "length_margin is 0; expected a whole number"),
+            {"reward_funcs": ["length_reward"], "length_margin": 0},
+            "length_margin is 0; expected a whole number, 1 or more",
+        ),
     ],
 )
 def test_limits_of_the_length_reward_that_do_nothing_are_refused(keys, message, call, no_model):

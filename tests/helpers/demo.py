@@ -156,6 +156,17 @@ class Visit:
                 return shown.wait_for(timeout=20_000)
         return shown.wait_for()
 
+    def move_slider(self, place, value):
+        """Write the number of a slider, again where a page on a busy machine did not listen yet: its bar follows."""
+        from playwright.sync_api import expect
+
+        for patience in (5_000, 10_000, 20_000, 40_000):
+            self.find("input[type=number]").nth(place).fill(value)
+            self.find("input[type=number]").nth(place).blur()
+            with contextlib.suppress(AssertionError):
+                return expect(self.find("input[type=range]").nth(place)).to_have_value(value, timeout=patience)
+        raise AssertionError(f"slider {place} does not take {value}")
+
     def judge(self, button="ur-judge"):
         self.page.evaluate("document.querySelectorAll('.ur-card').forEach(card => card.dataset.old = true)")
         self.find(f"button.{button}").click()

@@ -166,16 +166,12 @@ def number_places(text: str, *, style: Style = "cot") -> list[Place]:
         if match is None:
             return []
         score = _scored(0, float(match[2]))
-        allowed = range(round(score.lowest), round(score.highest) + 1)
-        return [Place("", text, *match.span(1), match.end(2), tuple(map(str, allowed)))]
+        values = range(round(score.lowest), round(score.highest) + 1)
+        return [Place("", text, match.start(1), match.end(1), match.end(2), tuple(map(str, values)))]
     begin = text.index("<think>") + len("<think>")
+    allowed = tuple(map(str, range(1, HIGHEST + 1)))
     return [
-        Place(
-            line.name,
-            text,
-            *(begin + at for at in (line.start, line.end, line.close)),
-            tuple(map(str, range(1, HIGHEST + 1))),
-        )
+        Place(line.name, text, begin + line.start, begin + line.end, begin + line.close, allowed)
         for line in _read_lines(thinking(text))
         if not line.is_total
     ]

@@ -195,6 +195,8 @@ WAYS = {
     "--output outputs/scores.jsonl": Run(OWN, more=f"{SCORED} --limit 2"),
     "python -m unifiedreward_think.evaluation --form pointwise --model MODEL --input data/pairs.jsonl "
     "--output outputs/eval/points": Run(OWN, more=f"{SCORED} --limit 2"),
+    "python -m unifiedreward_think.evaluation --form pointwise --expectation --model MODEL --input data/pairs.jsonl "
+    "--output outputs/eval/expected": Run(OWN, more=f"{SCORED} --limit 2"),
     f"{DATA} cut --input outputs/toy/data/cold_start.jsonl --output outputs/toy/data/points.jsonl": Run(after=(DRAW,)),
     f"{COLD}/toy/cold_start_points.yaml": ByTest(
         "test_points.py::test_the_commands_that_train_and_measure_scores_go_through"

@@ -106,7 +106,9 @@ def make_backend(
         flag = f"--{foreign[0].replace('_', '-')}"
         raise BackendError(f"{flag} means nothing to --backend {args.backend}; leave it out, or set it to none")
     if numbers is not None and "numbers" not in takes:
-        raise BackendError(f"--backend {args.backend} tells no probabilities for --expectation: use transformers, server")
+        raise BackendError(
+            f"--backend {args.backend} tells no probabilities for --expectation: use transformers, server"
+        )
     if numbers is not None:
         more["numbers"] = numbers
     if "thinking" in takes:

@@ -184,6 +184,7 @@ class TransformersBackend:
 
     def _with_numbers(self, prompt: Mapping[str, Any], completions: Sequence[Completion]) -> list[Completion]:
         """Return completions with how probable each allowed number was at their places, each scored exactly."""
+        from unifiedreward_think.backends.numbers import masses_of
         from unifiedreward_think.engine.alternatives import Alternatives
         from unifiedreward_think.engine.prefill import prefill
 

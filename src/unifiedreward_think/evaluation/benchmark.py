@@ -114,7 +114,7 @@ def _parser(name: str, data: str | None, split: str, subset: str | None, about: 
     add("--limit", type=ranged(Count), help="only the first N pairs")
     add("--media-cache", type=Path, default=Path("outputs/media"), help="keeps media that rows hold or link to")
     add("--max-examples", type=ranged(Whole), default=40, help="pairs shown in the report")
-    parser.add(JudgingArguments, without=["form"], orders="both")  # their metrics are of pairs
+    parser.add(JudgingArguments, without=["form", "expectation"], orders="both")  # their metrics are of pairs
     parser.add(BackendArguments)
     return parser
 

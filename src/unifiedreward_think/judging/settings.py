@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from unifiedreward_think.backends import Backend
+from unifiedreward_think.backends import Backend, BackendError, ExpectingBackend, Numbers, VideoBackend
 from unifiedreward_think.backends.choose import BackendArguments, make_backend
 from unifiedreward_think.blocks import Style
 from unifiedreward_think.data.arguments import ShownArguments
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.flags import Amount, Count, Nucleus, Seed, check_ranges, option
-from unifiedreward_think.forms import PAIRWISE, Form
+from unifiedreward_think.forms import PAIRWISE, POINTWISE, Form
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.order import Orders
+from unifiedreward_think.points import number_places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class JudgingConfig:
         frames: how videos become frames.
         native_video: show a video as a video, for released checkpoints that were trained so; by default its frames
             are shown as pictures, as in training here.
+        expectation: ask for the expected score besides the one that was said.
     """
 
     prompts: Mapping[str, str]
@@ -51,6 +54,24 @@ class JudgingConfig:
     order_seed: int = 0
     form: Form = PAIRWISE
     native_video: bool = False
+    expectation: bool = False
+
+    @property
+    def numbers(self) -> Numbers | None:
+        """Where completions say the numbers whose probabilities are wanted; None where none are."""
+        return partial(number_places, style=self.style) if self.expectation else None
+
+    def check(self, backend: Backend) -> None:
+        """Refuse a backend that does not take what is shown, or does not tell what is asked for.
+
+        Raises:
+            BackendError: names the flag to leave out.
+        """
+        name = f"{type(backend).__name__} with {backend.model}"
+        if self.native_video and not (isinstance(backend, VideoBackend) and backend.native_video):
+            raise BackendError(f"{name} takes no native video; leave --native-video out")
+        if self.expectation and not (isinstance(backend, ExpectingBackend) and backend.numbers is not None):
+            raise BackendError(f"{name} tells no probabilities; leave --expectation out")
 
 
 @dataclass(kw_only=True)
@@ -64,6 +85,9 @@ class JudgingArguments(ShownArguments):
     seed: Seed = option("of sampling: with record, order and sample number it seeds each draw", default=0)
     tie_margin: Amount | None = option(
         "call a tie where the score sums differ by this at most in the mean over samples (default: never)", default=None
+    )
+    expectation: bool = option(
+        "of scores: the expected one besides, by the probabilities of all numbers (docs/scores.md)", default=False
     )
     native_video: bool = option("show videos as videos, not as pictures: released Qwen checkpoints", default=False)
 
@@ -81,6 +105,8 @@ class JudgingArguments(ShownArguments):
             )
         if self.tie_margin is not None and self.style == "direct":
             raise InputError(f"tie margin {self.tie_margin:g}: it needs the scores of style 'cot'")
+        if self.expectation and self.form != POINTWISE.name:
+            raise InputError(f"expectation: it is that of a score, so it needs form {POINTWISE.name!r}")
 
     def config(self, task: str = "") -> JudgingConfig:
         """Return the settings with prompts read; a file of `prompts` is that of `task`."""
@@ -96,6 +122,7 @@ class JudgingArguments(ShownArguments):
             order_seed=self.order_seed,
             form=self.asked_form,
             native_video=self.native_video,
+            expectation=self.expectation,
         )
 
 
@@ -117,5 +144,5 @@ def set_up(
     """
     config = judging.config(task) if isinstance(judging, JudgingArguments) else judging
     if isinstance(backend, BackendArguments):
-        backend = make_backend(backend, thinking=config.style == "cot", **more)
+        backend = make_backend(backend, thinking=config.style == "cot", numbers=config.numbers, **more)
     return config, backend

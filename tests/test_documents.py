@@ -269,6 +269,16 @@ def test_the_toy_ablation():
 # Where figures come from
 
 
+def test_the_calibration_of_genai_bench():
+    found = results("genai_calibration")
+    for way, score, error in rows("docs/scores.md", "probabilities | Brier score"):
+        check([score], [found["ways"][way]["brier"][key] for key in ("value", "low", "high")])
+        check([error], [found["ways"][way]["calibration_error"]])
+    for said, *cells in rows("docs/scores.md", "verdict | pairs"):
+        check(cells, list(found["given_the_verdict"][said if said == "none" else f"[[{said}]]"].values()))
+    holds(re.search(r"on [\d,]+ published judgments.*?ties\)", text("docs/scores.md"), re.DOTALL)[0], 1735, 429)
+
+
 def test_every_file_of_results_is_named_and_every_named_one_is_there():
     there = {f"results/{path.name}" for path in (ROOT / "results").iterdir()}
     named = set()

@@ -16,10 +16,10 @@ from unifiedreward_think.metrics import (
     paired_test,
     rate,
     summarize,
-    tie_calibration,
 )
 from unifiedreward_think.records import Judgment
 from unifiedreward_think.tasks import TASKS
+from unifiedreward_think.tie_threshold import cross_fitted_ties, tie_calibration
 from unifiedreward_think.verdict import parse, render
 
 TASK = "image_generation"
@@ -206,6 +206,21 @@ def test_the_tie_threshold_is_the_optimum_of_all_thresholds_and_ignores_the_orde
     assert best == tie_calibration([m for m, _ in shuffled], [label for _, label in shuffled])
 
 
+def test_a_cross_fitted_tie_threshold_does_not_look_at_the_labels_that_it_scores():
+    pairs = [(f"pair {i}", float(i % 5), "tie" if i % 5 < 2 else 1) for i in range(60)]
+    assert cross_fitted_ties(pairs) | {"thresholds": None} == {
+        "accuracy": 1.0,
+        "correct": 60,
+        "total": 60,
+        "thresholds": None,
+    }
+    assert set(cross_fitted_ties(pairs)["thresholds"]) == {1.0}
+    # One cluster has all the ties: who scores it has seen none, so none is called; fitted on them, all are right.
+    alone = [("alone" if label == "tie" else name, margin, label) for name, margin, label in pairs]
+    assert tie_calibration([m for _, m, _ in alone], [label for *_, label in alone]).correct == 60
+    assert cross_fitted_ties(alone)["correct"] == 36
+
+
 def test_the_margin_of_a_swapped_pair_is_turned_back():
     rows = [judged(candidate=2, order=order, scores=(9, 4)) for order in ("ab", "ba")]
     assert [candidate_margin(row) for row in rows] == [-5, -5]
@@ -284,12 +299,14 @@ def test_the_summary_of_a_small_run():
     assert result["both_orders"]["overall"]["agreement"]["value"] == 0.5
     assert result["majority"]["count"] == 1 and result["majority"]["total"] == 4
     # margins 5, 5, 5, -5 (all labelled 1), -5 (labelled 1), 1 (tie), none for the failed row
-    assert result["tie_calibration"] == {"threshold": 1, "correct": 4, "total": 7, "accuracy": 4 / 7}
+    best = result["tie_threshold_fitted_on_these_rows"]
+    assert best == {"threshold": 1, "correct": 4, "total": 7, "accuracy": 4 / 7}
+    assert result["tie_threshold_cross_fitted"]["total"] == 7
 
 
 def test_one_order_of_one_sample_has_no_pair_and_no_vote():
     result = summarize([judged("a"), judged("b", 2)])
-    assert not {"both_orders", "majority", "tie_calibration"} & set(result)
+    assert not {"both_orders", "majority", "tie_threshold_fitted_on_these_rows"} & set(result)
 
 
 def test_an_empty_run_has_a_summary_without_values():

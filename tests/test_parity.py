@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from unifiedreward_think.evaluation import parity
 from unifiedreward_think.evaluation.ties import said, ties
 from unifiedreward_think.intervals import Rate
-from unifiedreward_think.metrics import tie_calibration
 from unifiedreward_think.records import Judgment
+from unifiedreward_think.tie_threshold import tie_calibration
 from unifiedreward_think.verdict import answer_text, parse, render
 from unifiedreward_think.votes import call_tie
 
@@ -251,12 +251,12 @@ def test_ties_of_a_judge_that_states_scores():
     ]
     found = ties(rows, tie_margin=1)
     # single: margins 5, 1, 2 for labels 1, tie, 2: a tie up to 1 gets a and b right
-    assert found["single"]["with_ties_exact"] == {"threshold": 1, "value": 2 / 3, "count": 2, "total": 3}
+    assert found["single"]["with_ties_fitted_on_these_rows"] == {"threshold": 1, "value": 2 / 3, "count": 2, "total": 3}
     assert found["single"]["with_ties_videoalign"] == {"value": 2 / 3}
     assert found["single"]["without_ties"] == {"value": 0.5, "count": 1, "total": 2}
     assert found["single"]["at_tie_margin"]["accuracy"]["count"] == 2
     # combined: means 4, 0 and -3; b's vote is split, its margin calls the tie
-    assert found["combined"]["with_ties_exact"] == {"threshold": 0, "value": 1.0, "count": 3, "total": 3}
+    assert found["combined"]["with_ties_fitted_on_these_rows"] == {"threshold": 0, "value": 1.0, "count": 3, "total": 3}
     assert found["combined"]["without_ties"]["value"] == 1.0
     # at the margin answers count: c's votes are split, so it is wrong although its margin is right
     assert found["combined"]["at_tie_margin"]["accuracy"]["count"] == 2

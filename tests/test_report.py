@@ -16,6 +16,7 @@ from unifiedreward_think.evaluation import __main__ as evaluation
 from unifiedreward_think.evaluation import compare, report, rescore
 from unifiedreward_think.evaluation.examples import shown_verdict
 from unifiedreward_think.evaluation.origin import of_judgments
+from unifiedreward_think.evaluation.sureness import summarize_run
 from unifiedreward_think.evaluation.tables import READABLE_AND_STRICT, headline, numbers, stage_table, task_counts
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import group_accuracy, paired_test, summarize
@@ -203,7 +204,7 @@ def test_a_benchmark_shows_its_groups_and_the_numbers_of_other_protocols(tmp_pat
     results = {"s": {**summarize(rows), **group_accuracy(rows, {name: f"group <{name[3:8]}>" for name in records})}}
     published = {
         "official": {"k1": {"overall": {"value": 0.5, "count": 1, "total": 2}, "dropped": {"unparsed": 7}}},
-        "ties": {"with_ties_exact": {"value": 0.25, "count": 1, "total": 4, "threshold": -1}},
+        "ties": {"with_ties_fitted_on_these_rows": {"value": 0.25, "count": 1, "total": 4, "threshold": -1}},
     }
     page = page_of(tmp_path, records, {"s": rows}, results=results, published=published, about="Quirk: <b>none</b>.")
     drawn = re.findall(r'<svg role="img" aria-label="([^"]*)"', page)
@@ -211,7 +212,7 @@ def test_a_benchmark_shows_its_groups_and_the_numbers_of_other_protocols(tmp_pat
     assert "Group &lt;video&gt;" in page and "Mean of groups" in page and "Quirk: &lt;b&gt;none" in page
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "Official: as the authors of the benchmark compute it k1 overall 50.00% 1 of 2 k1 dropped unparsed 7" in text
-    assert "with ties exact 25.00% 1 of 4, no tie called" in text and "Paper: " not in text
+    assert "with ties fitted on these rows 25.00% 1 of 4, no tie called" in text and "Paper: " not in text
     elements(page)
     assert "By other protocols" not in page_of(tmp_path, records, {"s": rows})
 
@@ -332,7 +333,7 @@ def test_the_rescore_command_replaces_results_only_when_asked(tmp_path, records,
     call(monkeypatch, rescore, folder)
     assert "0 of 8 verdicts differ" in capsys.readouterr().out and not (folder / "results.json").exists()
     call(monkeypatch, rescore, folder, "--write")
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(summarize(run_of(records))))
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(summarize_run(run_of(records))))
 
 
 def test_a_line_that_is_just_being_written_is_left_out(tmp_path, records, monkeypatch, capsys):

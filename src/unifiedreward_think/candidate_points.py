@@ -61,6 +61,12 @@ class Points:
         return pstdev(score.share for score in self.scores) if len(self.scores) > 1 else None
 
     @property
+    def expected(self) -> float | None:
+        """The mean of where the expected scores stand on their scales; None where no sample has one."""
+        shares = [each.score.share for row in self.samples if (each := row.expectation) and each.score is not None]
+        return fmean(shares) if shares else None
+
+    @property
     def unreadable(self) -> int:
         """How many samples have no readable score, failed ones included."""
         return len(self.samples) - len(self.scores)
@@ -108,6 +114,7 @@ class Points:
             "points": self.share,
             "score": None if self.score is None else list(self.score),
             "spread": self.spread,
+            **({"expected": self.expected} if any(row.expectation for row in self.samples) else {}),
             "dimensions": [[dimension.name, *dimension.scores] for dimension in self.dimensions],
             "samples": len(self.samples),
             "unreadable": self.unreadable,

@@ -30,6 +30,7 @@ from unifiedreward_think.intervals import Flag, Rate, as_rate, block, macro_aver
 from unifiedreward_think.order import STORED_ORDER, as_stored
 from unifiedreward_think.point_metrics import summarize_points
 from unifiedreward_think.records import Judgment, Preferred
+from unifiedreward_think.tie_threshold import cross_fitted_ties, tie_calibration
 from unifiedreward_think.verdict import Verdict
 
 # What one verdict of a style and a form adds to each rate; None keeps it out of the denominator. GRPO logs these, too.
@@ -59,14 +60,6 @@ class BothOrders(NamedTuple):
     agreement: Rate
     flip_rate: Rate
     accuracy: Rate
-
-
-class TieCalibration(NamedTuple):
-    """The best threshold on |margin| (-1: a tie is never called), and how many rows it gets right."""
-
-    threshold: float
-    correct: int
-    total: int
 
 
 class PairedTest(NamedTuple):
@@ -144,35 +137,6 @@ def candidate_margin(judgment: Judgment) -> float | None:
     return first - second
 
 
-def tie_calibration(margins: Sequence[float | None], labels: Sequence[Preferred]) -> TieCalibration:
-    """Return the (smallest) threshold on |margin|, up to which a tie is called, that is right most often.
-
-    VideoAlign's accuracy with ties (calc_accuracy.py; Deutsch et al. 2023, arXiv 2305.14324) as an exact
-    optimum: equal margins move together, and never calling a tie is a choice. Their script moves rows one by
-    one, which is wrong for the whole-number sums of a chain of thought. Like theirs, the threshold is fitted
-    on the rows it scores. A margin of None (no scores) is always wrong; a margin of 0 is wrong where no tie
-    is called.
-
-    >>> tie_calibration([3, -2, 0, 1], [1, 2, "tie", "tie"])
-    TieCalibration(threshold=1, correct=4, total=4)
-    """
-    correct, gains = 0, Counter[float]()
-    for margin, label in zip(margins, labels, strict=True):
-        if label not in (1, 2, "tie"):
-            raise ValueError(f"label {label!r} is neither 1, 2 nor 'tie'; leave unlabelled rows out")
-        if margin is not None:
-            size = round(margin, 6)  # sums of decimal scores differ in their last bits
-            right = (size > 0 and label == 1) or (size < 0 and label == 2)
-            correct += right
-            gains[abs(size)] += (label == "tie") - right
-    best = TieCalibration(-1, correct, len(labels))
-    for size in sorted(gains):
-        correct += gains[size]
-        if correct > best.correct:
-            best = TieCalibration(size, correct, len(labels))
-    return best
-
-
 def paired_test(a: Iterable[Judgment], b: Iterable[Judgment]) -> PairedTest:
     """Test exactly whether two models differ in accuracy, on the labelled rows that both judged.
 
@@ -216,8 +180,8 @@ def summarize(judgments: Iterable[Judgment]) -> dict[str, Any]:
         judgments, records, ties, unlabelled, errors: counts (the last three of judgments). overall and
         tasks[name]: all MEASURES. macro_accuracy: mean over tasks. both_orders[overall | task], where both
         were judged: agreement, flip_rate, accuracy. majority, where records have several judgments: accuracy
-        of the vote, no winner being wrong. tie_calibration, where labels hold ties: fitted on these very
-        rows. points, where scores were asked for: see `summarize_points`.
+        of the vote, no winner being wrong. tie_threshold_fitted_on_these_rows, where labels hold ties, and its twin
+        tie_threshold_cross_fitted. points, where scores were asked for: see `summarize_points`.
     """
     rows = list(_by_key(judgments).values())
     tasks = {task: [row for row in rows if row.task == task] for task in sorted({row.task for row in rows})}
@@ -243,9 +207,10 @@ def summarize(judgments: Iterable[Judgment]) -> dict[str, Any]:
     if any(row.form == POINTWISE.name for row in rows):
         summary["points"] = summarize_points(rows)
     if any(row.preferred == "tie" and len(row.order) > 1 for row in rows):
-        pairs = [(candidate_margin(row), row.preferred) for row in voters if row.preferred is not None]
-        best = tie_calibration([margin for margin, _ in pairs], [label for _, label in pairs])
-        summary["tie_calibration"] = {**best._asdict(), "accuracy": best.correct / best.total}
+        pairs = [(row.cluster, candidate_margin(row), row.preferred) for row in voters if row.preferred is not None]
+        best = tie_calibration([margin for _, margin, _ in pairs], [label for *_, label in pairs])
+        summary["tie_threshold_fitted_on_these_rows"] = {**best._asdict(), "accuracy": best.correct / best.total}
+        summary["tie_threshold_cross_fitted"] = cross_fitted_ties(pairs)
     return summary
 
 

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 from unifiedreward_think.candidate_points import Points, points_of
 from unifiedreward_think.intervals import block, cluster_bootstrap
 from unifiedreward_think.records import Judgment
+
+Share = Callable[[Points], float | None]
 
 
 def summarize_points(judgments: Iterable[Judgment]) -> dict[str, Any]:
@@ -29,33 +31,48 @@ def summarize_points(judgments: Iterable[Judgment]) -> dict[str, Any]:
         that labels order, the share that points order alike; equal points are half right, a pair with an unscored
         candidate is wrong. equal_points: how many of those pairs. distance: mean distance to the labelled score, both
         from 0 to 1. tau_b: Kendall's tau-b (ties counted out) between points and labelled scores. spread: mean
-        standard deviation over the samples of a candidate. Values are None where nothing counts.
+        standard deviation over the samples of a candidate. expectation, where it was asked for: the first six of the
+        expected scores, without: candidates none of whose samples has one. Values are None where nothing counts.
     """
     scored = points_of(judgments)
+    everyone = [points for candidates in scored.values() for points in candidates.values()]
+    spreads = [points.spread for points in everyone if points.spread is not None]
+    asked = any(row.expectation for points in everyone for row in points.samples)
+    return {
+        **_against_labels(scored, lambda points: points.share),
+        "spread": fmean(spreads) if spreads else None,
+        **({"expectation": _against_labels(scored, lambda points: points.expected)} if asked else {}),
+    }
+
+
+def _against_labels(scored: Mapping[str, Mapping[int, Points]], share_of: Share) -> dict[str, Any]:
+    """Return how shares order pairs and how near they are to labels, with those of candidates by `share_of`."""
     everyone = [points for candidates in scored.values() for points in candidates.values()]
     pairs = [pair for candidates in scored.values() for pair in _ordered(candidates)]
     labelled = [
         (points.cluster, share, label)
         for points in everyone
-        if (share := points.share) is not None and (label := points.label) is not None
+        if (share := share_of(points)) is not None and (label := points.label) is not None
     ]
     distances = [(cluster, abs(share - label)) for cluster, share, label in labelled]
-    spreads = [points.spread for points in everyone if points.spread is not None]
     return {
         "candidates": len(everyone),
-        "unscored": sum(points.share is None for points in everyone),
-        "pair_accuracy": block([(better.cluster, _right(better, worse)) for better, worse in pairs]),
-        "equal_points": sum(better.share is not None and better.share == worse.share for better, worse in pairs),
+        "unscored": sum(share_of(points) is None for points in everyone),
+        "pair_accuracy": block(
+            [(better.cluster, _right(share_of(better), share_of(worse))) for better, worse in pairs]
+        ),
+        "equal_points": sum(
+            share_of(better) is not None and share_of(better) == share_of(worse) for better, worse in pairs
+        ),
         "distance": {**cluster_bootstrap(distances)._asdict(), "total": len(distances)},
         "tau_b": tau_b([(share, label) for _, share, label in labelled]),
-        "spread": fmean(spreads) if spreads else None,
     }
 
 
 def rightly_ordered(judgments: Iterable[Judgment]) -> list[float]:
     """Return, of each pair of candidates that labels order, 1 where points order it alike, .5 where they are equal."""
     pairs = [pair for candidates in points_of(judgments).values() for pair in _ordered(candidates)]
-    return [_right(better, worse) for better, worse in pairs]
+    return [_right(better.share, worse.share) for better, worse in pairs]
 
 
 def tau_b(pairs: Sequence[tuple[float, float]]) -> float | None:
@@ -71,7 +88,7 @@ def tau_b(pairs: Sequence[tuple[float, float]]) -> float | None:
     return float(kendalltau(*zip(*pairs, strict=True)).statistic)
 
 
-def _ordered(candidates: dict[int, Points]) -> list[tuple[Points, Points]]:
+def _ordered(candidates: Mapping[int, Points]) -> list[tuple[Points, Points]]:
     """Return the pairs of candidates that labels order, the better one first: by scores, else by the preference."""
     found = []
     for a, b in combinations(candidates.values(), 2):
@@ -84,7 +101,7 @@ def _ordered(candidates: dict[int, Points]) -> list[tuple[Points, Points]]:
     return found
 
 
-def _right(better: Points, worse: Points) -> float:
-    if better.share is None or worse.share is None:
+def _right(better: float | None, worse: float | None) -> float:
+    if better is None or worse is None:
         return 0.0
-    return 0.5 if better.share == worse.share else float(better.share > worse.share)
+    return 0.5 if better == worse else float(better > worse)

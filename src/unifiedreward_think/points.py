@@ -21,9 +21,11 @@ Total score: 8+5=13
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from unifiedreward_think.blocks import Style, form_problems, last_answer, thinking
+from unifiedreward_think.expectation import Place
 from unifiedreward_think.scores import HIGHEST, NUMBER, Dimension, Score, score_problems
 from unifiedreward_think.verdict import Layout, Verdict
 
@@ -107,25 +109,69 @@ def _read_score(text: str) -> tuple[Score | None, str]:
     return score, ""
 
 
-def _read_dimensions(think: str) -> tuple[tuple[Dimension, ...], tuple[float, ...] | None, list[str]]:
-    """Return the scored dimensions, the stated total and what is wrong with them."""
-    dimensions: list[Dimension] = []
-    total: float | None = None
-    heading = ""  # whose number is not on its own line
-    for line in think.splitlines():
+class _Line(NamedTuple):
+    """What a line scores: a dimension or the total, and where its number and the scale behind it stand."""
+
+    name: str
+    is_total: bool
+    value: float
+    start: int
+    end: int
+    close: int
+
+
+def _read_lines(think: str) -> Iterator[_Line]:
+    """Yield the lines that score something, with places in `think`."""
+    heading, start = "", 0  # a heading's number is not on its own line
+    for whole in think.splitlines(keepends=True):
+        (line,), begin = whole.splitlines() or [""], start
+        start += len(whole)
         pattern = _TOTAL if _TOTALS.fullmatch(heading) else _SCORE
         if heading and pattern.match(line):
             name, rest = heading, line
         elif named := _LINE.fullmatch(line):
             name, rest = named[1].strip(" *"), named[2]
+            begin += named.start(2)
         else:
             continue
         is_total = _TOTALS.fullmatch(name) is not None
         match = (_TOTAL if is_total else _SCORE).match(rest)
         heading = "" if match else name
-        if match and is_total:
-            total = float(match[1]) if total is None else total
-        elif match:
-            dimensions.append(Dimension(name, (float(match[1]),)))
+        if match:
+            yield _Line(name, is_total, float(match[1]), *(begin + at for at in (*match.span(1), match.end())))
+
+
+def _read_dimensions(think: str) -> tuple[tuple[Dimension, ...], tuple[float, ...] | None, list[str]]:
+    """Return the scored dimensions, the stated total and what is wrong with them."""
+    lines = list(_read_lines(think))
+    dimensions = [Dimension(line.name, (line.value,)) for line in lines if not line.is_total]
+    totals = tuple(line.value for line in lines if line.is_total)[:1]
     problems = [f"score outside of 1 to {HIGHEST} in {d.name!r}" for d in dimensions if not 1 <= d.scores[0] <= HIGHEST]
-    return tuple(dimensions), None if total is None else (total,), problems
+    return tuple(dimensions), totals or None, problems
+
+
+def number_places(text: str, *, style: Style = "cot") -> list[Place]:
+    """Return where a strict completion says its numbers: each dimension's score ("direct": that of the answer).
+
+    Nothing for a completion that is not strict. The total and the answer of a chain of thought are sums that are
+    copied: how probable their own tokens are says nothing.
+
+    >>> [(each.name, each.alternative("9")) for each in number_places("<answer>24/30</answer>", style="direct")]
+    [('', '<answer>9/30')]
+    """
+    if not parse_points(text, "", style=style).strict:
+        return []
+    if style == "direct":
+        match = _ANSWER.search(text)
+        if match is None:
+            return []
+        score = _scored(0, float(match[2]))
+        values = range(round(score.lowest), round(score.highest) + 1)
+        return [Place("", text, match.start(1), match.end(1), match.end(2), tuple(map(str, values)))]
+    begin = text.index("<think>") + len("<think>")
+    allowed = tuple(map(str, range(1, HIGHEST + 1)))
+    return [
+        Place(line.name, text, begin + line.start, begin + line.end, begin + line.close, allowed)
+        for line in _read_lines(thinking(text))
+        if not line.is_total
+    ]

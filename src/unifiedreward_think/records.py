@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from unifiedreward_think import labels, lines
 from unifiedreward_think.checksums import checked, summed
 from unifiedreward_think.errors import RecordError
+from unifiedreward_think.expectation import Expectation
 from unifiedreward_think.forms import FORMS, PAIRWISE
 from unifiedreward_think.order import STORED_ORDER, Order, in_order, is_order, winner_as_stored
 from unifiedreward_think.strict_json import read_json
@@ -200,6 +201,7 @@ class Judgment:
         model, settings, decoder, seconds: how it came about; `seconds` is the time of its batch, divided by its rows.
         error: why the item failed, empty otherwise.
         content: digest of what was judged (`judging.content`); empty for a failure, and in older files.
+        expectation: the expected score, where it was asked for.
     """
 
     record_id: str
@@ -221,6 +223,7 @@ class Judgment:
     seconds: float = 0.0
     error: str = ""
     content: str = ""
+    expectation: Expectation | None = None
 
     @property
     def choice(self) -> Preferred | None:
@@ -259,9 +262,10 @@ class Judgment:
         return replace(self, **{name: getattr(record, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form, without what older files did not hold: a pairwise form, no scores, scale or content."""
-        older = {"form": PAIRWISE.name, "content": "", "scores": (), "scale": None}
+        """Return the JSON form, without what older files did not hold: a pairwise form, no scores or scale ..."""
+        older = {"form": PAIRWISE.name, "content": "", "scores": (), "scale": None, "expectation": None}
         row = {field.name: getattr(self, field.name) for field in fields(self)} | {"verdict": self.verdict.to_json()}
+        row["expectation"] = self.expectation and self.expectation.to_json()
         return summed({key: value for key, value in row.items() if value != older.get(key, ...)}, without="seconds")
 
     @classmethod
@@ -275,6 +279,8 @@ class Judgment:
             held = checked(row, without="seconds")
             named = {{"sampling": "settings"}.get(key, key): value for key, value in held.items()}  # as 0.1 named them
             tuples = {key: tuple(named[key]) for key in ("scores", "scale") if named.get(key)}
+            if named.get("expectation") is not None:
+                named["expectation"] = Expectation.from_json(named["expectation"])
             return cls(**{**named, "verdict": Verdict.from_json(row["verdict"]), **tuples})
         except (KeyError, TypeError, ValueError) as error:
             name = row.get("record_id")

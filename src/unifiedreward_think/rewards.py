@@ -109,7 +109,9 @@ def swap_agreement_reward(
     verdicts = read_verdicts(completions, **columns)
     named = [winner_as_stored(verdict.winner, shown) for verdict, shown in zip(verdicts, order, strict=True)]
     everyone, own = gathered(list(zip(id, order, named, strict=True)))
-    answers: defaultdict[tuple[str, str], defaultdict[str, list[Winner | None]]] = defaultdict(lambda: defaultdict(list))
+    answers: defaultdict[tuple[str, str], defaultdict[str, list[Winner | None]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for pair, shown, candidate in everyone:
         answers[pair, "".join(sorted(shown))][shown].append(candidate)
     rewards: list[float | None] = []

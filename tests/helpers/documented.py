@@ -179,6 +179,15 @@ WAYS = {
     ),
     f"{BENCH}/serving.py": LONG,
     # docs/scores.md
+    "python -m unifiedreward_think.evaluation.calibrate outputs/eval/released --output outputs/calibration.json "
+    "--probabilities outputs/probabilities.jsonl": ByTest(
+        "test_sureness.py::test_the_commands_fit_a_calibration_and_score_another_run_with_it"
+    ),
+    "python -m unifiedreward_think.evaluation.rescore outputs/eval/released": Run(after=(EVALUATE,)),
+    f"{BENCH}/genai_calibration.py --input image_generation_gpt4o.jsonl.gz "
+    "--output results/genai_calibration.json": ByTest(
+        "test_sureness.py::test_the_real_judgments_of_genai_bench_give_the_stored_figures"
+    ),
     'python inference/image_generation.py --form pointwise --model MODEL --prompt "a red kite" --media a.png': Run(
         OWN, more=SCORED
     ),
@@ -186,6 +195,8 @@ WAYS = {
     "--output outputs/scores.jsonl": Run(OWN, more=f"{SCORED} --limit 2"),
     "python -m unifiedreward_think.evaluation --form pointwise --model MODEL --input data/pairs.jsonl "
     "--output outputs/eval/points": Run(OWN, more=f"{SCORED} --limit 2"),
+    "python -m unifiedreward_think.evaluation --form pointwise --expectation --model MODEL --input data/pairs.jsonl "
+    "--output outputs/eval/expected": Run(OWN, more=f"{SCORED} --limit 2"),
     f"{DATA} cut --input outputs/toy/data/cold_start.jsonl --output outputs/toy/data/points.jsonl": Run(after=(DRAW,)),
     f"{COLD}/toy/cold_start_points.yaml": ByTest(
         "test_points.py::test_the_commands_that_train_and_measure_scores_go_through"

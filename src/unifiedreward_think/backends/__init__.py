@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from unifiedreward_think.blocks import STOP_STRING
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
+from unifiedreward_think.expectation import Masses, Place
 from unifiedreward_think.media import Clip
 
+Numbers = Callable[[str], Sequence[Place]]  # where a completion says the numbers whose probabilities are wanted
 Request = tuple[Mapping[str, Any], Sequence[int]]  # a prompt, and a seed for each of its completions
 
 
@@ -25,12 +27,16 @@ class Tokens(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """A completion and why it ended: "stop" or "length"; its seconds and tokens where the backend knows them."""
+    """A completion and why it ended: "stop" or "length"; its seconds and tokens where the backend knows them.
+
+    `numbers`, of a backend that was asked for them: each place of a number, and how probable the allowed ones were.
+    """
 
     text: str
     finish_reason: str
     seconds: float | None = None
     tokens: Tokens | None = None
+    numbers: tuple[tuple[Place, Masses], ...] = ()
 
 
 class Video(NamedTuple):
@@ -136,6 +142,13 @@ class VideoBackend(Protocol):
     """A backend that may take videos as such: their "frames", sampled here, or the "file", which a server samples."""
 
     native_video: str
+
+
+@runtime_checkable
+class ExpectingBackend(Protocol):
+    """A backend that can tell how probable other numbers were; it does where `numbers` says where they stand."""
+
+    numbers: Numbers | None
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, Literal
 
-from unifiedreward_think.backends import Backend, BackendError
+from unifiedreward_think.backends import Backend, BackendError, Numbers
 from unifiedreward_think.backends.padding import BATCH_TOKENS
 from unifiedreward_think.flags import Count, Positive, Whole, check_ranges, option
 
@@ -78,7 +78,12 @@ class BackendArguments:
 
 
 def make_backend(
-    args: BackendArguments, *, kind: Callable[..., Backend] | None = None, thinking: bool = True, **more: Any
+    args: BackendArguments,
+    *,
+    kind: Callable[..., Backend] | None = None,
+    thinking: bool = True,
+    numbers: Numbers | None = None,
+    **more: Any,
 ) -> Backend:
     """Return the backend that the arguments ask for.
 
@@ -86,10 +91,12 @@ def make_backend(
         args: what to make.
         kind: makes it in place of the backend's own class, such as a teacher of a server.
         thinking: whether the model may think where its chat template has a switch; nothing to stored completions.
+        numbers: where completions say the numbers whose probabilities are wanted; None: none are.
         more: what comes from no flag, such as a model in memory.
 
     Raises:
-        BackendError: no model is named, or an argument is given that this backend would ignore.
+        BackendError: no model is named, an argument is given that this backend would ignore, or it knows no
+            probabilities.
     """
     if args.model is None:
         raise BackendError("name a --model")
@@ -98,6 +105,12 @@ def make_backend(
     if foreign := sorted(args.given().keys() - takes):
         flag = f"--{foreign[0].replace('_', '-')}"
         raise BackendError(f"{flag} means nothing to --backend {args.backend}; leave it out, or set it to none")
+    if numbers is not None and "numbers" not in takes:
+        raise BackendError(
+            f"--backend {args.backend} tells no probabilities for --expectation: use transformers, server"
+        )
+    if numbers is not None:
+        more["numbers"] = numbers
     if "thinking" in takes:
         more["thinking"] = thinking
     return (kind or make)(args.model, **args.given(), **more)

@@ -48,7 +48,7 @@ class ReplayBackend:
         self.batch_size = batch_size
         self.settings: Mapping[str, Any] = {
             # How to parse is asked anew; everything else was decided when the completion was made.
-            **{key: value for key, value in rows[0].settings.items() if key != "style"},
+            **{key: value for key, value in rows[0].settings.items() if key not in ("style", "expectation")},
             **({"decoder": decoders[0]} if decoders else {}),
         }
         self._path = path

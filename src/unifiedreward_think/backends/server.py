@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-from unifiedreward_think.backends import BackendError, Completion, Failure, with_images
+from unifiedreward_think.backends import BackendError, Completion, Failure, Numbers, with_images
 from unifiedreward_think.backends.addresses import Addresses, models_of, must_be_one_model
 from unifiedreward_think.backends.parts import frames_asked, image_part, once_each, video_part
 from unifiedreward_think.backends.placement import placement_settings
@@ -32,6 +32,7 @@ Messages = list[dict[str, Any]]
 
 SEEDS = 2**31  # servers seed numpy or a signed integer with it
 CHECK_TIMEOUT = 10.0
+TOP = 20  # tokens in a place: as many as OpenAI and vLLM tell
 
 
 class ServerBackend:
@@ -47,6 +48,8 @@ class ServerBackend:
         stop: ask the server to stop at the closing answer tag (vLLM and SGLang; `transformers serve` answers 500).
             Completions end there either way; this only saves the time of writing on.
         thinking: whether a chat template that has a switch lets the model think (vLLM).
+        numbers: where a completion says the numbers whose probabilities it is to bring, by the server's top tokens;
+            None: none are asked for.
 
     Raises:
         BackendError: nobody answers there, the key or the address is refused, the server moves pictures, or several
@@ -66,8 +69,10 @@ class ServerBackend:
         max_retries: int = 4,
         stop: bool = False,
         thinking: bool = True,
+        numbers: Numbers | None = None,
     ) -> None:
         self.model = model
+        self.numbers = numbers
         self._addresses = Addresses([server] if isinstance(server, str) else server)
         self._concurrency = concurrency * len(self._addresses.all)
         self.batch_size = batch_size or 4 * self._concurrency
@@ -225,7 +230,7 @@ class ServerBackend:
             reply = await client.chat.completions.with_raw_response.create(**request)
         except _sdk().APIError as error:
             return self._failure(error)
-        return read_reply(reply.text, self._served)
+        return read_reply(reply.text, self._served, self.numbers)
 
     def _request(self, messages: Messages, sampling: Sampling, seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -235,6 +240,7 @@ class ServerBackend:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
             "seed": seed % SEEDS,
+            **({"logprobs": True, "top_logprobs": TOP} if self.numbers is not None else {}),
             "extra_body": extra,
         }
 

@@ -9,18 +9,23 @@ Completion(text='<answer>', finish_reason='length', seconds=None, tokens=None)
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from unifiedreward_think.backends import Completion, Failure, Tokens, end_at_tag
+from unifiedreward_think.backends import Completion, Failure, Numbers, Tokens, end_at_tag
+from unifiedreward_think.backends.numbers import Spoken, masses_from_top
 from unifiedreward_think.backends.server_template import AS_WRITTEN, Served
 from unifiedreward_think.blocks import STOP_STRING
 
 QUOTED = 300  # characters of a reply in an error
 
 
-def read_reply(body: str, template: Served = AS_WRITTEN) -> Completion | Failure:
-    """Read the body of a chat completion; a body that is none is a failure that quotes it."""
+def read_reply(body: str, template: Served = AS_WRITTEN, numbers: Numbers | None = None) -> Completion | Failure:
+    """Read the body of a chat completion; a body that is none is a failure that quotes it.
+
+    Where `numbers` says where a completion has numbers, it brings how probable the allowed ones were.
+    """
     try:
         reply = json.loads(body)
         choice = reply["choices"][0]
@@ -29,7 +34,34 @@ def read_reply(body: str, template: Served = AS_WRITTEN) -> Completion | Failure
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return Failure(f"the reply is no chat completion ({type(error).__name__}): {body[:QUOTED]}")
     shown = template.opening + template.shown(text) if isinstance(text, str) else text
-    return _completion(shown, thoughts, reason, read_usage(reply))
+    completion = _completion(shown, thoughts, reason, read_usage(reply))
+    if numbers is None or isinstance(completion, Failure):
+        return completion
+    spoken = [Spoken(template.opening, {})] * bool(template.opening) + spoken_of(choice)
+    return completion._replace(
+        numbers=tuple((place, masses_from_top(place, spoken)) for place in numbers(completion.text))
+    )
+
+
+def spoken_of(choice: Any) -> list[Spoken]:
+    """Return the tokens of a choice with their top tokens; nothing where the server tells none.
+
+    >>> top = [{"token": "8", "logprob": -0.5}, {"token": "9", "logprob": -1.2}]
+    >>> spoken = spoken_of({"logprobs": {"content": [{"token": "8", "logprob": -0.5, "top_logprobs": top}]}})
+    >>> spoken[0].text, sorted(spoken[0].top)
+    ('8', ['8', '9'])
+    """
+    try:
+        tokens = [
+            (_told(one), [_told(other) for other in one["top_logprobs"]]) for one in choice["logprobs"]["content"]
+        ]
+    except (LookupError, TypeError, ValueError):
+        return []
+    return [Spoken(text, {**dict(top), text: chance}) for (text, chance), top in tokens]
+
+
+def _told(token: Any) -> tuple[str, float]:
+    return str(token["token"]), math.exp(float(token["logprob"]))
 
 
 def read_usage(reply: Any) -> Tokens | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from unifiedreward_think.backends import Completion, Failure, Request, Tokens, end_at_tag
+from unifiedreward_think.backends import Completion, Failure, Numbers, Request, Tokens, end_at_tag
 from unifiedreward_think.backends.launch import own_device
 from unifiedreward_think.backends.padding import BATCH_TOKENS
 from unifiedreward_think.backends.reading import PromptReader
@@ -37,6 +37,7 @@ class TransformersBackend:
         cache_mib: memory for features of pictures, so that one shown again does not go through the vision tower again;
             0 remembers none.
         thinking: whether a chat template that has a switch lets the model think.
+        numbers: where a completion says the numbers whose probabilities it is to bring; None: none are asked for.
         loaded: network and processor that are in memory already, such as those in training; `path` then only names
             them, the pixel limits are those of the processor, and no picture is remembered, since weights may change.
 
@@ -57,6 +58,7 @@ class TransformersBackend:
         max_pixels: int | None = None,
         cache_mib: int = 1024,
         thinking: bool = True,
+        numbers: Numbers | None = None,
         loaded: tuple[Any, Any] | None = None,
     ) -> None:
 
@@ -64,6 +66,7 @@ class TransformersBackend:
         from unifiedreward_think.engine.prefix_cache import COVERED
 
         self.model = path
+        self.numbers = numbers
         self.batch_size = batch_size
         self._batch_tokens = batch_tokens
         self._device = device or own_device()
@@ -151,20 +154,51 @@ class TransformersBackend:
             on_tokens: takes the newest token of every row.
         """
         copies = samples if sampling.temperature > 0 else 1
+        asked: dict[int, Mapping[str, Any]] = {}  # prompts that are under way, where they are needed afterwards
+
+        def drawn() -> Iterator[Request]:
+            for number, (prompt, seeds) in enumerate(requests):
+                if self.numbers is not None:
+                    asked[number] = prompt
+                yield prompt, seeds[:copies]
+
         written = refilled(
-            ((prompt, seeds[:copies]) for prompt, seeds in requests),
+            drawn(),
             self._engine(sampling, on_tokens),
             size=self.batch_size,
             copies=copies,
         )
         for done in filter(None, written):
             yield [
-                (number, self._answers(samples_of_prompt, copies) * (samples // copies))
+                (number, self._answers(samples_of_prompt, copies, asked.pop(number, None)) * (samples // copies))
                 for number, samples_of_prompt in done
             ]
 
-    def _answers(self, written: Sequence[TokenSequence] | Failure, copies: int) -> list[Completion | Failure]:
-        return [written] * copies if isinstance(written, Failure) else [self._completion(one) for one in written]
+    def _answers(
+        self, written: Sequence[TokenSequence] | Failure, copies: int, prompt: Mapping[str, Any] | None
+    ) -> list[Completion | Failure]:
+        if isinstance(written, Failure):
+            return [written] * copies
+        completions = [self._completion(one) for one in written]
+        return list(completions if prompt is None else self._with_numbers(prompt, completions))
+
+    def _with_numbers(self, prompt: Mapping[str, Any], completions: Sequence[Completion]) -> list[Completion]:
+        """Return completions with how probable each allowed number was at their places, each scored exactly."""
+        from unifiedreward_think.backends.numbers import masses_of
+        from unifiedreward_think.engine.alternatives import Alternatives
+        from unifiedreward_think.engine.prefill import prefill
+
+        places = [list(self.numbers(one.text)) if self.numbers else [] for one in completions]
+        if not any(places):
+            return list(completions)
+        prefilled = prefill(self._network, *self._reader.read([prompt], 1).inputs([0]))
+        alternatives = Alternatives(self._network, prefilled)
+        opening = self._thinking.opening
+        tokenizer = self._processor.tokenizer
+        return [
+            one._replace(numbers=tuple((place, masses_of(place, opening, tokenizer, alternatives)) for place in found))
+            for one, found in zip(completions, places, strict=True)
+        ]
 
     def _engine(self, sampling: Sampling, on_tokens: Callable[[torch.Tensor], object]) -> Engine:
         """Return what answers prompts with this sampling."""

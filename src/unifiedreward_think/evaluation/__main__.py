@@ -13,15 +13,16 @@ from collections import Counter
 from pathlib import Path
 
 from unifiedreward_think.backends.choose import BackendArguments
+from unifiedreward_think.calibration import read_calibration
 from unifiedreward_think.data.formats.files import report_left_out
 from unifiedreward_think.data.formats.loading import load_checked_records
 from unifiedreward_think.entry import run_main
+from unifiedreward_think.evaluation.sureness import add_calibration, summarize_run
 from unifiedreward_think.evaluation.tables import headline
 from unifiedreward_think.flags import Count, Parser, ranged, read
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.settings import JudgingArguments, set_up
 from unifiedreward_think.judging.store import write_evaluation
-from unifiedreward_think.metrics import summarize
 from unifiedreward_think.provenance import config_yaml, data_files
 
 
@@ -34,6 +35,7 @@ def arguments() -> Parser:
     add("--media-root", help="folder that relative media paths start from (default: the input file's)")
     add("--skip-bad", action="store_true", help="leave bad rows out, counted and listed, instead of stopping")
     add("--limit", type=ranged(Count), help="only the first N pairs")
+    add_calibration(parser)
     parser.add(JudgingArguments, without=["tie_margin"], orders="both")
     parser.add(BackendArguments)
     return parser
@@ -43,6 +45,7 @@ def main() -> None:
     """Evaluate from the command line."""
     args = arguments().parse_args()
     judging = read(args, JudgingArguments)
+    calibration = read_calibration(args.calibration) if args.calibration else None
     loaded = load_checked_records(
         args.input,
         sampling=judging.frame_sampling,
@@ -62,7 +65,7 @@ def main() -> None:
         label=f"judging with {args.model}",
         config_yaml=config_yaml(vars(args), data=data),
     )
-    results = summarize(judgments)
+    results = summarize_run(judgments, calibration)
     write_evaluation(args.output, loaded.rows, results)
     failed = [row for row in judgments if row.error]
     if failed:

@@ -22,12 +22,13 @@ from unifiedreward_think.backends.choose import BackendArguments
 from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.evaluation.rescore import rescore
 from unifiedreward_think.evaluation.sources import Row, media_file, read_rows
+from unifiedreward_think.evaluation.sureness import summarize_run
 from unifiedreward_think.evaluation.tables import headline, numbers
 from unifiedreward_think.flags import Count, Parser, Whole, ranged, read
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.settings import JudgingArguments, set_up
 from unifiedreward_think.judging.store import load_judgments, write_evaluation
-from unifiedreward_think.metrics import by_record, group_accuracy, summarize
+from unifiedreward_think.metrics import by_record, group_accuracy
 from unifiedreward_think.provenance import config_yaml, data_files
 from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines, read_json_lines
 from unifiedreward_think.writing import write_whole
@@ -89,7 +90,7 @@ def run_benchmark(
             "records": len(records),
             "left_out": left_out,
             **aggregate(judgments, args.tie_margin),
-            "strict": summarize(judgments),
+            "strict": summarize_run(judgments),
         }
         if group is not None:
             results["strict"] |= group_accuracy(judgments, {record.id: group(record) for record in records})
@@ -113,7 +114,7 @@ def _parser(name: str, data: str | None, split: str, subset: str | None, about: 
     add("--limit", type=ranged(Count), help="only the first N pairs")
     add("--media-cache", type=Path, default=Path("outputs/media"), help="keeps media that rows hold or link to")
     add("--max-examples", type=ranged(Whole), default=40, help="pairs shown in the report")
-    parser.add(JudgingArguments, without=["form"], orders="both")  # their metrics are of pairs
+    parser.add(JudgingArguments, without=["form", "expectation"], orders="both")  # their metrics are of pairs
     parser.add(BackendArguments)
     return parser
 

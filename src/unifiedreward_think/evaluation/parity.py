@@ -224,8 +224,8 @@ def videoalign_with_ties(human: Sequence[int], margins: Sequence[float | None]) 
 
     Pairs move below the threshold one by one in the order of |margin|; after each move the tau is a candidate. So it
     splits pairs of equal margin by their place in the file, which no threshold can, and never tries to call no tie at
-    all. Harmless for real-valued scores, but whole-number sums of a chain of thought are hit. `metrics.tie_calibration`
-    is the exact optimum.
+    all. Harmless for real-valued scores, but whole-number sums of a chain of thought are hit.
+    `tie_threshold.tie_calibration` is the exact optimum.
 
     Args:
         human: 1, -1, or 0 for a tie.

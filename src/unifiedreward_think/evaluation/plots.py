@@ -89,6 +89,7 @@ def plots(results: Results, judgments: Runs) -> list[dict[str, Any]]:
             partial(_draw_positions, results=results),
         ),
     ]
+    drawings += _sureness(results)
     return [{"name": name, "note": note, "svg": draw_svg(name, draw)} for name, note, draw in drawings]
 
 
@@ -184,6 +185,44 @@ def _draw_lengths(axes: Any, judgments: Runs) -> None:
         axes.hist(part, weights=weights, linewidth=1.6, color=SERIES[i % COLOURS], **style)
     axes.set_xlabel("characters")
     axes.set_ylabel("completions (%)")
+
+
+def _sureness(results: Results) -> list[tuple[str, str, Callable[[Any], None]]]:
+    """Return the plots of probabilities, where some stage has them: reliability, and the curve over samples."""
+    found = {i: summary.get("probabilities", {}) for i, summary in enumerate(results.values())}
+    bins = {i: part["calibrated"]["reliability"] for i, part in found.items() if "calibrated" in part}
+    curves = {i: part["curve"] for i, part in found.items() if part.get("curve")}
+    reliable = (
+        "Reliability of the probabilities",
+        "Accuracy by the probability of the most probable outcome. Bars: 95% intervals. Dotted: as sure as right.",
+        partial(_draw_reliability, bins=bins),
+    )
+    over_samples = (
+        "Over the number of samples",
+        "Right, of three outcomes (1, tie, 2). Strong: by calibrated probabilities. Dashed: by the majority vote.",
+        partial(_draw_samples, curves=curves),
+    )
+    return [drawing for drawing, there in ((reliable, bins), (over_samples, curves)) if there]
+
+
+def _draw_reliability(axes: Any, bins: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+    axes.plot([0, 100], [0, 100], color=_MUTED, linewidth=1, linestyle=":")
+    for i, part in bins.items():
+        draw_dots(axes, [100 * each["confidence"] for each in part], [estimate(each["accuracy"]) for each in part], i)
+    axes.set_xlim(30, 102)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("probability (%)")
+    axes.set_ylabel("accuracy (%)")
+
+
+def _draw_samples(axes: Any, curves: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+    for i, curve in curves.items():
+        for key, line in (("calibrated", "-"), ("majority", "--")):
+            values = [100 * point[key]["value"] for point in curve]
+            style = {"color": SERIES[i % COLOURS], "linewidth": 1.8, "linestyle": line}
+            axes.plot([point["samples"] for point in curve], values, **style)
+    axes.set_xlabel("samples in each order")
+    axes.set_ylabel("right, of three outcomes (%)")
 
 
 def _draw_positions(axes: Any, results: Results) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unifiedreward_think.calibration import read_calibration
 from unifiedreward_think.data.arguments import FRAMES, ShownArguments, frame_sampling
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import InputError, RecordError
@@ -23,14 +24,17 @@ from unifiedreward_think.evaluation.examples import STATUSES, examples, judged_p
 from unifiedreward_think.evaluation.origin import of_judgments, read_config
 from unifiedreward_think.evaluation.plots import COLOURS, Runs, curve_plots, plots
 from unifiedreward_think.evaluation.rescore import read_judgments
+from unifiedreward_think.evaluation.sureness import add_calibration, summarize_run
 from unifiedreward_think.evaluation.tables import (
     HEADLINE,
     RATES,
     READABLE_AND_STRICT,
+    SURENESS,
     Results,
     counts,
     numbers,
     stage_table,
+    sureness_rows,
     table_rows,
     task_counts,
     tasks_of,
@@ -40,7 +44,6 @@ from unifiedreward_think.evaluation.tables import (
 )
 from unifiedreward_think.flags import Parser, Whole, ranged
 from unifiedreward_think.media import FrameSampling
-from unifiedreward_think.metrics import summarize
 from unifiedreward_think.pages import write_page
 from unifiedreward_think.pages.origin import table as fact_table
 from unifiedreward_think.records import Judgment, PreferenceRecord, read_json_lines
@@ -96,6 +99,8 @@ def write_html(
         table=table_rows(results),
         counts=list(dict.fromkeys(map(counts, results.values()))),
         task_counts=task_counts(judgments),
+        sureness=sureness_rows(results),
+        sureness_columns=SURENESS,
         headline=HEADLINE,
         rates=RATES,
         readable_and_strict=READABLE_AND_STRICT,
@@ -152,13 +157,15 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--run", action="append", type=_named, required=True, metavar="NAME=FOLDER", help="a stage")
     parser.add_argument("--curves", action="append", default=[], metavar="[STAGE=]FILE", help="a log_history.json")
+    add_calibration(parser)
     parser.add_argument("--output", type=Path, required=True, help="the HTML file")
     parser.add_argument("--title", default="Judgments", help="heading of the page")
     parser.add(ShownArguments, *FRAMES, frames=4)
     parser.add_argument("--max-examples", type=ranged(Whole), default=40, help="pairs to show")
     args = parser.parse_args()
     judgments, records = read_runs(args.run)
-    results = {name: summarize(rows) for name, rows in judgments.items()}
+    calibration = read_calibration(args.calibration) if args.calibration else None
+    results = {name: summarize_run(rows, calibration) for name, rows in judgments.items()}
     files = {name: folder / "log_history.json" for name, folder in args.run}
     files = {name: file for name, file in files.items() if file.is_file()}
     for text in args.curves:

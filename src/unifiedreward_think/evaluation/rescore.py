@@ -3,9 +3,10 @@
     python -m unifiedreward_think.evaluation.rescore outputs/toy/seed0/eval/base outputs/toy/seed0/eval/grpo --write
     python -m unifiedreward_think.evaluation.rescore --compare outputs/toy/seed0/eval/base outputs/toy/seed0/eval/grpo
 
-The first prints the table and says how many stored verdicts the parser of today reads differently; `--write`
-replaces results.json. A benchmark is scored again by its own script with `--replay`, which knows the metrics of its
-authors. The second prints an exact paired test on the rows that both runs judged.
+The first prints the tables and says how many stored verdicts the parser of today reads differently; `--write`
+replaces results.json. `--calibration FILE` takes the probabilities of pairs from what `evaluation.calibrate` fitted on
+others; without it each pair has them from the rest of its run. A benchmark is scored again by its own script with
+`--replay`, which knows the metrics of its authors. The second prints an exact paired test on the rows that both judged.
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from unifiedreward_think.blocks import Style
+from unifiedreward_think.calibration import read_calibration
 from unifiedreward_think.entry import run_main
 from unifiedreward_think.errors import RecordError
-from unifiedreward_think.evaluation.tables import stage_table
+from unifiedreward_think.evaluation.sureness import add_calibration, summarize_run
+from unifiedreward_think.evaluation.tables import stage_table, sureness_table
 from unifiedreward_think.forms import FORMS
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.metrics import PairedTest, paired_test, summarize
+from unifiedreward_think.metrics import PairedTest, paired_test
 from unifiedreward_think.records import Judgment
 from unifiedreward_think.reply_formats.formats import OWN, read_reply
 from unifiedreward_think.writing import write_whole
 
 
 def read_judgments(folder: Path) -> list[Judgment]:
-    """Read `judgments.jsonl` of a run, as `judge.load_judgments` does.
+    """Read `judgments.jsonl` of a run, or a file that is named itself, as `judge.load_judgments` does.
 
     Raises:
         RecordError: the file is missing or empty, or a line is no judgment.
     """
-    path = folder / "judgments.jsonl"
+    path = folder if folder.is_file() else folder / "judgments.jsonl"
     if not path.is_file():
         raise RecordError(f"{path}: no such file; name the output folder of an evaluation")
     rows = list(load_judgments(path).values())
@@ -118,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="*", type=Path, help="folders with judgments.jsonl")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="test A against B")
     parser.add_argument("--style", choices=["cot", "direct"], default="cot", help="of rows that do not name theirs")
+    add_calibration(parser)
     parser.add_argument("--write", action="store_true", help="replace results.json of every folder")
     args = parser.parse_args(arguments)
     if bool(args.folders) == bool(args.compare):
@@ -133,10 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         a, b = args.compare
         print(describe(paired_test(runs[a], runs[b]), [str(a), str(b)]))
         return
-    results = {str(folder): summarize(rows) for folder, rows in runs.items()}
+    calibration = read_calibration(args.calibration) if args.calibration else None
+    results = {str(folder): summarize_run(rows, calibration) for folder, rows in runs.items()}
     for folder in args.folders if args.write else []:
         write_whole(folder / "results.json", json.dumps(results[str(folder)], indent=1) + "\n")
     print(stage_table(results))
+    if table := sureness_table(results):
+        print(f"\n{table}")
 
 
 if __name__ == "__main__":

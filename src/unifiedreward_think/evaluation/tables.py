@@ -35,6 +35,8 @@ RATES = {
     "First one wins": ("overall", "first_position_rate"),
     "Cut by the token limit": ("overall", "truncation_rate"),
 }
+# Columns of probabilities, over three outcomes: 1, tie, 2.
+SURENESS = ("Right, of three outcomes", "Brier score", "Calibration error", "Right, surest 80%")
 READABLE_AND_STRICT = (
     "Readable: the answer says what was asked for, so the completion is a judgment, right or wrong; one that cannot be "
     "read counts as wrong. Strict: the completion is, letter for letter, of the published form, as GRPO rewards it. A "
@@ -116,6 +118,60 @@ def stage_table(results: Results) -> str:
     lines = [["stage", *(name for name, _ in rows[0][1])]] if rows else [["stage"]]
     for stage, cells in rows:
         lines.append([stage, *(str(e).partition(" ")[0] if name in short else str(e) for name, e in cells)])
+    return _markdown(lines)
+
+
+def sureness_rows(results: Results) -> list[tuple[str, str, list[str]]]:
+    """Return (stage, what gave the probabilities, cells of SURENESS) for each stage that has labelled pairs."""
+    rows = []
+    for stage, summary in results.items():
+        found = summary.get("probabilities")
+        if not found or not found["vote_shares"]["accuracy"]["total"]:
+            continue
+        if "calibrated" in found:
+            kind = "cross-fitted" if found["fitted"] == "cross-fitted" else "calibration file"
+            rows.append((stage, kind, _sureness(found["calibrated"])))
+        else:
+            rows.append((stage, f"none: {found['reason']}", ["n/a"] * len(SURENESS)))
+        rows.append((stage, "shares of votes", _sureness(found["vote_shares"])))
+        rows.append((stage, "majority vote", [_percent(found["majority"]["value"]), *["n/a"] * (len(SURENESS) - 1)]))
+    return rows
+
+
+def sureness_table(results: Results) -> str:
+    """Return a markdown table of how good the probabilities of pairs are; "" where no stage has labelled pairs."""
+    rows = sureness_rows(results)
+    return _markdown(
+        [["stage", "probabilities", *SURENESS], *([s, kind, *cells] for s, kind, cells in rows)] if rows else []
+    )
+
+
+def curve_table(curve: Sequence[Mapping[str, Any]]) -> str:
+    """Return a markdown table of probabilities and votes over the number of samples."""
+    lines = [["samples", "calibrated", "majority vote", "Brier score", "calibration error"]]
+    for point in curve:
+        right = [_percent(point[name]["value"]) for name in ("calibrated", "majority")]
+        lines.append([str(point["samples"]), *right, *(f"{point[key]:.3f}" for key in ("brier", "calibration_error"))])
+    return _markdown(lines)
+
+
+def _sureness(block: Mapping[str, Any]) -> list[str]:
+    return [
+        _percent(block["accuracy"]["value"]),
+        f"{block['brier']['value']:.3f}",
+        f"{block['calibration_error']:.3f}",
+        _percent(block["accuracy_at_80"]),
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.1f}%"
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    """Return lines of cells, the header first, as a table."""
+    if not lines:
+        return ""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     padded = [

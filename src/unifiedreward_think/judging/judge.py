@@ -14,8 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unifiedreward_think.backends import Backend, BackendError, Completion, Failure, RefillingBackend, VideoBackend
+from unifiedreward_think.backends import Backend, Completion, Failure, RefillingBackend, VideoBackend
 from unifiedreward_think.data.rows import shown_orders
+from unifiedreward_think.expectation import expect
 from unifiedreward_think.in_use import LOCK, holding
 from unifiedreward_think.interrupts import kept
 from unifiedreward_think.judging.content import content_of
@@ -128,10 +129,8 @@ def orders_of(record: PreferenceRecord, config: JudgingConfig) -> tuple[Order, .
 
 
 def _check(work: Iterable[Item], backend: Backend, config: JudgingConfig) -> None:
-    """Refuse now what would fail after hours: native video that the backend does not take, a missing template."""
-    if config.native_video and not (isinstance(backend, VideoBackend) and backend.native_video):
-        name = type(backend).__name__
-        raise BackendError(f"{name} with {backend.model} takes no native video; leave --native-video out")
+    """Refuse now what would fail after hours: what the backend does not take or tell, a missing template."""
+    config.check(backend)
     for record, order in work:
         config.check_task(record)
         config.form.render(record, order=order, prompts=config.prompts)
@@ -169,6 +168,7 @@ def _settings(backend: Backend, config: JudgingConfig) -> dict[str, Any]:
         **({"native_video": True} if native else {}),
         **({"reply_format": config.reply_format} if config.reply_format != OWN else {}),
         **({"decoder": "server"} if native == "file" else {}),
+        **({"expectation": True} if config.expectation else {}),
         **backend.settings,
     }
 
@@ -255,6 +255,8 @@ def judgment(
         verdict = Verdict(winner=None, strict=False, problems=("not judged",))
     else:
         outcome = {"completion": answer.text, "finish_reason": answer.finish_reason}
+        if config.expectation:
+            outcome["expectation"] = expect(answer.numbers)
         verdict = config.read(answer.text, record.task)
     return Judgment(
         record_id=record.id,

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
-from unifiedreward_think.backends import Backend
+from unifiedreward_think.backends import Backend, BackendError, ExpectingBackend, Numbers, VideoBackend
 from unifiedreward_think.backends.choose import BackendArguments, make_backend
 from unifiedreward_think.blocks import Style
 from unifiedreward_think.data.arguments import ShownArguments
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.flags import Amount, Count, Nucleus, Seed, check_ranges, option
-from unifiedreward_think.forms import PAIRWISE, Form
+from unifiedreward_think.forms import PAIRWISE, POINTWISE, Form
 from unifiedreward_think.judging.presets import preset_settings
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.order import Orders
+from unifiedreward_think.points import number_places
 from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.reply_formats.formats import OWN, format_named, read_reply
 from unifiedreward_think.tasks import TASK_NAMES
@@ -47,6 +49,7 @@ class JudgingConfig:
         frames: how videos become frames.
         native_video: show a video as a video, for released checkpoints that were trained so; by default its frames
             are shown as pictures, as in training here.
+        expectation: ask for the expected score besides the one that was said.
     """
 
     prompts: Mapping[str, str]
@@ -60,15 +63,33 @@ class JudgingConfig:
     native_video: bool = False
     reply_format: str = OWN
     enable_thinking: bool | None = None
+    expectation: bool = False
 
     @property
     def thinking(self) -> bool:
         """Whether a chat template that has a switch lets the model think."""
         return self.style == "cot" if self.enable_thinking is None else self.enable_thinking
 
+    @property
+    def numbers(self) -> Numbers | None:
+        """Where completions say the numbers whose probabilities are wanted; None where none are."""
+        return partial(number_places, style=self.style) if self.expectation else None
+
     def read(self, completion: str, task: str) -> Verdict:
         """Return what a completion says of a record of a task."""
         return read_reply(completion, task, form=self.form, style=self.style, reply_format=self.reply_format)
+
+    def check(self, backend: Backend) -> None:
+        """Refuse a backend that does not take what is shown, or does not tell what is asked for.
+
+        Raises:
+            BackendError: names the flag to leave out.
+        """
+        name = f"{type(backend).__name__} with {backend.model}"
+        if self.native_video and not (isinstance(backend, VideoBackend) and backend.native_video):
+            raise BackendError(f"{name} takes no native video; leave --native-video out")
+        if self.expectation and not (isinstance(backend, ExpectingBackend) and backend.numbers is not None):
+            raise BackendError(f"{name} tells no probabilities; leave --expectation out")
 
     def check_task(self, record: PreferenceRecord) -> None:
         """Refuse a record of a task that the reply format is not of.
@@ -102,6 +123,9 @@ class JudgingArguments(ShownArguments):
     tie_margin: Amount | None = option(
         "call a tie where the score sums differ by this at most in the mean over samples (default: never)", default=None
     )
+    expectation: bool = option(
+        "of scores: the expected one besides, by the probabilities of all numbers (docs/scores.md)", default=False
+    )
     native_video: bool = option("show videos as videos, not as pictures: released Qwen checkpoints", default=False)
 
     def __post_init__(self) -> None:
@@ -125,6 +149,10 @@ class JudgingArguments(ShownArguments):
             )
         if self.tie_margin is not None and self.style == "direct" and not scored:
             raise InputError(f"tie margin {self.tie_margin:g}: it needs the scores of style 'cot'")
+        if self.expectation and self.form != POINTWISE.name:
+            raise InputError(f"expectation: it is that of a score, so it needs form {POINTWISE.name!r}")
+        if self.expectation and self.reply_format != OWN:
+            raise InputError(f"expectation: it is of our own form alone, not of reply format {self.reply_format!r}")
 
     def config(self, task: str = "") -> JudgingConfig:
         """Return the settings with prompts read; a file of `prompts` is that of `task`."""
@@ -142,6 +170,7 @@ class JudgingArguments(ShownArguments):
             native_video=self.native_video,
             reply_format=self.reply_format,
             enable_thinking=self.enable_thinking,
+            expectation=self.expectation,
         )
 
 
@@ -163,7 +192,7 @@ def set_up(
     """
     config = judging.config(task) if isinstance(judging, JudgingArguments) else judging
     if isinstance(backend, BackendArguments):
-        backend = make_backend(backend, thinking=config.thinking, **more)
+        backend = make_backend(backend, thinking=config.thinking, numbers=config.numbers, **more)
     return _as_stored(config, backend), backend
 
 

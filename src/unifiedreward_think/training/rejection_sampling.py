@@ -77,7 +77,12 @@ class SamplingArguments(JudgingArguments):
 
 
 ARGUMENTS = (RowArguments, SamplingArguments, BackendArguments)
-NO_ARGUMENTS = ("model", "tie_margin", "native_video")  # all stages say model_name_or_path; all train on frames
+NO_ARGUMENTS = (
+    "model",
+    "tie_margin",
+    "native_video",
+    "expectation",
+)  # all stages say model_name_or_path; all train on frames
 
 
 def main() -> None:

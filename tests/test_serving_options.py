@@ -171,6 +171,7 @@ PROBES = {
     "--canary-deadline": ([0.1], canary_deadline),
     "--limit-deadline": ([0.3], limit_deadline),
     "--limit-candidates": ([2], over(422, "3 of them; the limit is 2", pair(1, 2, 3), "/v1/rank")),
+    "--limit-scores": ([2], over(422, "candidates x samples: 3; the limit is 2", pair(1, 2, 3), "/v1/score")),
     "--limit-media": ([1], over(413, "2 of them; the limit is 1", TWO_MEDIA)),
     "--limit-chat-tokens": ([17], over(400, "n x max_tokens: 18", CHAT, "/v1/chat/completions")),
     "--limit-frames": ([11], over(422, "12 frames; the limit is 11", VIDEOS)),

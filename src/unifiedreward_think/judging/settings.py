@@ -10,7 +10,8 @@ judge(records, backend, config, output)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.backends import Backend
@@ -20,7 +21,7 @@ from unifiedreward_think.data.arguments import ShownArguments
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.flags import Amount, Count, Nucleus, Seed, check_ranges, option
-from unifiedreward_think.forms import PAIRWISE, Form
+from unifiedreward_think.forms import PAIRWISE, POINTWISE, Form
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.order import Orders
 
@@ -97,6 +98,17 @@ class JudgingArguments(ShownArguments):
             form=self.asked_form,
             native_video=self.native_video,
         )
+
+    def point_config(self) -> JudgingConfig | None:
+        """Return the same settings for scores of single candidates, for what answers both forms.
+
+        Prompts of one's own for scores stand in the folder `pointwise` of the folder of prompts, as ours do; None where
+        there is no such folder: a score that is asked for in the words of others would be another judge's.
+        """
+        own = None if self.prompts is None else str(Path(self.prompts, POINTWISE.prompts.name))
+        if own is not None and not Path(own).is_dir():
+            return None
+        return replace(self, form=POINTWISE.name, prompts=own).config()
 
 
 def set_up(

@@ -36,7 +36,8 @@ KEEP_ALIVE = 75
 LIMITS = {
     "deadline": (Positive, "seconds a request may take"),
     "media": (Count, "that one question is about"),
-    "candidates": (Annotated[int, Span(2)], "of one ranking"),
+    "candidates": (Annotated[int, Span(2)], "of one ranking, or of one request for scores"),
+    "scores": (Count, "of one request, candidates x samples"),
     "frames": (Count, "of one video in a request; --frames of them are shown"),
     "body_bytes": (Count, "of one request"),
     "medium_bytes": (Count, "of one encoded picture"),
@@ -103,9 +104,12 @@ def make_app(args: argparse.Namespace) -> FastAPI:
     from unifiedreward_think.serving.app import create_app
     from unifiedreward_think.serving.questions import Settings
 
-    config, backend = set_up(read(args, JudgingArguments), read(args, BackendArguments))
+    judging = read(args, JudgingArguments)
+    points = judging.point_config()
+    config, backend = set_up(judging, read(args, BackendArguments))
     settings = Settings(
         config,
+        points=points,
         limits=Limits(**{name: getattr(args, f"limit_{name}") for name in LIMITS}),
         names=tuple(args.names),
         canary_deadline=args.canary_deadline,

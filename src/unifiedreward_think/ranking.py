@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from unifiedreward_think.forms import DECIMALS
 from unifiedreward_think.intervals import Estimate
@@ -29,6 +29,8 @@ PRIOR_SD = 2.0
 _Z = NormalDist().inv_cdf(0.975)
 
 Pair = tuple[int, int]
+Way = Literal["pairs", "points", "points_then_pairs"]  # what decides who is better
+WAYS: tuple[Way, ...] = get_args(Way)
 
 
 class Game(NamedTuple):

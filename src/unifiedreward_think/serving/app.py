@@ -26,6 +26,7 @@ from unifiedreward_think.serving.batching import Batcher
 from unifiedreward_think.serving.chat import events
 from unifiedreward_think.serving.chat_schemas import ChatReply, ChatRequest
 from unifiedreward_think.serving.fetch import Fetcher
+from unifiedreward_think.serving.flow_factory import ComputeReply, ComputeRequest, compute
 from unifiedreward_think.serving.guard import Guard, refusal
 from unifiedreward_think.serving.intake import Intake
 from unifiedreward_think.serving.limits import Budget, Refused
@@ -151,6 +152,11 @@ def _add_judging(app: FastAPI, service: Service, telemetry: Telemetry) -> None:
     async def score(body: ScoreRequest, request: Request) -> ScoreReply:
         """Score candidates, each alone."""
         return await _while_present(request, service.score(body), telemetry)
+
+    @app.post("/compute", responses=_ERRORS, response_model_exclude_none=True)
+    async def compute_rewards(body: ComputeRequest, request: Request) -> ComputeReply:
+        """Reward candidates in the protocol of Flow-Factory."""
+        return await _while_present(request, compute(body, service), telemetry)
 
     @app.post("/v1/chat/completions", response_model=ChatReply, responses={**_CHAT_ERRORS, 200: _EVENTS})
     async def chat(body: ChatRequest, request: Request) -> ChatReply | Response:

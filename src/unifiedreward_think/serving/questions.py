@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.order import ORDERS, STORED_ORDER, Order, in_order
 from unifiedreward_think.prompting import to_content
+from unifiedreward_think.ranking import Way
 from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.batching import Question
@@ -17,6 +18,21 @@ from unifiedreward_think.serving.limits import Limits
 from unifiedreward_think.serving.public import without_folders
 from unifiedreward_think.serving.schemas import Status
 from unifiedreward_think.tasks import TASKS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """How `/compute` rewards candidates, whose requests do not say it.
+
+    Attributes:
+        by: as in a ranking; "points" are each candidate's own, in any batch.
+        orders: in which pairs are shown.
+        group: candidates of a group; 0 takes whatever comes as one.
+    """
+
+    by: Way = "pairs"
+    orders: Literal["one", "both"] = "both"
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,7 @@ class Settings:
         canary_seconds: how long a canary judgment counts.
         canary_deadline: seconds after which a canary without an answer says that the backend hangs; it waits for the
             batch that runs.
+        compute: how candidates are rewarded that Flow-Factory sends.
     """
 
     judging: JudgingConfig
@@ -39,6 +56,7 @@ class Settings:
     names: tuple[str, ...] = MODEL_NAMES
     canary_seconds: float = 30.0
     canary_deadline: float = 180.0
+    compute: Compute = field(default_factory=Compute)
 
 
 class Entry(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from unifiedreward_think.ranking import Way
 from unifiedreward_think.serving.body import Body
 
 Status = Literal["ok", "unparsed", "truncated", "error"]
@@ -96,7 +97,7 @@ class RankRequest(_Shown, _Sampled):
     """A group of candidates for one prompt."""
 
     candidates: list[Candidate] = Field(min_length=2)
-    by: Literal["pairs", "points", "points_then_pairs"] = Field(
+    by: Way = Field(
         default="pairs",
         description="who is better: as pairs; by the points of each; or by points, and neighbours by these as pairs",
     )

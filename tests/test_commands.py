@@ -21,11 +21,11 @@ import pytest
 from PIL import Image
 
 from helpers import data_sources
-from helpers.bench import need, script
+from helpers.bench import need
 from helpers.data import scripted
 from helpers.documented import DOCUMENTS, PACKAGE, REPO, WAYS, ByTest, Parsed, Run, Script, commands, lines_of, prose
 from helpers.processes import environment
-from helpers.reward_server import LiveServer
+from helpers.reward_server import LiveServer, Scores
 from helpers.servers import serving
 from unifiedreward_think.toy import dataset
 
@@ -254,13 +254,15 @@ def test_what_a_script_calls_takes_its_arguments(command, checkout, tmp_path, re
 
 
 @pytest.mark.slow
-def test_the_request_by_curl_is_answered(checkout):
+def test_the_requests_by_curl_are_answered(checkout):
     need("curl")
     document = (REPO / "docs" / "reward_server.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```bash\n(image\(\).*?)^```", document, flags=re.DOTALL | re.MULTILINE)
-    with LiveServer(script("scripted_judge").ScriptedBackend()) as url:
-        said = checked(block.replace("http://127.0.0.1:8080", url), checkout, environment())
-    assert json.loads(said)["winner"] in (0, 1, None)
+    blocks = re.findall(r"^```bash\n((?:image\(\)|curl).*?)^```", document, flags=re.DOTALL | re.MULTILINE)
+    with LiveServer(Scores()) as url:
+        said = checked("echo\n".join(blocks).replace("http://127.0.0.1:8080", url), checkout, environment())
+    compared, scored = map(json.loads, said.splitlines())
+    assert compared["winner"] in (0, 1, None)
+    assert scored["candidates"][0]["points"] > 0 and scored["candidates"][0]["readable"] == 5
 
 
 # Flags ---------------------------------------------------------------------------------------------------------------

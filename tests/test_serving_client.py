@@ -388,4 +388,6 @@ def test_the_toy_server_starts_with_one_command_and_ends_when_told():
 
 def test_the_schema_is_published(url):
     schema = httpx.get(f"{url}/openapi.json").json()
-    assert {"/v1/compare", "/v1/rank", "/v1/chat/completions", "/health", "/metrics"} <= schema["paths"].keys()
+    assert {"/v1/compare", "/v1/rank", "/v1/score", "/v1/chat/completions", "/health", "/metrics"} <= schema[
+        "paths"
+    ].keys()

@@ -13,8 +13,8 @@ from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.serving.__main__ import main
+from unifiedreward_think.serving.chat_schemas import ChatRequest
 from unifiedreward_think.serving.client import RewardClient
-from unifiedreward_think.serving.schemas import ChatRequest
 
 SAID = Completion("<answer>Image 1 is better</answer>", "stop", tokens=Tokens(7, 3))
 CHAT = {"model": "UnifiedReward", "messages": [{"role": "user", "content": "Which?"}]}

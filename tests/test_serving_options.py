@@ -160,6 +160,22 @@ def over(status, said, body=PAIR, path="/v1/compare"):
     return probe
 
 
+def asks(prompts, said=None):
+    """A request of Flow-Factory is answered, or the error says so much."""
+
+    def probe(http, backend):
+        bare = [scripted.picture(n).partition(",")[2] for n in range(len(prompts))]
+        reply = http.post("/compute", json={"prompt": prompts, "image": bare}).json()
+        assert (said in reply["error"]) if said else len(reply["rewards"]) == len(prompts)
+
+    return probe
+
+
+def once(http, backend):
+    asks(["a", "a"])(http, backend)
+    assert len(backend.rows) == 1
+
+
 OWN = "Mine: {prompt} {media_1} {media_2} Say <answer>Image 1 is better</answer> or <answer>Image 2 is better</answer>."
 PROBES = {
     "--allow-hosts": (["a.example"], allow_hosts),
@@ -169,8 +185,15 @@ PROBES = {
     "--max-queue": ([6], max_queue),
     "--parallel": ([2], parallel),
     "--canary-deadline": ([0.1], canary_deadline),
+    "--compute-by": (
+        ["points"],
+        asks(["a", "b"], "2 of 2 candidates have no reward; the first: answer is not a score"),
+    ),
+    "--compute-orders": (["one"], once),
+    "--compute-group": ([3], asks(["a", "a"], "2 candidates, where a group has 3")),
     "--limit-deadline": ([0.3], limit_deadline),
     "--limit-candidates": ([2], over(422, "3 of them; the limit is 2", pair(1, 2, 3), "/v1/rank")),
+    "--limit-scores": ([2], over(422, "candidates x samples: 3; the limit is 2", pair(1, 2, 3), "/v1/score")),
     "--limit-media": ([1], over(413, "2 of them; the limit is 1", TWO_MEDIA)),
     "--limit-chat-tokens": ([17], over(400, "n x max_tokens: 18", CHAT, "/v1/chat/completions")),
     "--limit-frames": ([11], over(422, "12 frames; the limit is 11", VIDEOS)),

@@ -15,10 +15,11 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+from unifiedreward_think.forms import DECIMALS
 from unifiedreward_think.intervals import Estimate
 from unifiedreward_think.records import digest
 
@@ -28,6 +29,8 @@ PRIOR_SD = 2.0
 _Z = NormalDist().inv_cdf(0.975)
 
 Pair = tuple[int, int]
+Way = Literal["pairs", "points", "points_then_pairs"]  # what decides who is better
+WAYS: tuple[Way, ...] = get_args(Way)
 
 
 class Game(NamedTuple):
@@ -123,6 +126,34 @@ def swiss_round(count: int, games: Sequence[Game], seed: int) -> list[Pair]:
     )
     matched = networkx.max_weight_matching(places, maxcardinality=True)
     return sorted((min(pair), max(pair)) for pair in matched)
+
+
+def by_points(points: Sequence[float | None]) -> list[Game]:
+    """Return a game of every two candidates that have points: more of them win, equal ones are a tie.
+
+    >>> by_points([0.5, None, 0.7])
+    [Game(a=0, b=2, winner=2, tie=False)]
+    """
+    read = {i: round(value, DECIMALS) for i, value in enumerate(points) if value is not None}
+    return [
+        Game(a, b, None if read[a] == read[b] else max(a, b, key=lambda i: read[i]), tie=read[a] == read[b])
+        for a, b in combinations(read, 2)
+    ]
+
+
+def neighbours(points: Sequence[float | None], line: Sequence[int]) -> list[Pair]:
+    """Return who stands next to whom by points, the most first; candidates without points do not stand there.
+
+    >>> neighbours([0.5, None, 0.7, 0.5], line=[3, 2, 1, 0])
+    [(2, 3), (0, 3)]
+
+    Args:
+        points: of each candidate.
+        line: all candidates; among equal points the one that comes first in it stands first.
+    """
+    read = {i: round(value, DECIMALS) for i in line if (value := points[i]) is not None}
+    standing = sorted(read, key=lambda i: -read[i])
+    return [(min(pair), max(pair)) for pair in pairwise(standing)]
 
 
 def swiss_rounds(count: int) -> int:

@@ -172,10 +172,13 @@ WAYS = {
     "bash scripts/serve.sh vllm MODEL": VLLM_MODEL,
     "bash scripts/serve.sh front": Script(),
     """image() { printf '{"image": "data:image/png;base64,%s"}' "$(base64 <"$1" | tr -d '\\n')"; }""": ByTest(
-        "test_commands.py::test_the_request_by_curl_is_answered"
+        "test_commands.py::test_the_requests_by_curl_are_answered"
     ),
     "curl -s http://127.0.0.1:8080/v1/compare -H 'Content-Type: application/json' -d @- <<EOF": ByTest(
-        "test_commands.py::test_the_request_by_curl_is_answered"
+        "test_commands.py::test_the_requests_by_curl_are_answered"
+    ),
+    "curl -s http://127.0.0.1:8080/v1/score -H 'Content-Type: application/json' -d @- <<EOF": ByTest(
+        "test_commands.py::test_the_requests_by_curl_are_answered"
     ),
     f"{BENCH}/serving.py": LONG,
     # docs/scores.md

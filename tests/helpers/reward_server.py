@@ -8,14 +8,16 @@ import time
 import httpx
 
 from helpers.bench import script
+from unifiedreward_think.backends import Completion
 from unifiedreward_think.judging.settings import JudgingArguments
+from unifiedreward_think.points import render_points
 from unifiedreward_think.serving.app import create_app
 from unifiedreward_think.serving.questions import Settings
 
 bench, scripted = script("serving"), script("scripted_judge")
 
 
-SETTINGS = Settings(JudgingArguments().config())
+SETTINGS = Settings(JudgingArguments().config(), points=JudgingArguments().point_config())
 
 
 @contextlib.asynccontextmanager
@@ -41,6 +43,29 @@ def run(work, *arguments, **options):
 def pair(*numbers, **more):
     candidates = [{"image": scripted.picture(n)} for n in numbers]
     return {"task": "image_generation", "prompt": "one colour", "candidates": candidates, **more}
+
+
+def marks(colour):
+    """The three scores of a picture of one colour: a fixed function of it."""
+    return [1 + scripted.quality(colour) // 10**k % 10 for k in range(3)]
+
+
+def say_points(colour):
+    """The completion that scores a picture, whose colour it names."""
+    names = ("Semantic consistency", "Aesthetics", "Authenticity")
+    return render_points(list(zip(names, marks(colour), strict=True)), preamble=f"saw {colour}")
+
+
+class Scores(scripted.ScriptedBackend):
+    """A judge that scores one picture and compares two."""
+
+    def complete(self, prompts, *, sampling, seeds):
+        pairs = super().complete(prompts, sampling=sampling, seeds=seeds)
+        shown = [row["images"] for row in prompts]
+        return [
+            [Completion(say_points(scripted.seen(images[0])), "stop")] if len(images) == 1 else pair
+            for images, pair in zip(shown, pairs, strict=True)
+        ]
 
 
 def best(*numbers):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from unifiedreward_think.backends import Backend, BackendError, ExpectingBackend, Numbers, VideoBackend
@@ -172,6 +173,17 @@ class JudgingArguments(ShownArguments):
             enable_thinking=self.enable_thinking,
             expectation=self.expectation,
         )
+
+    def point_config(self) -> JudgingConfig | None:
+        """Return the same settings for scores of single candidates, for what answers both forms.
+
+        Prompts of one's own for scores stand in the folder `pointwise` of the folder of prompts, as ours do; None where
+        there is no such folder: a score that is asked for in the words of others would be another judge's.
+        """
+        own = None if self.prompts is None else str(Path(self.prompts, POINTWISE.prompts.name))
+        if own is not None and not Path(own).is_dir():
+            return None
+        return replace(self, form=POINTWISE.name, prompts=own).config()
 
 
 def set_up(

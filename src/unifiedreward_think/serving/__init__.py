@@ -1,4 +1,4 @@
-"""The reward server: pairs and groups of candidates in over HTTP, verdicts and win rates out.
+"""The reward server: candidates in over HTTP, verdicts, win rates and scores out.
 
 docs/reward_server.md describes the protocol; `bash scripts/serve.sh` starts it on the toy model.
 """

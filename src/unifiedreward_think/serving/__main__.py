@@ -22,6 +22,7 @@ from unifiedreward_think.errors import InputError
 from unifiedreward_think.flags import Amount, Count, Parser, Port, Positive, Span, Whole, ranged, read
 from unifiedreward_think.interrupts import kept
 from unifiedreward_think.judging.settings import JudgingArguments, set_up
+from unifiedreward_think.ranking import WAYS
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.hosts import loopback, own_hosts
 from unifiedreward_think.serving.key import KEY, own_key
@@ -36,7 +37,8 @@ KEEP_ALIVE = 75
 LIMITS = {
     "deadline": (Positive, "seconds a request may take"),
     "media": (Count, "that one question is about"),
-    "candidates": (Annotated[int, Span(2)], "of one ranking"),
+    "candidates": (Annotated[int, Span(2)], "of one ranking, or of one request for scores"),
+    "scores": (Count, "of one request, candidates x samples"),
     "frames": (Count, "of one video in a request; --frames of them are shown"),
     "body_bytes": (Count, "of one request"),
     "medium_bytes": (Count, "of one encoded picture"),
@@ -101,14 +103,18 @@ def _must_be_free(host: str, port: int) -> None:
 def make_app(args: argparse.Namespace) -> FastAPI:
     """Return the application that the arguments describe."""
     from unifiedreward_think.serving.app import create_app
-    from unifiedreward_think.serving.questions import Settings
+    from unifiedreward_think.serving.questions import Compute, Settings
 
-    config, backend = set_up(read(args, JudgingArguments), read(args, BackendArguments))
+    judging = read(args, JudgingArguments)
+    points = judging.point_config()
+    config, backend = set_up(judging, read(args, BackendArguments))
     settings = Settings(
         config,
+        points=points,
         limits=Limits(**{name: getattr(args, f"limit_{name}") for name in LIMITS}),
         names=tuple(args.names),
         canary_deadline=args.canary_deadline,
+        compute=Compute(by=args.compute_by, orders=args.compute_orders, group=args.compute_group),
     )
     return create_app(
         backend,
@@ -150,6 +156,11 @@ def _parser() -> Parser:
         metavar="HOST",
         help="fetch pictures by https from these (default: none)",
     )
+    add = parser.add_argument_group("rewards for Flow-Factory, at /compute").add_argument
+    add("--compute-by", choices=WAYS, default="pairs", help="what the reward is made of (default: pairs)")
+    add("--compute-orders", choices=("one", "both"), default="both", help="of each pair (default: both)")
+    whole = "candidates of a group; others are refused (default: 0, whatever comes in one request)"
+    add("--compute-group", type=ranged(Whole), default=0, metavar="N", help=whole)
     add = parser.add_argument_group("queue and limits").add_argument
     seconds = "seconds a question waits for a fuller batch (default: 0.01)"
     add("--max-wait", type=ranged(Amount), default=0.01, help=seconds)

@@ -24,14 +24,14 @@ from unifiedreward_think.backends import Backend, RememberingBackend
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.serving.batching import Batcher
 from unifiedreward_think.serving.chat import events
+from unifiedreward_think.serving.chat_schemas import ChatReply, ChatRequest
 from unifiedreward_think.serving.fetch import Fetcher
+from unifiedreward_think.serving.flow_factory import ComputeReply, ComputeRequest, compute
 from unifiedreward_think.serving.guard import Guard, refusal
 from unifiedreward_think.serving.intake import Intake
 from unifiedreward_think.serving.limits import Budget, Refused
 from unifiedreward_think.serving.questions import Settings
 from unifiedreward_think.serving.schemas import (
-    ChatReply,
-    ChatRequest,
     CompareReply,
     CompareRequest,
     ErrorReply,
@@ -39,6 +39,8 @@ from unifiedreward_think.serving.schemas import (
     ModelList,
     RankReply,
     RankRequest,
+    ScoreReply,
+    ScoreRequest,
     ServedModel,
 )
 from unifiedreward_think.serving.service import Service
@@ -143,8 +145,18 @@ def _add_judging(app: FastAPI, service: Service, telemetry: Telemetry) -> None:
 
     @app.post("/v1/rank", responses=_ERRORS)
     async def rank(body: RankRequest, request: Request) -> RankReply:
-        """Judge a group: win rates and Bradley-Terry scores."""
+        """Judge a group: win rates and Bradley-Terry scores, by pairs, by points, or by both."""
         return await _while_present(request, service.rank(body), telemetry)
+
+    @app.post("/v1/score", responses=_ERRORS)
+    async def score(body: ScoreRequest, request: Request) -> ScoreReply:
+        """Score candidates, each alone."""
+        return await _while_present(request, service.score(body), telemetry)
+
+    @app.post("/compute", responses=_ERRORS, response_model_exclude_none=True)
+    async def compute_rewards(body: ComputeRequest, request: Request) -> ComputeReply:
+        """Reward candidates in the protocol of Flow-Factory."""
+        return await _while_present(request, compute(body, service), telemetry)
 
     @app.post("/v1/chat/completions", response_model=ChatReply, responses={**_CHAT_ERRORS, 200: _EVENTS})
     async def chat(body: ChatRequest, request: Request) -> ChatReply | Response:

@@ -76,8 +76,22 @@ class RewardClient:
         return _run(self.acompare(task, prompt, candidates, **more))
 
     def rank(self, task: str, prompt: str, candidates: Sequence[Any], **more: Any) -> dict[str, Any]:
-        """Judge a group; `more` may also hold `schedule`, `opponents`, `rounds` and `seed`. Else as `compare`."""
+        """Judge a group; `more` may also hold `by`, `schedule`, `opponents`, `rounds` and `seed`. Else as `compare`."""
         return _run(self.arank(task, prompt, candidates, **more))
+
+    def score(self, task: str, prompt: str, candidates: Sequence[Any], **more: Any) -> dict[str, Any]:
+        """Score candidates, each alone.
+
+        Args:
+            task: as in `records.TASK_NAMES`.
+            prompt: the caption, or the question.
+            candidates: one or more pictures, videos (lists of frames) or answers.
+            more: `samples` and their `temperature`; `media`, `reasoning` and `deadline` as for `compare`.
+
+        Raises:
+            RewardError: the server refuses it, or cannot be reached.
+        """
+        return _run(self.ascore(task, prompt, candidates, **more))
 
     async def acompare(self, task: str, prompt: str, candidates: Sequence[Any], **more: Any) -> dict[str, Any]:
         """Judge a pair, as `compare` does, without blocking the event loop."""
@@ -87,22 +101,32 @@ class RewardClient:
         """Judge a group, as `rank` does, without blocking the event loop."""
         return await self._post("/v1/rank", request_body(task, prompt, candidates, **more))
 
+    async def ascore(self, task: str, prompt: str, candidates: Sequence[Any], **more: Any) -> dict[str, Any]:
+        """Score candidates, as `score` does, without blocking the event loop."""
+        return await self._post("/v1/score", request_body(task, prompt, candidates, **more))
+
     def rank_all(self, groups: Sequence[Mapping[str, Any]], *, concurrency: int = 32) -> list[dict[str, Any]]:
         """Judge many groups at once; each of `groups` holds the arguments of `rank`. Replies come in their order.
 
         Raises:
             RewardError: the server refuses one of them.
         """
+        return self._all("/v1/rank", groups, concurrency)
 
+    def score_all(self, requests: Sequence[Mapping[str, Any]], *, concurrency: int = 32) -> list[dict[str, Any]]:
+        """Score many candidates at once; each of `requests` holds the arguments of `score`. Else as `rank_all`."""
+        return self._all("/v1/score", requests, concurrency)
+
+    def _all(self, path: str, requests: Sequence[Mapping[str, Any]], concurrency: int) -> list[dict[str, Any]]:
         async def work() -> list[dict[str, Any]]:
             limit = asyncio.Semaphore(concurrency)
             async with httpx.AsyncClient(**self._options) as http:
 
                 async def one(arguments: Mapping[str, Any]) -> dict[str, Any]:
                     async with limit:
-                        return await self._post("/v1/rank", request_body(**arguments), http)
+                        return await self._post(path, request_body(**arguments), http)
 
-                return list(await asyncio.gather(*map(one, groups)))
+                return list(await asyncio.gather(*map(one, requests)))
 
         return _run(work())
 

@@ -40,7 +40,8 @@ class Limits:
         aspect: long side over short side; processors of the Qwen family fail over 200.
         frames: of one video; more are thinned to what the model is shown, up to this many are taken.
         media: that one question is about; each is a picture or a video.
-        candidates: of one ranking.
+        candidates: of one ranking, or of one request for scores.
+        scores: of one request, candidates x samples.
         prompt_chars: of a caption, a question or an answer.
         chat_images: pictures in one chat.
         max_tokens: of one answer that a chat may ask for.
@@ -60,6 +61,7 @@ class Limits:
     frames: int = 64
     media: int = 16
     candidates: int = 32
+    scores: int = 256
     prompt_chars: int = 32_768
     chat_images: int = 32
     max_tokens: int = 8192

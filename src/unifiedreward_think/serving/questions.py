@@ -1,4 +1,4 @@
-"""From the pairs of a request to the questions a backend answers, and from its judgments to what a reply says."""
+"""From the candidates of a request to the questions a backend answers, and from its judgments to their status."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.order import ORDERS, STORED_ORDER, Order, in_order
 from unifiedreward_think.prompting import to_content
+from unifiedreward_think.ranking import Way
 from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.serving import MODEL_NAMES
 from unifiedreward_think.serving.batching import Question
@@ -19,24 +20,43 @@ from unifiedreward_think.serving.schemas import Status
 from unifiedreward_think.tasks import TASKS
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """How `/compute` rewards candidates, whose requests do not say it.
+
+    Attributes:
+        by: as in a ranking; "points" are each candidate's own, in any batch.
+        orders: in which pairs are shown.
+        group: candidates of a group; 0 takes whatever comes as one.
+    """
+
+    by: Way = "pairs"
+    orders: Literal["one", "both"] = "both"
+    group: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a server judges and what it allows.
 
     Attributes:
         judging: of every pair; its sampling also of a chat that does not name its own.
+        points: of every candidate that is scored alone; None where the server has no prompts for that.
         limits: of requests.
         names: under which chats call the model.
         canary_seconds: how long a canary judgment counts.
         canary_deadline: seconds after which a canary without an answer says that the backend hangs; it waits for the
             batch that runs.
+        compute: how candidates are rewarded that Flow-Factory sends.
     """
 
     judging: JudgingConfig
+    points: JudgingConfig | None = None
     limits: Limits = field(default_factory=Limits)
     names: tuple[str, ...] = MODEL_NAMES
     canary_seconds: float = 30.0
     canary_deadline: float = 180.0
+    compute: Compute = field(default_factory=Compute)
 
 
 class Entry(NamedTuple):
@@ -75,12 +95,12 @@ class Shown(NamedTuple):
         return len(set(self.record.candidates)) == 1
 
 
-def pair_record(task: str, prompt: str, media: Sequence[Entry], pair: Sequence[Entry]) -> PreferenceRecord:
-    """Return the record of a pair; hashes stand for files, so equal content has an equal id and equal seeds."""
+def record_of(task: str, prompt: str, media: Sequence[Entry], candidates: Sequence[Entry]) -> PreferenceRecord:
+    """Return the record of what one prompt shows; hashes stand for files: equal content has an equal id and seeds."""
     generation = TASKS[task].compares_media
-    entries = tuple(entry.hashes for entry in (pair if generation else media))
-    answers = () if generation else tuple(entry.text for entry in pair)
-    record = PreferenceRecord(id="pair", task=task, prompt=prompt, media=entries, answers=answers)
+    entries = tuple(entry.hashes for entry in (candidates if generation else media))
+    answers = () if generation else tuple(entry.text for entry in candidates)
+    record = PreferenceRecord(id="shown", task=task, prompt=prompt, media=entries, answers=answers)
     return replace(record, id=_id(record))
 
 
@@ -112,23 +132,29 @@ def question(pair: Shown, entries: Sequence[Entry], settings: Settings) -> Quest
     Raises:
         RecordError: the server has no prompt for this task.
     """
-    pictures = {picture.sha256: picture.image for entry in entries for picture in entry.pictures}
-    parts = settings.judging.form.render(pair.record, order=pair.order, prompts=settings.judging.prompts)
-    content, images = to_content(parts, lambda part: [pictures[sha256] for sha256 in part.paths])
-    row = {
-        "id": pair.record.id,
-        "order": pair.order,
-        "prompt": [{"role": "user", "content": content}],
-        "images": images,
-    }
+    row = row_of(pair.record, pair.order, entries, settings.judging)
     sampling = settings.judging.sampling
     seen = _seen(pair.record, pair.order)
     seed = digest(sampling.seed, seen, STORED_ORDER, 0)  # as the judge's of a record stored as this is shown
     return Question(key=digest("pair", seen), row=row, sampling=sampling, seed=seed)
 
 
+def row_of(
+    record: PreferenceRecord, order: Order, entries: Sequence[Entry], config: JudgingConfig
+) -> dict[str, object]:
+    """Return what a backend takes for a record whose hashes stand for the pictures of `entries`.
+
+    Raises:
+        RecordError: the server has no prompt for this task.
+    """
+    pictures = {picture.sha256: picture.image for entry in entries for picture in entry.pictures}
+    parts = config.form.render(record, order=order, prompts=config.prompts)
+    content, images = to_content(parts, lambda part: [pictures[sha256] for sha256 in part.paths])
+    return {"id": record.id, "order": order, "prompt": [{"role": "user", "content": content}], "images": images}
+
+
 def status_of(row: Judgment) -> tuple[Status, str]:
-    """Return whether a judgment has a winner, and if not, why."""
+    """Return whether a judgment says what was asked for, a winner or a score, and if not, why."""
     if row.error:
         return "error", without_folders(row.error)
     if row.finish_reason == "length":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unifiedreward_think import ranking
+from unifiedreward_think.candidate_points import Points
 from unifiedreward_think.intervals import Estimate
 from unifiedreward_think.order import as_stored
 from unifiedreward_think.records import Judgment
@@ -17,8 +18,10 @@ from unifiedreward_think.serving.schemas import (
     JudgedPair,
     RankedCandidate,
     RankReply,
+    ScoredCandidate,
     Status,
 )
+from unifiedreward_think.serving.scoring import score_reply
 from unifiedreward_think.votes import combine
 
 Judged = tuple[Shown, Judgment | None]  # None: the candidates are equal, and nothing was asked
@@ -54,6 +57,25 @@ def rank_reply(count: int, rows: Sequence[Judged], *, reasoning: bool, model: st
     return RankReply(
         candidates=[_ranked(i, standing, rows) for i, standing in enumerate(table)],
         judgments=[_judged_pair(*row, reasoning) for row in rows],
+        model=model,
+    )
+
+
+def points_rank_reply(points: Sequence[Points], rows: Sequence[Judged], *, reasoning: bool, model: str) -> RankReply:
+    """Return how candidates did by their points, and where some met as pairs by these games.
+
+    Every two candidates with points meet once: what their games say counts, and without any their points do.
+    """
+    met = {frozenset((pair.a, pair.b)) for pair, _ in rows}
+    apart = [each for each in ranking.by_points([each.share for each in points]) if {each.a, each.b} not in met]
+    # A pair that was shown in both orders has two games: so has every other, or neighbours would weigh more.
+    games = apart * (len(rows) // len(met) if met else 1) + [game(*row) for row in rows]
+    scored = score_reply(points, reasoning=reasoning, model=model)
+    table = ranking.standings(len(points), games)
+    return RankReply(
+        candidates=[_ranked_by_points(each, table[each.index], games, rows) for each in scored.candidates],
+        judgments=[_judged_pair(*row, reasoning) for row in rows],
+        points=scored,
         model=model,
     )
 
@@ -117,6 +139,28 @@ def _ranked(index: int, standing: ranking.Standing, rows: Sequence[Judged]) -> R
         score_low=score.low,
         score_high=score.high,
         dimensions=_mean_dimensions(index, games),
+    )
+
+
+def _ranked_by_points(
+    scored: ScoredCandidate, standing: ranking.Standing, games: Sequence[ranking.Game], rows: Sequence[Judged]
+) -> RankedCandidate:
+    status, reason = scored.status, scored.reason
+    if status == "ok" and not standing.games:
+        own = [_status_of(row) for pair, row in rows if scored.index in (pair.a, pair.b)]
+        status, reason = own[0] if own else ("error", "no other candidate has points")
+    return RankedCandidate(
+        index=scored.index,
+        status=status,
+        reason=reason,
+        win_rate=standing.win_rate,
+        wins=standing.wins,
+        games=standing.games,
+        asked=sum(scored.index in (each.a, each.b) for each in games),
+        score=None,  # comparisons of points are no trials that an interval could be drawn from
+        score_low=None,
+        score_high=None,
+        dimensions=scored.dimensions,
     )
 
 

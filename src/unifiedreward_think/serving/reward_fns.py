@@ -6,8 +6,10 @@
     GRPOTrainer(reward_funcs=[trl_reward(client, orders="both")], ...) # f(prompts, completions, images=..., **kwargs)
 
 The reward of a candidate is its win rate among the candidates of the same prompt in the call, so a call must hold whole
-groups; TRL's are gathered from all processes. A candidate of which nothing could be read has no reward. TRL takes None
-for that; Flow-GRPO takes numbers only, so there it raises, unless `missing` says which number to use.
+groups; TRL's are gathered from all processes, elsewhere `group_size` refuses torn ones. `by="points"` rewards each
+candidate by its own points instead: one picture of a prompt is enough then. A candidate of which nothing could be read
+has no reward. TRL takes None for that; Flow-GRPO takes numbers only, so there it raises, unless `missing` says which
+number to use.
 
 >>> groups(["kite", "kite", "boat", "kite"])
 [[0, 1, 3], [2]]
@@ -21,10 +23,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from unifiedreward_think.gathering import gathered
+from unifiedreward_think.ranking import WAYS
 from unifiedreward_think.serving.client import RewardClient, RewardError, data_url
 
 _ALONE = "a win rate needs the group; give all samples of a prompt in one call (on several GPUs: gather them first)"
 
+MOST = 8  # candidates in one request for points: each is scored alone, so that any part of a group will do
 ROUNDING = 0.01  # by which floats may leave 0 to 1: half a step of bfloat16 near 1 is a hundredth
 
 
@@ -43,6 +47,7 @@ def win_rates(
     candidates: Sequence[Any],
     *,
     alone: bool = False,
+    group_size: int | None = None,
     **more: Any,
 ) -> tuple[list[float | None], list[str]]:
     """Return each candidate's win rate among those of the same prompt, and why it has none ("" where it has).
@@ -53,14 +58,17 @@ def win_rates(
         prompts: one for each candidate; equal ones make a group.
         candidates: pictures, videos or answers.
         alone: a candidate without another of its prompt has no win rate; by default it is an error.
+        group_size: candidates that a prompt has, or a multiple where it comes twice; None takes any number as a group.
         more: as `RewardClient.rank` takes; `media` is a list for each candidate, and only equal ones make a group.
 
     Raises:
-        RewardError: a group has one candidate only, unless `alone`, or the server refuses it.
+        RewardError: a group is torn or has one candidate only, unless `alone`, or the server refuses it.
     """
-    # Encoded first: trainers decode the picture of each row anew, so only its content says whether two are the same.
-    media = [[_encoded(entry) for entry in entries] for entries in more.pop("media", [[]] * len(prompts))]
-    grouped = groups([(prompt, str(about)) for prompt, about in zip(prompts, media, strict=True)])
+    media, grouped = _grouped(prompts, more.pop("media", None))
+    asked = [group for group in grouped if len(group) > 1 or not alone]
+    if group_size and (torn := [group for group in asked if len(group) % group_size]):
+        found = f"{len(torn[0])} candidates for {prompts[torn[0][0]]!r}, where a group has {group_size}"
+        raise RewardError(f"{found}: {_ALONE}")
     lonely = [group[0] for group in grouped if len(group) < 2]
     if not alone:
         _refuse(lonely, prompts)
@@ -81,27 +89,66 @@ def _refuse(lonely: Sequence[int], prompts: Sequence[str]) -> None:
         raise RewardError(f"only one candidate for {prompts[lonely[0]]!r}: {_ALONE}")
 
 
-def _request(
-    task: str, prompt: str, candidates: list[Any], media: Sequence[Any], more: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {"task": task, "prompt": prompt, "candidates": candidates, "media": media, **more}
+def point_shares(
+    client: RewardClient, task: str, prompts: Sequence[str], candidates: Sequence[Any], **more: Any
+) -> tuple[list[float | None], list[str]]:
+    """Return each candidate's points, from 0 to 1, and why it has none ("" where it has).
+
+    Args:
+        client: of the reward server.
+        task: as in `records.TASK_NAMES`.
+        prompts: one for each candidate.
+        candidates: pictures, videos or answers; each is scored alone.
+        more: as `RewardClient.score` takes; `media` is a list for each candidate.
+
+    Raises:
+        RewardError: the server refuses it.
+    """
+    media, grouped = _grouped(prompts, more.pop("media", None))
+    parts = [group[start : start + MOST] for group in grouped for start in range(0, len(group), MOST)]
+    requests = [_request(task, prompts[part[0]], [candidates[i] for i in part], media[part[0]], more) for part in parts]
+    shares: list[float | None] = [None] * len(prompts)
+    reasons = [""] * len(prompts)
+    for part, reply in zip(parts, client.score_all(requests), strict=True):
+        for i, row in zip(part, reply["candidates"], strict=True):
+            shares[i], reasons[i] = row["points"], row["reason"]
+    return shares, reasons
 
 
 def flow_grpo_reward(
-    client: RewardClient, *, task: str = "image_generation", missing: float | None = None, **more: Any
+    client: RewardClient,
+    *,
+    task: str = "image_generation",
+    by: str = "pairs",
+    missing: float | None = None,
+    group_size: int | None = None,
+    **more: Any,
 ) -> Callable[[Any, Sequence[str], Any], tuple[list[float], dict[str, Any]]]:
     """Return a reward function as Flow-GRPO and DiffusionNFT call it: (images, prompts, metadata) -> (rewards, info).
 
     Args:
         client: of the reward server.
         task: "image_generation", or "video_generation" for batches of videos.
+        by: "pairs" and "points_then_pairs" reward by the win rate of such a ranking, "points" by each one's points.
         missing: the reward of a candidate that has none, because no game of it can be read or because it is the only
             one of its prompt in the call; by default that raises RewardError.
-        more: as `RewardClient.rank` takes, such as `orders="both"`.
+        group_size: as in `win_rates`; points have no groups.
+        more: as `RewardClient.rank` takes, such as `orders="both"`; by points as `score` takes, such as `samples`.
+
+    Raises:
+        RewardError: there is no such way, or it has no groups.
     """
+    if by not in WAYS or (by == "points" and group_size):
+        raise RewardError(f"by={by!r}, group_size={group_size}: by is one of {', '.join(WAYS)}; points have no groups")
+
+    def rewards(prompts: list[str], pictures: list[Any]) -> tuple[list[float | None], list[str]]:
+        if by == "points":
+            return point_shares(client, task, prompts, pictures, **more)
+        alone = missing is not None
+        return win_rates(client, task, prompts, pictures, alone=alone, group_size=group_size, by=by, **more)
 
     def reward(images: Any, prompts: Sequence[str], metadata: Any = None) -> tuple[list[float], dict[str, Any]]:
-        rates, reasons = win_rates(client, task, list(prompts), to_pictures(images), alone=missing is not None, **more)
+        rates, reasons = rewards(list(prompts), to_pictures(images))
         lost = [i for i, rate in enumerate(rates) if rate is None]
         if lost and missing is None:
             raise RewardError(f"{len(lost)} of {len(rates)} candidates have no reward; the first: {reasons[lost[0]]}")
@@ -159,6 +206,19 @@ def _told_to_all(
     if problems := [text for _, text in told if text]:
         raise RewardError(problems[0])
     return {place: rate for part, _ in told for place, rate in part.items()}
+
+
+def _grouped(prompts: Sequence[str], media: Sequence[Any] | None) -> tuple[list[list[Any]], list[list[int]]]:
+    """Return the media of each candidate, encoded, and the places of those that are asked the same about the same."""
+    # Encoded first: trainers decode the picture of each row anew, so only its content says whether two are the same.
+    encoded = [[_encoded(entry) for entry in entries] for entries in media or [[]] * len(prompts)]
+    return encoded, groups([(prompt, str(about)) for prompt, about in zip(prompts, encoded, strict=True)])
+
+
+def _request(
+    task: str, prompt: str, candidates: list[Any], media: Sequence[Any], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {"task": task, "prompt": prompt, "candidates": candidates, "media": media, **more}
 
 
 def to_pictures(images: Any) -> list[Any]:

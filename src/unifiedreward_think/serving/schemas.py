@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from unifiedreward_think.ranking import Way
 from unifiedreward_think.serving.body import Body
 
 Status = Literal["ok", "unparsed", "truncated", "error"]
@@ -54,28 +55,52 @@ Candidate = Annotated[
 
 
 class _Asked(Body, _Strict):
-    """What compare and rank share."""
+    """What compare, rank and score share."""
 
     task: TaskName
     prompt: str = Field(description="the caption (generation) or the question (understanding)")
     media: list[Medium] = Field(default=[], description="understanding: what the question is about")
-    orders: Literal["one", "both"] = Field(
-        default="one", description="each pair once, or in both orders: twice the cost"
-    )
     reasoning: bool = Field(default=False, description="return what the judge wrote, too")
     deadline: float | None = Field(default=None, gt=0, description="seconds for the whole request")
 
 
-class CompareRequest(_Asked):
+class _Shown(_Asked):
+    """What compare and rank share."""
+
+    orders: Literal["one", "both"] = Field(
+        default="one", description="each pair once, or in both orders: twice the cost"
+    )
+
+
+class _Sampled(_Strict):
+    """How often each candidate is asked about, where it is scored."""
+
+    samples: int = Field(default=1, ge=1, le=16, description="scores of each candidate, whose mean counts")
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="of the samples; by default the server's, often 0: then only one sample"
+    )
+
+
+class CompareRequest(_Shown):
     """A pair: pictures, videos, or answers to a question about `media`."""
 
     candidates: list[Candidate] = Field(min_length=2, max_length=2)
 
 
-class RankRequest(_Asked):
+class ScoreRequest(_Asked, _Sampled):
+    """Candidates for one prompt, each scored alone."""
+
+    candidates: list[Candidate] = Field(min_length=1)
+
+
+class RankRequest(_Shown, _Sampled):
     """A group of candidates for one prompt."""
 
     candidates: list[Candidate] = Field(min_length=2)
+    by: Way = Field(
+        default="pairs",
+        description="who is better: as pairs; by the points of each; or by points, and neighbours by these as pairs",
+    )
     schedule: Literal["round_robin", "k_opponents", "swiss"] = "round_robin"
     opponents: int | None = Field(default=None, ge=1, description="k_opponents: how many each candidate meets")
     rounds: int | None = Field(default=None, ge=1, description="swiss: rounds; log2 of the candidates + 1 by default")
@@ -121,6 +146,51 @@ class CompareReply(BaseModel):
     model: str
 
 
+class Points(BaseModel):
+    """A score as it was said, or the mean of such scores, and the ends of its scale."""
+
+    value: float
+    lowest: float
+    highest: float
+
+
+class JudgedCandidate(BaseModel):
+    """One sample: one score of one candidate."""
+
+    index: Index
+    sample: int = Field(ge=0)
+    status: Status
+    reason: str = Field(description="why there is no score")
+    points: float | None = Field(description="where the score stands on its scale, from 0 to 1")
+    score: Points | None
+    strict: bool = Field(description="the completion has exactly the form that was asked for")
+    arithmetic_ok: bool | None = Field(description="the answer is the sum of the dimensions; null without a score")
+    dimensions: dict[str, float] = Field(description="score out of 10 on each dimension")
+    reasoning: str | None = Field(description="the completion")
+
+
+class ScoredCandidate(BaseModel):
+    """What its samples say of one candidate; without a readable one its numbers are null, and `status` says why."""
+
+    index: Index
+    status: Status
+    reason: str
+    points: float | None = Field(description="mean over readable samples of where the score stands, from 0 to 1")
+    score: Points | None = Field(description="mean of the scores as they were said; null where scales differ")
+    spread: float | None = Field(description="standard deviation of the points; null with fewer than 2 readable")
+    dimensions: dict[str, float] = Field(description="mean score out of 10 on each dimension")
+    samples: int = Field(description="all samples, readable or not")
+    readable: int
+
+
+class ScoreReply(BaseModel):
+    """The candidates in the order of the request."""
+
+    candidates: list[ScoredCandidate]
+    judgments: list[JudgedCandidate]
+    model: str
+
+
 class RankedCandidate(BaseModel):
     """What the games say of one candidate; without a readable game its numbers are null, and `status` says why."""
 
@@ -131,7 +201,9 @@ class RankedCandidate(BaseModel):
     wins: float = Field(description="a tie is half a win")
     games: int = Field(description="readable games, ties included")
     asked: int = Field(description="all games, readable or not")
-    score: float | None = Field(description="Bradley-Terry log-strength, 0 for the average candidate")
+    score: float | None = Field(
+        description="Bradley-Terry log-strength, 0 for the average candidate; null where points decide"
+    )
     score_low: float | None = Field(description="lower end of its 95% interval")
     score_high: float | None
     dimensions: dict[str, float] = Field(description="mean score out of 10 on each dimension")
@@ -141,97 +213,9 @@ class RankReply(BaseModel):
     """The candidates in the order of the request."""
 
     candidates: list[RankedCandidate]
-    judgments: list[JudgedPair]
+    judgments: list[JudgedPair] = Field(description="of pairs")
+    points: ScoreReply | None = Field(default=None, description="where candidates were scored: as /v1/score says it")
     model: str
-
-
-class _Chat(BaseModel):
-    """A part of a chat: what is not listed is read, and refused where it would change the answer (`parameters`)."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-
-
-class TextPart(_Chat):
-    """Text of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ImageAddress(_Chat):
-    """Where a picture is."""
-
-    url: str
-
-
-class ImagePart(_Chat):
-    """A picture of a message."""
-
-    type: Literal["image_url"]
-    image_url: ImageAddress
-
-
-class Turn(_Chat):
-    """A message."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str | Annotated[list[Annotated[TextPart | ImagePart, Discriminator("type")]], Field(min_length=1)]
-
-
-class StreamOptions(_Chat):
-    """Of a stream."""
-
-    include_usage: bool | None = Field(default=None, description="the last event says how many tokens were used")
-
-
-class ChatRequest(Body, _Chat):
-    """An OpenAI chat completion. What is not listed is refused if it would change the answer."""
-
-    model: str
-    messages: list[Turn] = Field(min_length=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    seed: int | None = None
-    n: int | None = Field(default=None, ge=1, le=16)
-    do_sample: bool | None = Field(default=None, description="false asks for greedy decoding, as some clients do")
-    stream: bool | None = Field(default=None, description="answer by events, each choice whole, as batches are shared")
-    stream_options: StreamOptions | None = None
-
-
-class ChatMessage(BaseModel):
-    """What the model says."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
-class Choice(BaseModel):
-    """One completion."""
-
-    index: int
-    message: ChatMessage
-    finish_reason: Literal["stop", "length"]
-
-
-class Usage(BaseModel):
-    """Tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class ChatReply(BaseModel):
-    """An OpenAI chat completion."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: Usage | None = Field(description="null where the backend does not count tokens")
 
 
 class ServedModel(BaseModel):

@@ -1,20 +1,24 @@
-"""What the server does for a request: compare a pair, rank a group, answer a chat, judge a canary."""
+"""What the server does for a request: compare a pair, rank a group, score candidates, answer a chat, judge a canary."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from PIL import Image
 
 from unifiedreward_think import ranking
 from unifiedreward_think.backends import Failure
+from unifiedreward_think.candidate_points import Points
 from unifiedreward_think.errors import MediaError
 from unifiedreward_think.judging.judge import judgment
+from unifiedreward_think.judging.settings import JudgingConfig
+from unifiedreward_think.records import Judgment
 from unifiedreward_think.serving.batching import Answer, Batcher, Question
 from unifiedreward_think.serving.chat import answer_chat
+from unifiedreward_think.serving.chat_schemas import ChatReply, ChatRequest
 from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia, opening
 from unifiedreward_think.serving.limits import Refused
 from unifiedreward_think.serving.public import public_name
@@ -23,24 +27,26 @@ from unifiedreward_think.serving.questions import (
     Settings,
     Shown,
     by_content,
-    pair_record,
     question,
+    record_of,
     shown,
     status_of,
 )
-from unifiedreward_think.serving.replies import Judged, compare_reply, game, rank_reply
+from unifiedreward_think.serving.replies import Judged, compare_reply, points_rank_reply, rank_reply
+from unifiedreward_think.serving.schedules import check_rank, scheduled
 from unifiedreward_think.serving.schemas import (
-    ChatReply,
-    ChatRequest,
     CompareReply,
     CompareRequest,
     Health,
     ImageItem,
     RankReply,
     RankRequest,
+    ScoreReply,
+    ScoreRequest,
     TextItem,
     VideoItem,
 )
+from unifiedreward_think.serving.scoring import point_config, points_of, score_reply, scoring
 from unifiedreward_think.serving.telemetry import Telemetry
 from unifiedreward_think.tasks import TASKS
 
@@ -72,8 +78,8 @@ class Service:
         """
         with self._intake.request() as media:
             until = self._until(body.deadline)
-            about, pair = await self._open(body, media, until)
-            record = pair_record(body.task, body.prompt, about, pair)
+            about, pair = await self._open(body, media, until, self.settings.judging)
+            record = record_of(body.task, body.prompt, about, pair)
             questions = shown(0, 1, record, body.orders, self.settings)
             rows = await self._judge(questions, [*about, *pair], until, media, admitted=False)
         return compare_reply(rows, reasoning=body.reasoning, model=self.model)
@@ -84,24 +90,45 @@ class Service:
         Raises:
             InputError: the request cannot be judged.
         """
-        self._check_rank(body)
+        check_rank(body)
+        self._check_count(body)
+        scored = None if body.by == "pairs" else point_config(body, self.settings)
+        asked = [*([scored] if scored else []), *([self.settings.judging] if body.by != "points" else [])]
         with self._intake.request() as media:
             until = self._until(body.deadline)
-            about, candidates = await self._open(body, media, until)
-            entries = [*about, *candidates]
+            about, candidates = await self._open(body, media, until, *asked)
             line = by_content(candidates)
 
             async def play(pairs: Sequence[ranking.Pair], admitted: bool) -> list[Judged]:
                 questions = []
-                for a, b in (sorted((line[i], line[j])) for i, j in pairs):
-                    record = pair_record(body.task, body.prompt, about, (candidates[a], candidates[b]))
+                for a, b in pairs:
+                    record = record_of(body.task, body.prompt, about, (candidates[a], candidates[b]))
                     questions += shown(a, b, record, body.orders, self.settings)
                 # Prompts that begin alike stand together: a server's prefix cache then holds their first candidate.
                 ordered = sorted(questions, key=lambda pair: pair.first)
-                return await self._judge(ordered, entries, until, media, admitted=admitted)
+                return await self._judge(ordered, [*about, *candidates], until, media, admitted=admitted)
 
-            rows = await _scheduled(body, line, play)
-        return rank_reply(len(line), rows, reasoning=body.reasoning, model=self.model)
+            if scored is None:
+                rows = await scheduled(body, line, play)
+                return rank_reply(len(line), rows, reasoning=body.reasoning, model=self.model)
+            points = await self._score(body, scored, about, candidates, until, media)
+            near = ranking.neighbours([each.share for each in points], line) if body.by == "points_then_pairs" else []
+            rows = await play(near, True) if near else []
+        return points_rank_reply(points, rows, reasoning=body.reasoning, model=self.model)
+
+    async def score(self, body: ScoreRequest) -> ScoreReply:
+        """Score candidates, each alone.
+
+        Raises:
+            InputError: the request cannot be judged.
+        """
+        self._check_count(body)
+        config = point_config(body, self.settings)
+        with self._intake.request() as media:
+            until = self._until(body.deadline)
+            about, candidates = await self._open(body, media, until, config)
+            points = await self._score(body, config, about, candidates, until, media)
+        return score_reply(points, reasoning=body.reasoning, model=self.model)
 
     async def chat(self, body: ChatRequest) -> ChatReply:
         """Answer a chat completion; see `chat.answer_chat`."""
@@ -121,7 +148,7 @@ class Service:
         started = time.monotonic()
         pictures, problem = await self._draw_canary()
         entries = [Entry((picture,), f"It is {picture.sha256}.") for picture in pictures]
-        record = pair_record(task, "What is red?", entries[:1], entries)
+        record = record_of(task, "What is red?", entries[:1], entries)
         canary = question(Shown(0, 1, record, "ab"), entries, self.settings)
         # A key of its own: a remembered answer would say nothing of the backend's health.
         fresh = Question(key=secrets.randbits(64), row=canary.row, sampling=canary.sampling, seed=canary.seed)
@@ -153,21 +180,21 @@ class Service:
         limit = self.settings.limits.deadline
         return time.monotonic() + min(seconds or limit, limit)
 
-    def _check_rank(self, body: RankRequest) -> None:
+    def _check_count(self, body: RankRequest | ScoreRequest) -> None:
         count, limit = len(body.candidates), self.settings.limits.candidates
         if count > limit:
             raise Refused(f"candidates: {count} of them; the limit is {limit}")
-        if (body.opponents is None) == (body.schedule == "k_opponents"):
-            raise Refused("opponents: give it with the schedule 'k_opponents', and only there")
-        if body.rounds is not None and body.schedule != "swiss":
-            raise Refused("rounds: only the schedule 'swiss' has rounds")
 
     async def _open(
-        self, body: CompareRequest | RankRequest, media: RequestMedia, until: float
+        self,
+        body: CompareRequest | RankRequest | ScoreRequest,
+        media: RequestMedia,
+        until: float,
+        *asked: JudgingConfig,
     ) -> tuple[list[Entry], list[Entry]]:
-        """Return the media and the candidates, opened."""
+        """Return the media and the candidates, opened, for what is asked of them."""
         generation, kind = TASKS[body.task].compares_media, TASKS[body.task].media_kind
-        if body.task not in self.settings.judging.prompts:
+        if any(body.task not in config.prompts for config in asked):
             raise Refused(f"task: this server has no prompt for {body.task}")
         if generation == bool(body.media):
             raise Refused("media: understanding tasks need what the question is about, generation tasks have none")
@@ -198,12 +225,7 @@ class Service:
         self, pairs: Sequence[Shown], entries: Sequence[Entry], until: float, media: RequestMedia, *, admitted: bool
     ) -> list[Judged]:
         questions = [question(pair, entries, self.settings) for pair in pairs if not pair.equal]
-        left = max(0.0, until - time.monotonic())
-        answered = await self._batcher.ask(questions, seconds=left, admitted=admitted, held=media.held)
-        refused = [answer.reason for answer in answered if isinstance(answer, Failure) and answer.refused]
-        if len(refused) == len(answered) > 0:
-            raise Refused(refused[0])
-        answers, rows = iter(answered), list[Judged]()
+        answers, rows = iter(await self._ask(questions, until, media, admitted=admitted)), list[Judged]()
         for pair in pairs:
             if pair.equal:
                 rows.append((pair, None))
@@ -211,30 +233,40 @@ class Service:
             answer = next(answers)
             row = judgment(pair.record, pair.order, answer, self.settings.judging, model=self.model)
             rows.append((pair, row))
-            self._telemetry.judgments.labels(row.task, status_of(row)[0]).inc()
+            self._count(row)
             if isinstance(row.verdict.winner, int):
                 self._telemetry.winners.labels("first" if row.verdict.winner == 1 else "second").inc()
         return rows
 
+    async def _score(
+        self,
+        body: ScoreRequest | RankRequest,
+        config: JudgingConfig,
+        about: Sequence[Entry],
+        candidates: Sequence[Entry],
+        until: float,
+        media: RequestMedia,
+    ) -> list[Points]:
+        asked = scoring(body, config, about, candidates)
+        answers = await self._ask(asked.questions, until, media, admitted=False)
+        points = points_of(asked, answers, model=self.model)
+        for row in (row for each in points for row in each.samples):
+            self._count(row)
+        return points
 
-async def _scheduled(
-    body: RankRequest, line: Sequence[int], play: Callable[[Sequence[ranking.Pair], bool], Awaitable[list[Judged]]]
-) -> list[Judged]:
-    """Return the games of a schedule. It is drawn over places in `line`, so that a permuted request plays the same."""
-    count = len(line)
-    if body.schedule == "k_opponents":
-        return await play(ranking.k_opponents(count, body.opponents or 1, body.seed), False)
-    if body.schedule == "round_robin":
-        return await play(ranking.round_robin(count), False)
-    rows: list[Judged] = []
-    places = [line.index(candidate) for candidate in range(count)]
-    for _ in range(body.rounds or ranking.swiss_rounds(count)):
-        games = ranking.renumbered([game(*row) for row in rows], places)
-        if not (pairs := await asyncio.to_thread(ranking.swiss_round, count, games, body.seed)):
-            break
-        rows += await play(pairs, bool(rows))
-    return rows
+    async def _ask(
+        self, questions: Sequence[Question], until: float, media: RequestMedia, *, admitted: bool
+    ) -> list[Answer]:
+        left = max(0.0, until - time.monotonic())
+        answered = await self._batcher.ask(questions, seconds=left, admitted=admitted, held=media.held)
+        refused = [answer.reason for answer in answered if isinstance(answer, Failure) and answer.refused]
+        if len(refused) == len(answered) > 0:
+            raise Refused(refused[0])
+        return answered
+
+    def _count(self, row: Judgment) -> None:
+        self._telemetry.judgments.labels(row.task, status_of(row)[0]).inc()
 
 
-def _texts(body: CompareRequest | RankRequest) -> list[str]:
+def _texts(body: CompareRequest | RankRequest | ScoreRequest) -> list[str]:
     return [item.text for item in body.candidates if isinstance(item, TextItem)]

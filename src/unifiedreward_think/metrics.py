@@ -206,12 +206,16 @@ def summarize(judgments: Iterable[Judgment]) -> dict[str, Any]:
         summary["majority"] = block(flags)
     if any(row.form == POINTWISE.name for row in rows):
         summary["points"] = summarize_points(rows)
-    if any(row.preferred == "tie" and len(row.order) > 1 for row in rows):
-        pairs = [(row.cluster, candidate_margin(row), row.preferred) for row in voters if row.preferred is not None]
-        best = tie_calibration([margin for _, margin, _ in pairs], [label for *_, label in pairs])
-        summary["tie_threshold_fitted_on_these_rows"] = {**best._asdict(), "accuracy": best.correct / best.total}
-        summary["tie_threshold_cross_fitted"] = cross_fitted_ties(pairs)
+    if any(row.preferred == "tie" for row in voters):
+        summary |= _tie_thresholds(voters)
     return summary
+
+
+def _tie_thresholds(voters: Iterable[Judgment]) -> dict[str, Any]:
+    pairs = [(row.cluster, candidate_margin(row), row.preferred) for row in voters if row.preferred is not None]
+    best = tie_calibration([margin for _, margin, _ in pairs], [label for *_, label in pairs])
+    fitted = {**best._asdict(), "accuracy": best.correct / best.total}
+    return {"tie_threshold_fitted_on_these_rows": fitted, "tie_threshold_cross_fitted": cross_fitted_ties(pairs)}
 
 
 def group_accuracy(judgments: Iterable[Judgment], groups: Mapping[str, str]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from unifiedreward_think.serving.service import Service
 from unifiedreward_think.serving.telemetry import Telemetry
 
 T = TypeVar("T")
+TITLE = "UnifiedReward-Think reward server"
 _REASONS = {
     400: "JSON that is malformed or too deep, or a parameter that is not known",
     401: "the API key is missing or wrong",
@@ -105,9 +106,9 @@ def create_app(
         parallel=parallel,
         drain_seconds=drain_seconds,
     )
-    fetcher = Fetcher(fetch_hosts, limit=settings.limits.medium_bytes)
     flying = Budget(settings.limits.flying_bytes, "bytes")
     telemetry.watch_held("bytes", lambda: flying.held)
+    fetcher = Fetcher(fetch_hosts, limit=settings.limits.medium_bytes)
     service = Service(batcher, Intake(settings.limits, fetcher, telemetry, flying=flying), settings, telemetry)
 
     @asynccontextmanager
@@ -115,25 +116,22 @@ def create_app(
         async with batcher.running():
             yield
 
-    title = "UnifiedReward-Think reward server"
     # No pages of documentation: they load scripts from the web; the schema is at /openapi.json.
-    app = FastAPI(title=title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title=TITLE, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.batcher = batcher
     _add_judging(app, service, telemetry)
     _add_watching(app, service, telemetry)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(InputError, _refused)
-    app.add_exception_handler(HTTPException, _http)
+    for kind, answer in ((RequestValidationError, _invalid), (InputError, _refused), (HTTPException, _http)):
+        app.add_exception_handler(kind, answer)
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
-    app.add_middleware(
-        Guard,
-        limits=settings.limits,
-        flying=flying,
-        telemetry=telemetry,
-        paths=paths,
-        api_key=api_key,
-        hosts=frozenset(hosts),
-    )
+    options: dict[str, Any] = {
+        "flying": flying,
+        "telemetry": telemetry,
+        "paths": paths,
+        "api_key": api_key,
+        "hosts": frozenset(hosts),
+    }
+    app.add_middleware(Guard, limits=settings.limits, **options)
     return app
 
 

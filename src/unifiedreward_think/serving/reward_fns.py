@@ -66,9 +66,7 @@ def win_rates(
     """
     media, grouped = _grouped(prompts, more.pop("media", None))
     asked = [group for group in grouped if len(group) > 1 or not alone]
-    if group_size and (torn := [group for group in asked if len(group) % group_size]):
-        found = f"{len(torn[0])} candidates for {prompts[torn[0][0]]!r}, where a group has {group_size}"
-        raise RewardError(f"{found}: {_ALONE}")
+    _refuse_torn(asked, group_size, prompts)
     lonely = [group[0] for group in grouped if len(group) < 2]
     if not alone:
         _refuse(lonely, prompts)
@@ -82,6 +80,12 @@ def win_rates(
         for i, row in zip(group, reply["candidates"], strict=True):
             rates[i], reasons[i] = row["win_rate"], row["reason"]
     return rates, reasons
+
+
+def _refuse_torn(asked: Sequence[Sequence[int]], group_size: int | None, prompts: Sequence[str]) -> None:
+    if group_size and (torn := [group for group in asked if len(group) % group_size]):
+        found = f"{len(torn[0])} candidates for {prompts[torn[0][0]]!r}, where a group has {group_size}"
+        raise RewardError(f"{found}: {_ALONE}")
 
 
 def _refuse(lonely: Sequence[int], prompts: Sequence[str]) -> None:
@@ -130,8 +134,7 @@ def flow_grpo_reward(
         client: of the reward server.
         task: "image_generation", or "video_generation" for batches of videos.
         by: "pairs" and "points_then_pairs" reward by the win rate of such a ranking, "points" by each one's points.
-        missing: the reward of a candidate that has none, because no game of it can be read or because it is the only
-            one of its prompt in the call; by default that raises RewardError.
+        missing: the reward of a candidate of which nothing can be read, or that is alone in the call; None raises.
         group_size: as in `win_rates`; points have no groups.
         more: as `RewardClient.rank` takes, such as `orders="both"`; by points as `score` takes, such as `samples`.
 

@@ -38,9 +38,7 @@ def parse(
     """
     words = current_words(sys.argv[1:])
     if trl and {"-h", "--help"} & set(words):
-        names = ", ".join(f"trl.{name}" for name in trl)
-        epilog = f"Every field of {names} is a flag and a key, too; --help_all lists them."
-        _parser(ours, about, epilog=epilog).parse_args(["--help"])
+        _print_help(ours, about, trl)
     types = (*ours, *(getattr(import_module("trl"), name) for name in trl))
     flags = _flags(words)
     keys = read_config(flags.config, flags.overlay)
@@ -60,6 +58,13 @@ def parse(
         if type(part).__module__.startswith("unifiedreward_think."):
             check_values(part, origin)
     return parsed
+
+
+def _print_help(ours: Sequence[type], about: str | None, trl: Sequence[str]) -> NoReturn:
+    names = ", ".join(f"trl.{name}" for name in trl)
+    epilog = f"Every field of {names} is a flag and a key, too; --help_all lists them."
+    _parser(ours, about, epilog=epilog).parse_args(["--help"])
+    raise AssertionError("--help ends the command")
 
 
 def _must_be_known(keys: Iterable[str], types: Iterable[type], without: Iterable[str], origin: str) -> None:

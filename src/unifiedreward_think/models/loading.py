@@ -73,7 +73,7 @@ def load_processor(
     return processor
 
 
-def _limit_pixels(image_processor: Any, chosen: dict[str, int], path: str) -> None:
+def _limit_pixels(image_processor: Any, chosen: dict[str, int], path: str | Path) -> None:
     if "longest_edge" not in image_processor.size:
         raise UnsupportedModelError(
             f"{path}: {type(image_processor).__name__} has a fixed tile size; leave min_pixels and max_pixels out"

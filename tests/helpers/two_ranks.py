@@ -3,13 +3,16 @@
 torchrun --nproc_per_node 2 tests/helpers/two_ranks.py MODEL TOY_DATA OUTPUT [DEEPSPEED_JSON]
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 from helpers import stages
-from helpers.stages import data_arguments, mean_token, train_grpo, train_sft
-from unifiedreward_think.training import parsing, run
+from helpers.stages import TOY_PROMPTS, data_arguments, mean_token, train_grpo, train_sft
+from unifiedreward_think.gathering import gathered
+from unifiedreward_think.standings import Sample, earned_together
+from unifiedreward_think.training import grpo, parsing, run
 
 # max_stream_tokens holds a group of short prompts but not one of long prompts: ranks need unequally many streams.
 RUNS = {
@@ -17,6 +20,7 @@ RUNS = {
     "dead": {"beta": 0.0, "weight_decay": 0.1, "num_iterations": 2, "max_steps": 4},
     "tower": {"max_stream_tokens": 200, "freeze": False},
     "dynamic": {"dynamic_sampling": 8},
+    "points": {},  # of two ranks each scores one candidate of every pair
 }
 
 
@@ -25,12 +29,30 @@ def pictures_alone(completion_ids, task, **_):
     return [0.5 if "video" in name else value for name, value in zip(task, mean_token(completion_ids), strict=True)]
 
 
+def held_against_each_other(completion_ids, id, order, solution, **_):
+    """Reward mean token numbers as `accuracy_reward` does scores, which a random model does not write."""
+    everyone, own = gathered([*map(Sample, id, order, solution, mean_token(completion_ids))])
+    found, alone = earned_together(everyone)
+    assert not alone
+    return found[own]
+
+
 def rewards(name):
+    if name == "points":
+        return [held_against_each_other]
     return [pictures_alone if name in ("dead", "dynamic") else mean_token]
+
+
+def points(toy_data):
+    """Both candidates of each pair, called ties, so that every difference of scores counts."""
+    data = data_arguments(toy_data, "train")
+    data = dataclasses.replace(data, form="pointwise", prompts=str(TOY_PROMPTS / "pointwise"))
+    return [{**row, "solution": "equal"} for row in grpo.load_rows(data)[0]]
 
 
 def train(name, model, toy_data, output, **options):
     chosen = {"max_steps": 3, "learning_rate": 1e-4, **RUNS[name], **options}
+    chosen |= {"rows": points(toy_data)} if name == "points" else {}
     return train_grpo(model, toy_data, Path(output) / name, rewards=rewards(name), **chosen)
 
 
@@ -55,7 +77,7 @@ def write_log(trainer, processor, args, *_, **__):
 def main():
     model, toy_data, output, *deepspeed = map(Path, sys.argv[1:])
     from helpers import second_choice  # noqa: F401 - ranks sample what one process does
-    from unifiedreward_think.training import grpo, sft
+    from unifiedreward_think.training import sft
 
     grpo.finish = sft.finish = write_log
     stages.read_log = lambda output: None  # the test reads it

@@ -256,7 +256,8 @@ def parse(*words):
 def test_what_a_backend_takes_is_a_flag(name):
     signature = inspect.signature(getattr(import_module(f"unifiedreward_think.backends.{name}"), BACKENDS[name]))
     given = {key for key, value in signature.parameters.items() if value.kind is value.KEYWORD_ONLY}
-    assert given - {"loaded", "thinking"} <= set(vars(parse()))  # a model in memory, and what follows from the style
+    follows = {"loaded", "thinking", "numbers"}  # a model in memory, and what follows from how is judged
+    assert given - follows <= set(vars(parse()))
 
 
 def test_every_command_and_stage_makes_its_backend_in_one_place():

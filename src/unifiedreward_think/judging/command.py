@@ -69,6 +69,8 @@ def describe_points(points: Points, name: str) -> str:
         return f"{name}: no score: {points.reason}"
     said = f"{points.score}, " if points.score else ""
     lines = [f"{name}: {said}{points.share:.3f} of the scale"]
+    if points.expected is not None:
+        lines.append(f"Expected: {points.expected:.3f} of the scale")
     lines += [f"{dimension:<24}{score:>6.3g}" for dimension, (score,) in points.dimensions]
     if (count := len(points.samples)) > 1:
         spread = "" if points.spread is None else f", standard deviation {points.spread:.3f}"

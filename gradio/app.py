@@ -1,4 +1,4 @@
-"""The demo page in a browser: judge pairs, watch the reasoning, swap and ask again, judge a file.
+"""The demo page in a browser: judge pairs, watch the reasoning, swap and ask again, score one, judge a file.
 
     python gradio/app.py --toy                                            # no weights, no network, no GPU
     python gradio/app.py --model CodeGoat24/UnifiedReward-Think-qwen-7b
@@ -38,7 +38,7 @@ EXAMPLES = 12  # of a task
 QUEUE, UPLOAD = 64, "256mb"  # questions that may wait, and the largest file: memory and disk are this machine's
 TOY_LIMITS = (
     "A toy of 1 M parameters, trained through all stages on drawings and clips of the toy world. It knows nothing "
-    "else: of photographs and other pictures it says nothing sensible."
+    "else: of photographs and other pictures it says nothing sensible. It has learnt to compare, not to score."
 )
 TOY_PROMPTS = "It is asked as models of the toy world are, which know its drawings and nothing else."
 
@@ -123,6 +123,7 @@ def serve(args, work):
     examples = first_examples(args.examples) if args.examples else drawn_examples(drawn)
     judging = read(args, JudgingArguments, frame_cache=str(work / "frames"))
     answering = read(args, BackendArguments)
+    points = judging.point_config()
     config, backend = set_up(judging, answering)
     judge, note = about(answering, backend, limits=limits(args))
     setup = Setup(
@@ -134,6 +135,7 @@ def serve(args, work):
         known=by_content(examples),
         judge=judge,
         note=note,
+        points=points,
     )
     page = build_demo(setup).queue(max_size=QUEUE)
     try:

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from helpers.browser import ROOT, browser_test
-from helpers.demo import TITLES, Redder, Visit, drawn, setup, url, visit  # noqa: F401 - fixtures
+from helpers.demo import OTHERS, TITLES, Redder, Visit, drawn, setup, url, visit  # noqa: F401 - fixtures
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.backends.replay import ReplayBackend
 from unifiedreward_think.demo import view
@@ -279,7 +279,7 @@ def test_the_page_answers_to_its_own_names_only_and_streams_through_its_queue(ho
 def test_the_page_loads_filled_with_an_example(visit, setup):
     window = visit()
     assert window.find(".ur-asked textarea").input_value() == setup.examples[0].prompt
-    assert [tab.inner_text() for tab in window.page.get_by_role("tab").all()] == [*TITLES, "Batch", "History"]
+    assert [tab.inner_text() for tab in window.page.get_by_role("tab").all()] == [*TITLES, *OTHERS]
     assert "A note on the model." in window.page.inner_text(".ur-head")
     window.shoot("load")
 
@@ -552,7 +552,7 @@ def test_text_is_readable_and_fits_a_phone(visit, scheme):
     buttons = "[...document.querySelectorAll('.ur-judge, .ur-swap, .ur-stop')]"
     assert window.page.evaluate(f"{buttons}.filter({narrow}).map(b => b.innerText)") == []
     window.shoot(f"phone_{scheme}")
-    for title in [*TITLES[1:], "Batch", "History"]:
+    for title in [*TITLES[1:], *OTHERS]:
         window.open(title)
         assert window.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, title
 

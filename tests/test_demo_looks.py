@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from helpers.browser import browser_test
-from helpers.demo import TITLES, setup, url, visit  # noqa: F401 - fixtures
+from helpers.demo import OTHERS, TITLES, setup, url, visit  # noqa: F401 - fixtures
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 DESK = {"viewport": {"width": 1280, "height": 900}}
@@ -72,7 +72,7 @@ def in_view(window, selector):
 def test_every_tab_and_state_serves_all_who_look_or_listen(visit, setup, toy_data, screen):
     window = visit(**screen)
     look = Look(window, screen["viewport"]["width"])
-    for title in [*TITLES, "Batch", "History"]:
+    for title in [*TITLES, *OTHERS]:
         assert window.page.get_by_role("tab", name=title).is_visible(), title
         look.check(f"{window.open(title).slug(title)}_empty")
     window.open(TITLES[0])
@@ -99,6 +99,25 @@ def test_every_tab_and_state_serves_all_who_look_or_listen(visit, setup, toy_dat
     window.open(TITLES[2]).judge()
     window.judge("ur-swap")
     look.check("orders_disagree")
+    window.open("Score")
+    written = "document.querySelector('#ur-score .ur-card.writing .ur-think')"
+    setup.backend.pause = 0.3
+    try:
+        window.find("button.ur-judge").click()
+        window.page.wait_for_function(f"{written}?.innerText.length > 20")
+        look.check("score_writing")
+    finally:
+        setup.backend.pause = type(setup.backend).pause
+    window.verdict()
+    look.check("score")
+    window.find("button", has_text="Samples").click()
+    window.find("input[type=number]").first.fill("5")
+    window.find("input[type=number]").first.blur()
+    window.judge()
+    look.check("score_sampled")
+    window.find(".ur-asked textarea").fill("an unreadable answer")
+    window.judge()
+    look.check("score_unreadable")
     window.open("Batch").attach(toy_data / "heldout.jsonl")
     setup.backend.batch_pause = 4.0
     try:

@@ -324,10 +324,10 @@ def test_the_demo_hands_on_uploads_as_they_are(tmp_path):
     pytest.importorskip("gradio")
     from gradio.components.image import ImageData
 
-    from unifiedreward_think.demo.pair_tab import _medium
+    from unifiedreward_think.demo.fields import _field
 
     for file in odd_pictures(tmp_path):
-        assert _medium("image", "A", None).preprocess(ImageData(path=str(file), orig_name=file.name)) == str(file)
+        assert _field("image", "A", None).preprocess(ImageData(path=str(file), orig_name=file.name)) == str(file)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"])

@@ -16,14 +16,19 @@ from helpers.browser import CHROMIUM, SCREENSHOTS
 from unifiedreward_think.backends import Completion
 from unifiedreward_think.demo.asking import Setup
 from unifiedreward_think.judging.settings import JudgingArguments
+from unifiedreward_think.points import render_points
 from unifiedreward_think.records import PreferenceRecord, read_json_lines
 from unifiedreward_think.verdict import render
 
 TITLES = ["Image generation", "Video generation", "Image understanding", "Video understanding"]
+OTHERS = ["Score", "Batch", "History"]
 
 
 class Redder:
-    """Prefer the candidate with more red; of two answers always the first. Writes a word at a time."""
+    """Prefer the candidate with more red; of two answers always the first. Writes a word at a time.
+
+    A red candidate alone gets 9 and 8, another one 4 and 5; in sampled answers the seed moves the second up to 2.
+    """
 
     model, batch_size, settings = "outputs/redder", 2, {}
     pause, batch_pause = 0.02, 0.0
@@ -35,25 +40,30 @@ class Redder:
         self.calls += 1
         time.sleep(self.batch_pause)
         return [
-            [Completion(self._text(prompt), "stop")] * len(mine) for prompt, mine in zip(prompts, seeds, strict=True)
+            [Completion(self._text(prompt, seed if sampling.temperature else 0), "stop") for seed in mine]
+            for prompt, mine in zip(prompts, seeds, strict=True)
         ]
 
     def stream(self, prompt, *, sampling, seed, on_text):
-        text = self._text(prompt)
+        text = self._text(prompt, seed if sampling.temperature else 0)
         for word in re.findall(r"\S+\s*", text):
             time.sleep(self.pause)
             on_text(word)
             self.words += 1
         return Completion(text, "stop")
 
-    def _text(self, prompt):
+    def _text(self, prompt, seed):
         words = " ".join(part["text"] or "" for turn in prompt["prompt"] for part in turn["content"])
-        noun = next(noun for noun in ("Video 1", "Image 1", "Answer 1") if noun in words)[:-2]
         pictures = prompt["images"]
         if "explode" in words:
             raise RuntimeError(f"the model's code gave up beside {prompt['images'][0].size}")
         if "unreadable" in words:
             return "<think>\nThis says nothing.\n</think>\n<answer>both</answer>"
+        noun = next((noun[:-2] for noun in ("Video 1", "Image 1", "Answer 1") if noun in words), None)
+        if noun is None:  # one candidate
+            marks = (9, 8) if sum(map(_redness, pictures)) > 0 else (4, 5)
+            named = zip(("Semantic consistency", "Authenticity"), (marks[0], marks[1] + seed % 3), strict=True)
+            return render_points(list(named), preamble="I look at it <b>closely</b>, and at nothing else.")
         red = [sum(map(_redness, half)) for half in (pictures[: len(pictures) // 2], pictures[len(pictures) // 2 :])]
         first = noun == "Answer" or red[0] >= red[1]
         scores = [(9, 4) if first else (4, 9), (8, 5) if first else (5, 8)]
@@ -76,11 +86,13 @@ def drawn(folder, name, colour, size=(32, 32)):
 def setup(toy_data, tmp_path_factory):
     rows = [PreferenceRecord.from_json(row) for _, row in read_json_lines(toy_data / "train.jsonl")]
     placed = [replace(r, media=tuple(tuple(str(toy_data / p) for p in e) for e in r.media)) for r in rows]
+    judging = JudgingArguments(
+        frames=2, frame_cache=str(tmp_path_factory.mktemp("frames")), decoder="pyav", max_new_tokens=64
+    )
     return Setup(
         backend=Redder(),
-        config=JudgingArguments(
-            frames=2, frame_cache=str(tmp_path_factory.mktemp("frames")), decoder="pyav", max_new_tokens=64
-        ).config(),
+        config=judging.config(),
+        points=judging.point_config(),
         media_root=toy_data,
         work=tmp_path_factory.mktemp("work"),
         examples=placed,

@@ -24,7 +24,7 @@ from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.judge import judge_item
 from unifiedreward_think.judging.settings import JudgingConfig
-from unifiedreward_think.order import Order
+from unifiedreward_think.order import Order, letters
 from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.tasks import TASKS
 
@@ -39,6 +39,7 @@ class Setup:
     Attributes:
         backend: the model.
         config: how one pair is judged, in one order and by one vote.
+        points: how one candidate is scored; None where there are no prompts for that, and no such tab.
         media_root: media of an uploaded file of pairs lie in this folder; nothing outside it is opened.
         work: folder for the files that are offered for download, within the system's folder for temporary files.
         examples: pairs to try.
@@ -55,15 +56,21 @@ class Setup:
     known: Mapping[str, PreferenceRecord] = field(default_factory=dict)
     judge: str = ""
     note: str = ""
+    points: JudgingConfig | None = None
 
     def sampled(self, samples: int, temperature: float) -> JudgingConfig:
         """Return how a pair is judged by so many votes: one is greedy, more are sampled."""
-        sampling = replace(self.config.sampling, temperature=temperature if samples > 1 else 0.0)
-        return replace(self.config, samples=samples, sampling=sampling)
+        return sampled(self.config, samples, temperature)
+
+
+def sampled(config: JudgingConfig, samples: int, temperature: float) -> JudgingConfig:
+    """Return how so many answers are asked for: one is greedy, more are sampled."""
+    sampling = replace(config.sampling, temperature=temperature if samples > 1 else 0.0)
+    return replace(config, samples=samples, sampling=sampling)
 
 
 def make_record(task: str, prompt: str, media: Sequence[str | None], answers: Sequence[str] = ()) -> PreferenceRecord:
-    """Return what the fields of the page hold as a record, named by its content.
+    """Return what the fields of the page hold as a record of two candidates or of one, named by its content.
 
     Raises:
         InputError: a field is empty; the message says which.
@@ -71,9 +78,9 @@ def make_record(task: str, prompt: str, media: Sequence[str | None], answers: Se
     noun, kind = TASKS[task].noun, TASKS[task].media_kind
     generation = TASKS[task].compares_media
     fields = {("caption" if generation else "question"): prompt.strip()}
-    names = [f"{noun.lower()} A", f"{noun.lower()} B"] if generation else [kind]
+    names = _called(noun.lower(), len(media)) if generation else [kind]
     fields |= dict(zip(names, (path or "" for path in media), strict=True))
-    fields |= {f"answer {letter}": answer.strip() for letter, answer in zip("AB", answers, strict=False)}
+    fields |= dict(zip(_called("answer", len(answers)), (answer.strip() for answer in answers), strict=True))
     if empty := [name for name, value in fields.items() if not value]:
         raise InputError(f"Something is missing: {', '.join(empty)}.")
     return PreferenceRecord(
@@ -84,6 +91,10 @@ def make_record(task: str, prompt: str, media: Sequence[str | None], answers: Se
         answers=tuple(answers),
         source="demo",
     )
+
+
+def _called(noun: str, count: int) -> list[str]:
+    return [noun] if count == 1 else [f"{noun} {letter}" for letter in letters(count).upper()]
 
 
 def by_content(records: Sequence[PreferenceRecord]) -> dict[str, PreferenceRecord]:

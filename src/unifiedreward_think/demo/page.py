@@ -1,4 +1,4 @@
-"""The page: four task tabs, a batch tab, and the history of the session.
+"""The page: four task tabs, a tab for scores, a batch tab, and the history of the session.
 
     demo = build_demo(setup)
     demo.launch(app_kwargs=only_named("127.0.0.1", []), **look())
@@ -21,6 +21,7 @@ from unifiedreward_think.demo.asking import Setup, Stops
 from unifiedreward_think.demo.batch_tab import build_batch
 from unifiedreward_think.demo.faults import told
 from unifiedreward_think.demo.pair_tab import Session, build_tab
+from unifiedreward_think.demo.score_tab import build_scores
 from unifiedreward_think.evaluation.tables import title
 from unifiedreward_think.records import digest
 from unifiedreward_think.serving.hosts import HostCheck, own_hosts
@@ -45,6 +46,9 @@ def build_demo(setup: Setup) -> gr.Blocks:
                 if task in setup.config.prompts:
                     with gr.Tab(title(task)):
                         events += build_tab(task, setup, session, stops)
+            if setup.points is not None:
+                with gr.Tab("Score"):
+                    build_scores(setup, setup.points, stops)
             with gr.Tab("Batch"):
                 build_batch(setup, stops)
             with gr.Tab("History"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from html import escape
 from threading import Event
 from typing import Any
 
@@ -14,16 +13,13 @@ from unifiedreward_think.bounded import open_bounded
 from unifiedreward_think.demo import view
 from unifiedreward_think.demo.asking import Asking, Setup, Stopped, Stops, make_record
 from unifiedreward_think.demo.faults import by_names, told
+from unifiedreward_think.demo.fields import UNASKED, UNWRITTEN, answered, medium, small, votes_of
 from unifiedreward_think.demo.running import Buttons, follow, stale_when_changed
-from unifiedreward_think.media import thumbnails
 from unifiedreward_think.order import Order
 from unifiedreward_think.records import Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS
 
-MEDIA_HEIGHT = 230
 EMPTY = '<p class="ur-empty">The verdict appears here: scores by dimension, the reasoning as it is written.</p>'
-UNASKED = '<p class="ur-small">What the model was asked, after it was asked.</p>'
-UNWRITTEN = '<p class="ur-small">The completion word for word, after it is written.</p>'
 ENDED = view.alert("Stopped."), EMPTY, gr.skip(), UNWRITTEN, gr.skip()
 SWAPPING = (
     "A judge may prefer a place instead of a candidate. Swap and ask again shows it the two the other way round: where "
@@ -47,7 +43,7 @@ def build_tab(task: str, setup: Setup, session: Any, stops: Stops) -> list[Any]:
                 swap = gr.Button("Swap and ask again", elem_classes="ur-swap", scale=4, min_width=130)
                 stop = gr.Button("Stop", elem_classes="ur-stop", scale=2, min_width=50, interactive=False)
             message = gr.HTML(elem_classes="ur-message", padding=False)
-            gr.HTML(_small(SWAPPING), padding=False)
+            gr.HTML(small(SWAPPING), padding=False)
             if examples:
                 gr.Examples(
                     [_values(record) for record in examples],
@@ -55,16 +51,8 @@ def build_tab(task: str, setup: Setup, session: Any, stops: Stops) -> list[Any]:
                     example_labels=[record.prompt for record in examples],
                     label="Examples",
                 )
-            with gr.Accordion("Votes: ask several times", open=False):
-                gr.HTML(_small(VOTING), padding=False)
-                votes = gr.Slider(1, 9, value=1, step=1, label="Votes", info="One is greedy; more are sampled")
-                heat = gr.Slider(0.1, 1.5, value=1.0, step=0.1, label="Temperature", info="Of several votes")
-        with gr.Column(scale=6, min_width=320, elem_classes="ur-answered"):
-            result = gr.HTML(EMPTY, elem_classes="ur-result", padding=False)
-            with gr.Accordion("Prompt", open=False, elem_classes="ur-prompt"):
-                prompt = gr.HTML(UNASKED)
-            with gr.Accordion("Raw text", open=False, elem_classes="ur-rawtext"):
-                raw = gr.HTML(UNWRITTEN)
+            votes, heat = votes_of("Votes", VOTING)
+        result, prompt, raw = answered(EMPTY)
     stale_when_changed(name, fields)
     return follow(
         name,
@@ -89,7 +77,7 @@ def _fields(task: str, example: PreferenceRecord | None, setup: Setup) -> list[A
     )
     names = [f"{noun} A", f"{noun} B"] if generation else [kind.capitalize()]
     with gr.Row(elem_classes="ur-film" if kind == "video" else "ur-pair"):
-        media = [_shown(kind, name, value, setup) for name, value in zip(names, values[1:], strict=False)]
+        media = [medium(kind, name, value, setup) for name, value in zip(names, values[1:], strict=False)]
     if kind == "video" and generation:
         with gr.Row():
             both = gr.Button("Play or pause both", size="sm", min_width=120)
@@ -107,37 +95,6 @@ def _fields(task: str, example: PreferenceRecord | None, setup: Setup) -> list[A
     return [prompt, *media, *answers]
 
 
-def _shown(kind: str, name: str, value: str | None, setup: Setup) -> Any:
-    """Lay out a medium; under a clip that the browser cannot play, page.js asks for its frames."""
-    if kind == "image":
-        return _medium(kind, name, value)
-
-    def as_frames(path: str | None) -> str:
-        try:
-            return view.frames(thumbnails([[path]], "video", setup.config.frames)[0]) if path else ""
-        except Exception as error:  # whatever a decoder raises
-            return view.alert(told(error, setup.work))
-
-    with gr.Column(min_width=130):
-        video = _medium(kind, name, value)
-        ask = gr.Button(f"Frames of {name}", elem_classes="ur-ask-frames")
-        frames = gr.HTML(elem_classes="ur-frames", padding=False)
-    video.change(None, js="() => ''", outputs=[frames], api_visibility="private")
-    ask.click(as_frames, inputs=[video], outputs=[frames], show_progress="hidden", api_visibility="private")
-    return video
-
-
-def _medium(kind: str, name: str, value: str | None) -> Any:
-    shared = {"label": name, "height": MEDIA_HEIGHT, "min_width": 130, "sources": ["upload"]}
-    if kind == "video":
-        return gr.Video(value, loop=True, buttons=[], **shared)
-    # image_mode: by default Gradio converts uploads to RGB itself, and transparency becomes black.
-    image = gr.Image(value, type="filepath", image_mode=None, buttons=["fullscreen"], **shared)
-    # Gradio opens each picture on its way to a handler; where that fails, no handler runs, and nobody can say why.
-    image.preprocess = lambda payload: payload.path if payload else None
-    return image
-
-
 def _slider(media: list[Any], paths: list[str | None], setup: Setup) -> None:
     """Add the slider that lays two pictures of equal size over each other."""
 
@@ -151,21 +108,17 @@ def _slider(media: list[Any], paths: list[str | None], setup: Setup) -> None:
     with gr.Accordion("Compare with a slider", open=False, elem_classes="ur-slider"):
         shared = {"type": "filepath", "interactive": False, "show_label": False, "buttons": [], "max_height": 360}
         slider = gr.ImageSlider(None if reason else paths[:2], visible=not reason, **shared)
-        why = gr.HTML(_small(reason), visible=bool(reason))
+        why = gr.HTML(small(reason), visible=bool(reason))
 
     def compare(first: str | None, second: str | None) -> tuple[Any, Any]:
         reason = incomparable(first, second)
         shown = gr.ImageSlider(None if reason else (first, second), visible=not reason)
-        return shown, gr.HTML(_small(reason), visible=bool(reason))
+        return shown, gr.HTML(small(reason), visible=bool(reason))
 
     for picture in media:
         picture.change(
             compare, inputs=media, outputs=[slider, why], show_progress="hidden", api_visibility="private", queue=False
         )
-
-
-def _small(text: str) -> str:
-    return f'<p class="ur-small">{escape(text)}</p>'
 
 
 def _incomparable(first: str | None, second: str | None) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unifiedreward_think.backends import Completion
+from unifiedreward_think.candidate_points import Points
 from unifiedreward_think.evaluation.examples import shown_verdict
 from unifiedreward_think.evaluation.tables import HEADLINE, counts, table_rows, title
 from unifiedreward_think.judging.judge import judgment
@@ -62,6 +63,19 @@ def card(record: PreferenceRecord, rows: Sequence[Judgment], other: Sequence[Jud
         votes=result.votes if len(rows) > 1 else None,
         agreement=agreement([*rows, *other]),
     )
+
+
+def scoring(record: PreferenceRecord, order: Order, text: str, config: JudgingConfig) -> str:
+    """Return the card of a score while the model writes."""
+    row = judgment(record, order, Completion(text, "stop"), config)
+    return _render("points", v=shown_verdict(row), spoken=_spoken, writing=True)
+
+
+def points(said: Points) -> str:
+    """Return the card of a score: what the samples of one candidate say together."""
+    dimensions = [(name, *scores) for name, scores in said.dimensions]
+    verdict = {**shown_verdict(said.chosen), "scores": dimensions}
+    return _render("points", v=verdict, spoken=_spoken, writing=False, said=said)
 
 
 def letter_of(winner: Preferred | None) -> str | None:
@@ -168,7 +182,16 @@ def frames(shown: Mapping[str, Any]) -> str:
 
 
 def _names(record: PreferenceRecord, order: Order) -> dict[str, Any]:
-    return {"noun": TASKS[record.task].noun, "order": order.upper(), "mentions": _mentions}
+    return {"noun": TASKS[record.task].noun, "order": order.upper(), "mentions": _mentions, "spoken": _spoken}
+
+
+def _spoken(verdict: Mapping[str, Any]) -> str:
+    """Return what a verdict says, in its own words, without the tags around them.
+
+    >>> _spoken({"think": "<think>sharp</think>", "answer": "<answer>8/10</answer>"}).splitlines()
+    ['sharp', '8/10']
+    """
+    return re.sub("</?(?:think|answer)>", "", f"{verdict['think']}\n{verdict['answer']}").strip()
 
 
 def _mentions(text: str, noun: str, order: str) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from unifiedreward_think.data.sources.readers import read_rows
 from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.evaluation.sources import read_rows as benchmark_rows
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.records import read_json_lines
+from unifiedreward_think.strict_json import read_json_lines
 from unifiedreward_think.training.arguments import DataArguments
 from unifiedreward_think.training.parsing import parse
 

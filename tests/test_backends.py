@@ -26,7 +26,7 @@ from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.models.loading import load_processor
 from unifiedreward_think.prompting import load_prompts
-from unifiedreward_think.records import json_lines
+from unifiedreward_think.strict_json import json_lines
 
 REPO = Path(__file__).parents[1]
 SOURCES = sorted((REPO / "src").rglob("*.py"))

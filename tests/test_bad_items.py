@@ -180,7 +180,8 @@ def test_rejection_sampling_keeps_what_the_good_pairs_give(pairs, short, monkeyp
 
 
 def test_the_server_answers_all_but_the_bad_question(pairs, backends):
-    from unifiedreward_think.serving.batching import Batcher, Question
+    from unifiedreward_think.serving.batching import Batcher
+    from unifiedreward_think.serving.jobs import Question
     from unifiedreward_think.serving.telemetry import Telemetry
 
     rows = [shows(), shows(LONG), shows("Who? <|image_pad|>"), shows("Why?")]

@@ -12,7 +12,8 @@ from test_rejection_sampling import SeesSomeRed, data, run
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.records import PreferenceRecord, Trace, json_lines
+from unifiedreward_think.records import PreferenceRecord, Trace
+from unifiedreward_think.strict_json import json_lines
 
 assert data  # a fixture
 ONCE = {"samples": 1, "sampling": Sampling()}

@@ -40,7 +40,8 @@ from unifiedreward_think.errors import InputError
 from unifiedreward_think.judging.judge import judge_item
 from unifiedreward_think.judging.settings import JudgingArguments
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.records import Judgment, PreferenceRecord, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.strict_json import read_json_lines
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import answer_text, parse
 

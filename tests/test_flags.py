@@ -10,9 +10,10 @@ import pytest
 
 from unifiedreward_think.backends.choose import BackendArguments
 from unifiedreward_think.errors import InputError
-from unifiedreward_think.flags import Count, Parser, Share, check_values, current, option, read
+from unifiedreward_think.flags import Count, Parser, Share, check_values, option, read
 from unifiedreward_think.judging.api import Judge
 from unifiedreward_think.judging.settings import JudgingArguments
+from unifiedreward_think.old_names import current
 from unifiedreward_think.training import parsing
 from unifiedreward_think.training.arguments import (
     DataArguments,

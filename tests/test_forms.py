@@ -20,8 +20,9 @@ from unifiedreward_think.judging.settings import JudgingArguments
 from unifiedreward_think.metrics import rate, summarize
 from unifiedreward_think.order import ORDERS, in_order, letters
 from unifiedreward_think.prompting import build_parts
-from unifiedreward_think.records import Judgment, json_lines
+from unifiedreward_think.records import Judgment
 from unifiedreward_think.rewards import accuracy_reward, format_reward
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.trace_rules import rejections
 from unifiedreward_think.verdict import Verdict, answer_text
 

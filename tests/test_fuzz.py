@@ -8,7 +8,7 @@ import yaml
 from helpers.bench import need, script
 from unifiedreward_think.data.formats.files import DataError, parse_yaml
 from unifiedreward_think.errors import RecordError
-from unifiedreward_think.records import read_json_lines
+from unifiedreward_think.strict_json import read_json_lines
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from unifiedreward_think.backends import Completion, Failure, padding
 from unifiedreward_think.backends.padding import CELLS, SMALL, prefills, together
 from unifiedreward_think.backends.transformers import TransformersBackend
 from unifiedreward_think.engine.sampling import Sampling
-from unifiedreward_think.serving.batching import Batcher, Question
+from unifiedreward_think.serving.batching import Batcher
+from unifiedreward_think.serving.jobs import Question
 from unifiedreward_think.serving.telemetry import Telemetry
 
 LENGTHS = st.lists(st.integers(1, 40_000), max_size=70)

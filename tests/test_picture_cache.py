@@ -313,7 +313,8 @@ def test_a_server_ranks_the_same_from_several_clients_at_once_and_counts_what_it
 
 
 def test_a_prompt_that_cannot_be_encoded_takes_no_other_with_it(backend):
-    from unifiedreward_think.serving.batching import Batcher, Question
+    from unifiedreward_think.serving.batching import Batcher
+    from unifiedreward_think.serving.jobs import Question
     from unifiedreward_think.serving.telemetry import Telemetry
 
     rows = [shows(*drawn(1, 2)), shows(*drawn(1), text="<|image_pad|>"), shows(*drawn(3, 4))]

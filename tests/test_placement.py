@@ -14,7 +14,7 @@ from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.records import json_lines
+from unifiedreward_think.strict_json import json_lines
 
 PICTURE = "<picture>"
 

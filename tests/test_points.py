@@ -34,8 +34,9 @@ from unifiedreward_think.order import candidate_at
 from unifiedreward_think.point_metrics import summarize_points
 from unifiedreward_think.points import parse_points, render_points
 from unifiedreward_think.prompting import Media
-from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
 from unifiedreward_think.rewards import accuracy_reward, format_reward
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.traces.cutting import cut
 from unifiedreward_think.training import rejection_sampling, sft

@@ -24,8 +24,8 @@ from unifiedreward_think.judging.command import main as inference
 from unifiedreward_think.judging.presets import preset_settings, presets, with_preset
 from unifiedreward_think.judging.settings import JudgingArguments, set_up
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.records import json_lines
 from unifiedreward_think.reply_formats.formats import OWN, REPLY_FORMATS
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.tasks import TASK_NAMES
 from unifiedreward_think.training import parsing, plan, rejection_sampling
 

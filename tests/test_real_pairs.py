@@ -9,7 +9,8 @@ import pytest
 from unifiedreward_think.evaluation import __main__ as evaluation
 from unifiedreward_think.evaluation import report, rescore
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.records import PreferenceRecord, digest, read_json_lines
+from unifiedreward_think.records import PreferenceRecord, digest
+from unifiedreward_think.strict_json import read_json_lines
 
 REPO = Path(__file__).parents[1]
 

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from unifiedreward_think.data.rows import shown_orders
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.order import ORDERS, as_stored
-from unifiedreward_think.records import (
-    Judgment,
-    PreferenceRecord,
-    Trace,
-    digest,
-    json_lines,
-    read_json_lines,
-)
+from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, digest
 from unifiedreward_think.scores import Dimension
+from unifiedreward_think.strict_json import json_lines, read_json_lines
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
 from unifiedreward_think.verdict import Verdict
 

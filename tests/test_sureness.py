@@ -33,7 +33,8 @@ from unifiedreward_think.probability_metrics import (
     expected_calibration_error,
     reliability,
 )
-from unifiedreward_think.records import Judgment, json_lines
+from unifiedreward_think.records import Judgment
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.verdict import answer_text, parse, render
 
 TASK = "image_generation"

@@ -18,7 +18,8 @@ from unifiedreward_think.judging.settings import JudgingArguments
 from unifiedreward_think.media import open_image, pixel_sha256
 from unifiedreward_think.order import ORDERS
 from unifiedreward_think.prompting import build_parts, load_prompts
-from unifiedreward_think.records import PreferenceRecord, Trace, read_json_lines
+from unifiedreward_think.records import PreferenceRecord, Trace
+from unifiedreward_think.strict_json import read_json_lines
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.toy import base, dataset
 from unifiedreward_think.toy.dataset import random_pair, write

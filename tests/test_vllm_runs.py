@@ -20,9 +20,9 @@ from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.judging.command import main
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.store import load_judgments
-from unifiedreward_think.records import json_lines
 from unifiedreward_think.serving.client import RewardClient
 from unifiedreward_think.serving.questions import Settings
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.tasks import TASKS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

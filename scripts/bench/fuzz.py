@@ -5,7 +5,7 @@
 
 verdict   `verdict.parse` on completions: never raises; a strict verdict has a winner; reading again says the same
 records   JSON lines through `data.loading`: a row is used or refused by a RecordError, and a used row survives writing
-          and reading; the same bytes through `records.read_json_lines` and as judgments
+          and reading; the same bytes through `strict_json.read_json_lines` and as judgments
 config    YAML through `training.parsing.parse` and `data.sources.read_source`: arguments, or an InputError,
           or SystemExit
 pictures, clips    (fuzz_media.py) through `media.open_image` and `decoders.decode`: as ImageMagick and the ffmpeg
@@ -40,7 +40,8 @@ from unifiedreward_think.data.formats.shapes import Origin, read_record, read_tr
 from unifiedreward_think.data.sources.declaration import read_source
 from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.provenance import provenance
-from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
+from unifiedreward_think.strict_json import read_json_lines
 from unifiedreward_think.verdict import NOUNS, parse, render
 from unifiedreward_think.writing import write_whole
 

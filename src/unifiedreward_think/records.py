@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from unifiedreward_think import labels, lines
@@ -23,7 +22,6 @@ from unifiedreward_think.errors import RecordError
 from unifiedreward_think.expectation import Expectation
 from unifiedreward_think.forms import FORMS, PAIRWISE
 from unifiedreward_think.order import STORED_ORDER, Order, in_order, is_order, winner_as_stored
-from unifiedreward_think.strict_json import read_json
 from unifiedreward_think.tasks import TASK_NAMES, TASKS
 from unifiedreward_think.verdict import Verdict
 
@@ -295,27 +293,3 @@ def digest(*parts: object) -> int:
     """
     text = json.dumps([str(part) for part in parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def json_lines(rows: Iterable[PreferenceRecord | Trace | Judgment]) -> str:
-    """Return rows as the lines of a file that `read_json_lines` reads."""
-    return "".join(json.dumps(row.to_json()) + "\n" for row in rows)
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of a JSONL file.
-
-    Raises:
-        RecordError: a line is no JSON object; the message names file and line.
-    """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = read_json(line)
-            except (ValueError, RecursionError) as error:  # syntax, keys, bytes, length of a number, depth
-                raise RecordError(f"{path}:{number}: not valid JSON ({error}); fix or remove the line") from error
-            if not isinstance(row, dict):
-                raise RecordError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-            yield number, row

@@ -17,7 +17,8 @@ from unifiedreward_think.backends import Completion
 from unifiedreward_think.demo.asking import Setup
 from unifiedreward_think.judging.settings import JudgingArguments
 from unifiedreward_think.points import render_points
-from unifiedreward_think.records import PreferenceRecord, read_json_lines
+from unifiedreward_think.records import PreferenceRecord
+from unifiedreward_think.strict_json import read_json_lines
 from unifiedreward_think.verdict import render
 
 TITLES = ["Image generation", "Video generation", "Image understanding", "Video understanding"]

@@ -11,7 +11,8 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from unifiedreward_think.records import digest, read_json_lines
+from unifiedreward_think.records import digest
+from unifiedreward_think.strict_json import read_json_lines
 from unifiedreward_think.verdict import answer_text, render
 
 COLOURS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}

@@ -10,7 +10,8 @@ from unifiedreward_think.evaluation.training_log import TrainingRun
 from unifiedreward_think.judging.store import write_evaluation
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.metrics import group_accuracy, summarize
-from unifiedreward_think.records import Judgment, digest, json_lines
+from unifiedreward_think.records import Judgment, digest
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import parse, render
 

@@ -18,7 +18,8 @@ from unifiedreward_think.backends import BackendError, Completion, Failure
 from unifiedreward_think.backends.placement import PLACEMENT
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import RecordError
-from unifiedreward_think.records import Judgment, read_json_lines
+from unifiedreward_think.records import Judgment
+from unifiedreward_think.strict_json import read_json_lines
 
 LONGEST_TALE = 10.0
 

@@ -23,7 +23,7 @@ from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.backends.server_replies import read_usage
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.errors import RecordError
-from unifiedreward_think.records import read_json_lines
+from unifiedreward_think.strict_json import read_json_lines
 from unifiedreward_think.writing import append, open_to_append, write_whole
 
 IMAGE_TOKENS = 2500  # the most a picture is taken to cost before the server says it

@@ -26,7 +26,8 @@ from unifiedreward_think.judging.judge import judge, orders_of
 from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.judging.store import load_judgments
 from unifiedreward_think.metrics import summarize
-from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.writing import write_whole
 
 EVERY = 0.3  # seconds between two looks at the progress

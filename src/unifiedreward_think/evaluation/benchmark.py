@@ -30,7 +30,8 @@ from unifiedreward_think.judging.settings import JudgingArguments, set_up
 from unifiedreward_think.judging.store import load_judgments, write_evaluation
 from unifiedreward_think.metrics import by_record, group_accuracy
 from unifiedreward_think.provenance import config_yaml, data_files
-from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.strict_json import json_lines, read_json_lines
 from unifiedreward_think.writing import write_whole
 
 Media = Callable[[Any], str]

@@ -46,7 +46,8 @@ from unifiedreward_think.flags import Parser, Whole, ranged
 from unifiedreward_think.media import FrameSampling
 from unifiedreward_think.pages import write_page
 from unifiedreward_think.pages.origin import table as fact_table
-from unifiedreward_think.records import Judgment, PreferenceRecord, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.strict_json import read_json_lines
 
 # Parts of a benchmark's results, and what is said of their numbers.
 PROTOCOLS = {

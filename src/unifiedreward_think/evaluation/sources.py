@@ -23,8 +23,8 @@ from urllib.parse import urlparse
 from unifiedreward_think.checksums import differing, read_checked, summed
 from unifiedreward_think.data.sources import readers
 from unifiedreward_think.errors import RecordError
-from unifiedreward_think.records import digest, read_json_lines
-from unifiedreward_think.strict_json import read_json
+from unifiedreward_think.records import digest
+from unifiedreward_think.strict_json import read_json, read_json_lines
 from unifiedreward_think.writing import keep, write_whole
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")

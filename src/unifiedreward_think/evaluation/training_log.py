@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from unifiedreward_think.errors import RecordError
 from unifiedreward_think.intervals import Estimate, interval
-from unifiedreward_think.records import read_json_lines
+from unifiedreward_think.strict_json import read_json_lines
 from unifiedreward_think.tasks import TASK_NAMES
 
 History = Sequence[Mapping[str, Any]]

@@ -22,12 +22,12 @@ from unifiedreward_think.backends import Backend
 from unifiedreward_think.backends.choose import BackendArguments
 from unifiedreward_think.candidate_points import Points, points_of
 from unifiedreward_think.errors import InputError
-from unifiedreward_think.flags import current
 from unifiedreward_think.forms import PAIRWISE, POINTWISE, Form
 from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.presets import with_preset
 from unifiedreward_think.judging.settings import JudgingArguments, set_up
 from unifiedreward_think.metrics import by_record
+from unifiedreward_think.old_names import current
 from unifiedreward_think.records import PreferenceRecord, digest
 from unifiedreward_think.votes import Result, combine
 

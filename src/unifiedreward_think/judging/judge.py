@@ -26,8 +26,9 @@ from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.judging.store import Key, key_of, load_judgments, merge_parts, part_of, resume
 from unifiedreward_think.order import Order
 from unifiedreward_think.progress import progress
-from unifiedreward_think.records import Judgment, PreferenceRecord, digest, json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.reply_formats.formats import OWN
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Verdict
 from unifiedreward_think.writing import append, open_to_append, write_whole

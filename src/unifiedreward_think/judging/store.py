@@ -17,7 +17,8 @@ from unifiedreward_think.backends.placement import PLACEMENT
 from unifiedreward_think.errors import InputError, RecordError
 from unifiedreward_think.judging.content import content_of
 from unifiedreward_think.judging.ranks import Ranks
-from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines, read_json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.strict_json import json_lines, read_json_lines
 from unifiedreward_think.terminal import note
 from unifiedreward_think.writing import write_whole
 

@@ -124,14 +124,10 @@ def create_app(
     for kind, answer in ((RequestValidationError, _invalid), (InputError, _refused), (HTTPException, _http)):
         app.add_exception_handler(kind, answer)
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
-    options: dict[str, Any] = {
-        "flying": flying,
-        "telemetry": telemetry,
-        "paths": paths,
-        "api_key": api_key,
-        "hosts": frozenset(hosts),
-    }
-    app.add_middleware(Guard, limits=settings.limits, **options)
+    named = frozenset(hosts)
+    app.add_middleware(
+        Guard, limits=settings.limits, flying=flying, telemetry=telemetry, paths=paths, api_key=api_key, hosts=named
+    )
     return app
 
 

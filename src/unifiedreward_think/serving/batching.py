@@ -15,49 +15,19 @@ import logging
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 from unifiedreward_think.backends import Backend, BackendError, Completion, Failure, RefillingBackend
 from unifiedreward_think.backends.isolation import apart
-from unifiedreward_think.engine.sampling import Sampling
+from unifiedreward_think.serving.jobs import Answer, Job, Question
 from unifiedreward_think.serving.limits import Refused, Share
 from unifiedreward_think.serving.telemetry import Telemetry
 
-Answer = Completion | Failure
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One completion that is wanted.
-
-    Attributes:
-        key: equal for equal questions: same text, pictures, sampling and seed.
-        row: what a backend takes: `prompt`, `images`, `id`, `order`.
-        sampling, seed: how to draw it.
-    """
-
-    key: int
-    row: Mapping[str, Any]
-    sampling: Sampling
-    seed: int
-
-
-class _Job:
-    """A question on its way, how many wait for it, and what gives back the memory that it holds when it ends."""
-
-    def __init__(self, question: Question, now: float, held: Share | None) -> None:
-        self.question = question
-        self.release = held.keep() if held else lambda: None
-        self.arrived = self.started = now
-        self.waiting = 0
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
 
 class Batcher:
@@ -96,8 +66,8 @@ class Batcher:
         self._remembered = remembered
         self._drain_seconds = drain_seconds
         self.given_up = 0
-        self._queue: OrderedDict[int, _Job] = OrderedDict()
-        self._running: dict[int, _Job] = {}
+        self._queue: OrderedDict[int, Job] = OrderedDict()
+        self._running: dict[int, Job] = {}
         self._answers: OrderedDict[int, Answer] = OrderedDict()
         self._changed = asyncio.Event()
         self._speed = 0.0  # answers a second, of late
@@ -173,7 +143,7 @@ class Batcher:
                     job.answer.cancel()
                     job.release()
 
-    def _result(self, job: _Job, seconds: float) -> Answer:
+    def _result(self, job: Job, seconds: float) -> Answer:
         if job.answer.done():
             return job.answer.result()
         self._telemetry.expired.inc()
@@ -183,14 +153,14 @@ class Batcher:
         """Return the seconds after which half of the queue will be answered."""
         return min(60, max(1, ceil(len(self._queue) / 2 / self._speed))) if self._speed else 1
 
-    def _enter(self, question: Question, urgent: bool, held: Share | None) -> _Job:
+    def _enter(self, question: Question, urgent: bool, held: Share | None) -> Job:
         key = question.key
         job = self._queue.get(key) or self._running.get(key)
         if job is not None:
             self._telemetry.shared.labels("in flight").inc()
         else:
             known = self._answers.get(key)
-            job = _Job(question, time.monotonic(), held if known is None else None)
+            job = Job(question, time.monotonic(), held if known is None else None)
             if known is not None:
                 self._answers.move_to_end(key)
                 self._telemetry.shared.labels("remembered").inc()
@@ -221,9 +191,9 @@ class Batcher:
             except TimeoutError:
                 return
 
-    def _take(self) -> list[_Job]:
+    def _take(self) -> list[Job]:
         """Move the next batch from the queue to what is running: one call of a backend has one sampling."""
-        batch: list[_Job] = []
+        batch: list[Job] = []
         for job in self._queue.values():
             if len(batch) == self.backend.batch_size:
                 break
@@ -234,11 +204,11 @@ class Batcher:
             self._running[job.question.key] = self._queue.pop(job.question.key)
         return batch
 
-    async def _run(self, batch: list[_Job]) -> None:
+    async def _run(self, batch: list[Job]) -> None:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
 
-        def tell(job: _Job, answer: Answer) -> None:
+        def tell(job: Job, answer: Answer) -> None:
             if not loop.is_closed():  # the server has given this batch up
                 loop.call_soon_threadsafe(self._settle, job, answer)
 
@@ -251,7 +221,7 @@ class Batcher:
         self._speed = 0.7 * self._speed + 0.3 * len(batch) / max(took, 1e-6)
         self._telemetry.batch(len(batch), took)
 
-    def _settle(self, job: _Job, answer: Answer) -> None:
+    def _settle(self, job: Job, answer: Answer) -> None:
         self._leave(job)
         if isinstance(answer, Completion) or answer.refused:  # another failure may pass: ask again next time
             self._answers[job.question.key] = answer
@@ -260,20 +230,20 @@ class Batcher:
         while len(self._answers) > self._remembered:
             self._answers.popitem(last=False)
 
-    def _leave(self, job: _Job) -> None:
+    def _leave(self, job: Job) -> None:
         if self._running.get(job.question.key) is job:
             del self._running[job.question.key]
             job.release()
 
-    def _complete(self, batch: Sequence[_Job], tell: Callable[[_Job, Answer], None]) -> None:
+    def _complete(self, batch: Sequence[Job], tell: Callable[[Job, Answer], None]) -> None:
         """Ask the backend; whatever one odd question makes a model raise, the others get their answers."""
         left = {job.question.key: job for job in batch}
 
-        def hear(job: _Job, answer: Answer) -> None:
+        def hear(job: Job, answer: Answer) -> None:
             del left[job.question.key]
             tell(job, answer)
 
-        def together(jobs: Sequence[_Job]) -> None:
+        def together(jobs: Sequence[Job]) -> None:
             some = [job for job in jobs if job.question.key in left]
             try:
                 if some:
@@ -291,7 +261,7 @@ class Batcher:
                 log.debug("the backend failed on %s", job.question.row["id"], exc_info=failed)
                 hear(job, Failure(f"the backend failed: {said}"))
 
-    def _together(self, jobs: Sequence[_Job], hear: Callable[[_Job, Answer], None]) -> None:
+    def _together(self, jobs: Sequence[Job], hear: Callable[[Job, Answer], None]) -> None:
         rows, seeds = [job.question.row for job in jobs], [[job.question.seed] for job in jobs]
         sampling = jobs[0].question.sampling
         if isinstance(self.backend, RefillingBackend):

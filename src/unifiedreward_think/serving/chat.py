@@ -13,9 +13,10 @@ from unifiedreward_think.backends import Completion, Failure
 from unifiedreward_think.engine.sampling import Sampling
 from unifiedreward_think.plain_text import as_text
 from unifiedreward_think.records import digest
-from unifiedreward_think.serving.batching import Answer, Batcher, Question
+from unifiedreward_think.serving.batching import Batcher
 from unifiedreward_think.serving.chat_schemas import ChatMessage, ChatReply, ChatRequest, Choice, ImagePart, Usage
 from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia, opening
+from unifiedreward_think.serving.jobs import Answer, Question
 from unifiedreward_think.serving.limits import Limits, Refused
 from unifiedreward_think.serving.parameters import check_parameters, check_parts
 from unifiedreward_think.serving.questions import Settings

@@ -12,8 +12,8 @@ from unifiedreward_think.prompting import to_content
 from unifiedreward_think.ranking import Way
 from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.serving import MODEL_NAMES
-from unifiedreward_think.serving.batching import Question
 from unifiedreward_think.serving.intake import Picture
+from unifiedreward_think.serving.jobs import Question
 from unifiedreward_think.serving.limits import Limits
 from unifiedreward_think.serving.public import without_folders
 from unifiedreward_think.serving.schemas import Status

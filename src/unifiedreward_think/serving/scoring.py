@@ -16,7 +16,7 @@ from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.order import letters
 from unifiedreward_think.records import Judgment, PreferenceRecord, digest
 from unifiedreward_think.scores import Score
-from unifiedreward_think.serving.batching import Answer, Question
+from unifiedreward_think.serving.jobs import Answer, Question
 from unifiedreward_think.serving.limits import Limits, Refused
 from unifiedreward_think.serving.questions import Entry, Settings, record_of, row_of, status_of
 from unifiedreward_think.serving.schemas import (

@@ -16,10 +16,11 @@ from unifiedreward_think.errors import MediaError
 from unifiedreward_think.judging.judge import judgment
 from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.records import Judgment
-from unifiedreward_think.serving.batching import Answer, Batcher, Question
+from unifiedreward_think.serving.batching import Batcher
 from unifiedreward_think.serving.chat import answer_chat
 from unifiedreward_think.serving.chat_schemas import ChatReply, ChatRequest
 from unifiedreward_think.serving.intake import Intake, Picture, RequestMedia, opening
+from unifiedreward_think.serving.jobs import Answer, Question
 from unifiedreward_think.serving.limits import Refused
 from unifiedreward_think.serving.public import public_name
 from unifiedreward_think.serving.questions import (

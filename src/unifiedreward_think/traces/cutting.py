@@ -31,7 +31,8 @@ from unifiedreward_think.errors import RecordError
 from unifiedreward_think.flags import Parser
 from unifiedreward_think.forms import PAIRWISE, POINTWISE
 from unifiedreward_think.points import render_points
-from unifiedreward_think.records import Trace, json_lines
+from unifiedreward_think.records import Trace
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.verdict import Layout, read_notes
 from unifiedreward_think.writing import write_whole

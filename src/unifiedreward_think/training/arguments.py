@@ -12,8 +12,9 @@ from typing import Any, Literal
 from unifiedreward_think.data.arguments import ShownArguments
 from unifiedreward_think.data.formats.files import read_yaml
 from unifiedreward_think.errors import InputError
-from unifiedreward_think.flags import Count, Share, Whole, current, option
+from unifiedreward_think.flags import Count, Share, Whole, option
 from unifiedreward_think.forms import POINTWISE, Form
+from unifiedreward_think.old_names import current
 from unifiedreward_think.order import Orders
 from unifiedreward_think.records import PreferenceRecord, digest
 from unifiedreward_think.training.monitor.health import WINDOW

@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from unifiedreward_think.errors import InputError
-from unifiedreward_think.flags import Parser, check_values, current_words, read
+from unifiedreward_think.flags import Parser, check_values, read
+from unifiedreward_think.old_names import current_words
 from unifiedreward_think.terminal import note
 from unifiedreward_think.training.arguments import read_config
 

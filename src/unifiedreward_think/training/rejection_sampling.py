@@ -32,8 +32,9 @@ from unifiedreward_think.judging.judge import judge
 from unifiedreward_think.judging.ranks import joined
 from unifiedreward_think.judging.settings import JudgingArguments, JudgingConfig, set_up
 from unifiedreward_think.metrics import by_record
-from unifiedreward_think.records import Judgment, PreferenceRecord, Trace, json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord, Trace
 from unifiedreward_think.reply_formats.formats import OWN, format_named
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.terminal import log_to, note, say
 from unifiedreward_think.trace_rules import counted_as, rejections
 from unifiedreward_think.traces.ordering import Keep, kept_of, order_rate, ordered

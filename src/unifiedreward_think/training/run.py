@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unifiedreward_think.entry import run_main
-from unifiedreward_think.flags import current, current_words
 from unifiedreward_think.in_use import LOCK, hold
 from unifiedreward_think.interrupts import INTERRUPTED
 from unifiedreward_think.judging.ranks import met
+from unifiedreward_think.old_names import current, current_words
 from unifiedreward_think.terminal import libraries_to_log, log_to, note, say
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
 from unifiedreward_think.training.lora import adapter_settings, whole_start, whole_weights

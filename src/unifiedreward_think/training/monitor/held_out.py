@@ -10,7 +10,6 @@ docs/health.md explains the metrics. Nothing here changes what is trained: tests
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import sys
@@ -34,7 +33,8 @@ from unifiedreward_think.judging.settings import JudgingArguments, JudgingConfig
 from unifiedreward_think.judging.store import write_evaluation
 from unifiedreward_think.metrics import MEASURES, summarize
 from unifiedreward_think.provenance import config_yaml, data_files
-from unifiedreward_think.records import Judgment, PreferenceRecord, json_lines
+from unifiedreward_think.records import Judgment, PreferenceRecord
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.terminal import note
 from unifiedreward_think.training.arguments import DataArguments, TrainingExtras
 from unifiedreward_think.training.memory.job import GIB
@@ -288,12 +288,10 @@ class Watched:
             self._health.see(row)
         for episode in self._health.see(last):
             band = episode.symptom.band
-            note(
-                f"health, step {episode.first}: {episode.headline}. Likely: {band.cause}. Fix: {band.fix}. "
-                "See docs/health.md."
-            )
+            cause = f"{episode.headline}. Likely: {band.cause}. Fix: {band.fix}. See docs/health.md."
+            note(f"health, step {episode.first}: {cause}")
         if self._health.episodes != before or not path.exists():
-            write_whole(path, "".join(json.dumps(row.to_json()) + "\n" for row in self._health.episodes))
+            write_whole(path, json_lines(self._health.episodes))
 
 
 def _best_by(args: Any) -> str:

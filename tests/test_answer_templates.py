@@ -14,6 +14,7 @@ from helpers.servers import prompt, reply, serving
 from helpers.stages import data_arguments, train_grpo
 from helpers.thinking import hide_tags, template, with_template, write_always
 from helpers.vllm_cpu import JUDGE, SERVABLE, asked, held_out
+from unifiedreward_think.backends import Completion
 from unifiedreward_think.backends.server import ServerBackend
 from unifiedreward_think.backends.transformers import TransformersBackend
 from unifiedreward_think.data.rows import to_dataset
@@ -191,7 +192,7 @@ def test_what_the_template_of_a_server_opened_is_the_start_of_the_completion(wri
     rest = SAID.removeprefix("<think>")
     with serving(lambda body, nth: (200, {}, reply(rest)), tokenize=tokens_of(write)) as server:
         asked = ServerBackend("judge", server=server.url, max_retries=0, thinking=thinking)
-        assert ask(asked) == (opening + rest, "stop", None, None) and len(server.bodies) == 1
+        assert ask(asked) == Completion(opening + rest, "stop") and len(server.bodies) == 1
         assert server.bodies[0].get("chat_template_kwargs") == sent
     assert asked.settings.get("thinking") == (thinking if sent or opening else None)
 

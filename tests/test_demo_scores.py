@@ -120,12 +120,12 @@ def test_an_upload_is_scored_several_times_with_its_spread(visit, tmp_path):
     assert window.judge() == "9/20"
     assert "38.9% of the way" in window.find(".ur-banner").inner_text()
     window.find("button", has_text="Samples").click()
-    window.find("input[type=number]").first.fill("5")
-    window.find("input[type=number]").first.blur()
+    window.move_slider(0, "5")
     said = window.judge()
     assert said.endswith("/20") and 9 <= float(said.removesuffix("/20")) <= 11
     assert "Mean of 5 of 5 samples, standard deviation" in window.find(".ur-spread").inner_text()
     window.find("button", has_text="Raw text").click()
+    window.find(".ur-rawtext .ur-raw").nth(4).wait_for()
     assert window.find(".ur-rawtext .ur-raw").count() == 5
     window.shoot("score_samples")
 

@@ -257,7 +257,7 @@ def test_the_switch_of_a_chat_template_follows_the_style_unless_it_is_set(values
     made = {}
     monkeypatch.setattr(settings, "make_backend", lambda args, **more: made.update(more) or Replies("x"))
     set_up(JudgingArguments(**values), BackendArguments(model="m"))
-    assert made == {"thinking": thinking}
+    assert made["thinking"] == thinking
 
 
 def test_the_command_prints_a_tie_and_a_score(tmp_path, records, prompts, capsys):

@@ -259,12 +259,15 @@ def test_what_is_fetched_is_limited_and_its_failure_has_a_reason():
 
 def test_millions_of_short_strings_are_not_even_looked_at():
     body = b"[" + b'"",' * 2_000_000 + b'""]'
-    started = time.process_time()
-    with pytest.raises(Refused, match="besides the strings"):
-        check_json(body, Limits())
-    refused = time.process_time() - started
-    sum(1 for _ in re.finditer(rb'""', body))  # what looking at all of them takes at the least
-    assert refused < (time.process_time() - started - refused) / 2
+    refused, looked = [], []
+    for _ in range(3):  # the quickest of each: other threads of the tests may be in the way
+        started = time.thread_time()
+        with pytest.raises(Refused, match="besides the strings"):
+            check_json(body, Limits())
+        refused.append(time.thread_time() - started)
+        sum(1 for _ in re.finditer(rb'""', body))  # what looking at all of them takes at the least
+        looked.append(time.thread_time() - started - refused[-1])
+    assert min(refused) < min(looked) / 2, (refused, looked)
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------

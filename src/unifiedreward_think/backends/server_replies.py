@@ -1,7 +1,7 @@
 """What the reply of an OpenAI-compatible server says, whole or piece by piece.
 
 >>> read_reply('{"choices": [{"message": {"content": "<answer>"}, "finish_reason": "length"}]}')
-Completion(text='<answer>', finish_reason='length', seconds=None, tokens=None)
+Completion(text='<answer>', finish_reason='length', seconds=None, tokens=None, numbers=())
 >>> read_reply('{"choices": []}').reason
 'the reply is no chat completion (IndexError): {"choices": []}'
 """

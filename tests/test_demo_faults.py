@@ -160,6 +160,7 @@ def test_an_upload_that_cannot_be_read_is_named_and_the_next_one_is_judged(visit
     window.find(".ur-card .ur-alert").wait_for()
     said = window.find(".ur-card").inner_text()
     assert "No judgment" in said and "text.png: no picture of the formats" in said and str(setup.work) not in said
+    window.find("button.ur-judge:enabled").wait_for()  # a step after the answer
     assert window.find("button.ur-judge").is_enabled() and window.find("button.ur-stop").is_disabled()
     window.find("button", has_text="Compare with a slider").click()
     said = window.find(".ur-slider .ur-small").inner_text()

@@ -99,10 +99,9 @@ def fit(pairs: Sequence[Evidence]) -> Davidson:
         [OUTCOMES.index(pair.label) for pair in labelled if pair.label is not None],
         with_ties,
     )
-    split = len(named)
     return Davidson(
-        dict(zip(named, weights[:split], strict=True)),
-        dict(zip(tie_named, weights[split:], strict=True)) if with_ties else None,
+        dict(zip(named, weights[: len(named)], strict=True)),
+        dict(zip(tie_named, weights[len(named) :], strict=True)) if with_ties else None,
     )
 
 
@@ -132,10 +131,10 @@ def _weights(
     columns = np.hstack([np.array(strength, dtype=float).reshape(len(outcomes), -1), np.array(tie, dtype=float)])
     scale = np.sqrt((columns**2).mean(0))
     columns = columns / scale
-    split = len(strength[0])
+    count = len(strength[0])  # of the strength
     design = np.zeros((len(outcomes), 3, columns.shape[1]))  # pair, outcome, weight
-    design[:, 0, :split], design[:, 2, :split] = columns[:, :split] / 2, -columns[:, :split] / 2
-    design[:, 1, split:] = columns[:, split:]
+    design[:, 0, :count], design[:, 2, :count] = columns[:, :count] / 2, -columns[:, :count] / 2
+    design[:, 1, count:] = columns[:, count:]
     never = np.array([0.0, 0.0 if with_ties else -np.inf, 0.0])
     weights = _maximum(design, np.eye(3)[list(outcomes)], never)
     return [float(weight) for weight in weights / scale]

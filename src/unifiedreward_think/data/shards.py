@@ -33,6 +33,7 @@ from unifiedreward_think.plain_text import holds_control
 from unifiedreward_think.progress import progress
 from unifiedreward_think.provenance import provenance
 from unifiedreward_think.records import Trace
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.terminal import note
 from unifiedreward_think.writing import write_whole
 
@@ -103,8 +104,7 @@ class ShardFolder:
         """Write the next part, made of `inputs` rows."""
         name = f"part-{self.done:05d}"
         sha256 = table.write(self.folder / f"{name}.parquet", part.rows)
-        lines = "".join(json.dumps(removal.to_json()) + "\n" for removal in part.removals)
-        write_whole(self.folder / "left_out" / f"{self.done:05d}.jsonl", lines)
+        write_whole(self.folder / "left_out" / f"{self.done:05d}.jsonl", json_lines(part.removals))
         meta = {"file": f"{name}.parquet", "rows": len(part.rows), "sha256": sha256, "counts": count(part, inputs)}
         write_whole(self.folder / f"{name}.json", as_json(summed(meta)))
         self.done += 1

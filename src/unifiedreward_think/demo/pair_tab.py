@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -11,10 +12,10 @@ import gradio as gr
 
 from unifiedreward_think.bounded import open_bounded
 from unifiedreward_think.demo import view
-from unifiedreward_think.demo.asking import Asking, Setup, Stopped, Stops, make_record
+from unifiedreward_think.demo.asking import Asking, Setup, Stops, make_record
 from unifiedreward_think.demo.faults import by_names, told
 from unifiedreward_think.demo.fields import UNASKED, UNWRITTEN, answered, medium, small, votes_of
-from unifiedreward_think.demo.running import Buttons, follow, stale_when_changed
+from unifiedreward_think.demo.running import Buttons, asker, follow, stale_when_changed
 from unifiedreward_think.order import Order
 from unifiedreward_think.records import Judgment, PreferenceRecord
 from unifiedreward_think.tasks import TASKS
@@ -58,7 +59,10 @@ def build_tab(task: str, setup: Setup, session: Any, stops: Stops) -> list[Any]:
         name,
         stops,
         Buttons([judge, swap], stop),
-        [_asker(setup, task, name, stops, swap=again) for again in (False, True)],
+        [
+            asker(stops, name, partial(_ask, setup, task, again), stopped=ENDED, failed=partial(_failed, setup))
+            for again in (False, True)
+        ],
         inputs=[session, *fields, votes, heat],
         fields=fields,
         outputs=[message, result, prompt, raw, session],
@@ -135,21 +139,12 @@ def _values(record: PreferenceRecord) -> list[Any]:
     return [record.prompt, *(entry[0] for entry in record.media), *record.answers]
 
 
-def _asker(setup: Setup, task: str, tab: str, stops: Stops, *, swap: bool) -> Callable[..., Iterator[tuple[Any, ...]]]:
-    def ask(request: gr.Request, session: Session, *values: Any) -> Iterator[tuple[Any, ...]]:
-        stopped = stops.event(str(request.session_hash), tab)
-        try:
-            yield from _ask(setup, task, stopped, session, values, swap=swap)
-        except Stopped:
-            yield ENDED
-        except Exception as error:  # whatever it is: who asked must not wait for ever, nor lack the reason
-            yield view.alert(told(error, setup.work)), EMPTY, UNASKED, UNWRITTEN, gr.skip()
-
-    return ask
+def _failed(setup: Setup, error: Exception) -> tuple[Any, ...]:
+    return view.alert(told(error, setup.work)), EMPTY, UNASKED, UNWRITTEN, gr.skip()
 
 
 def _ask(
-    setup: Setup, task: str, stopped: Event, session: Session, values: Sequence[Any], *, swap: bool
+    setup: Setup, task: str, swap: bool, stopped: Event, session: Session, *values: Any
 ) -> Iterator[tuple[Any, ...]]:
     """Judge what the fields hold, in the order A, B, or with `swap` in the other one than before."""
     *fields, votes, temperature = values

@@ -8,13 +8,13 @@ tell an answer to something else.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from unifiedreward_think.demo import view
-from unifiedreward_think.demo.asking import Stops
+from unifiedreward_think.demo.asking import Stopped, Stops
 
 UNHEARD = "The server could not take this: nothing was asked. Its log says why. Reload the page, and try again."
 
@@ -89,6 +89,30 @@ def follow(
         or_fail(event).then(None, js=_returning(ready), outputs=switches, **quiet)
         events.append(event)
     return events
+
+
+def asker(
+    stops: Stops, tab: str, work: Callable[..., Iterator[Any]], *, stopped: Any, failed: Callable[[Exception], Any]
+) -> Callable[..., Iterator[Any]]:
+    """Return a handler that writes what `work` yields, and at the end that it was stopped, or why it failed.
+
+    Args:
+        stops: of the page.
+        tab: element that holds the tab.
+        work: takes what is set when the session stops it, and the values of the fields.
+        stopped: outputs where it was stopped.
+        failed: makes the outputs of an error.
+    """
+
+    def ask(request: gr.Request, *values: Any) -> Iterator[Any]:
+        try:
+            yield from work(stops.event(str(request.session_hash), tab), *values)
+        except Stopped:
+            yield stopped
+        except Exception as error:  # whatever it is: who asked must not wait for ever, nor lack the reason
+            yield failed(error)
+
+    return ask
 
 
 def stale_when_changed(name: str, fields: Sequence[Any]) -> None:

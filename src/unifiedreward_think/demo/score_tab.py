@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -11,10 +12,10 @@ import gradio as gr
 
 from unifiedreward_think.candidate_points import Points
 from unifiedreward_think.demo import view
-from unifiedreward_think.demo.asking import Asking, Setup, Stopped, Stops, make_record, sampled
+from unifiedreward_think.demo.asking import Asking, Setup, Stops, make_record, sampled
 from unifiedreward_think.demo.faults import by_names, told
 from unifiedreward_think.demo.fields import UNASKED, UNWRITTEN, answered, medium, votes_of
-from unifiedreward_think.demo.running import Buttons, follow, stale_when_changed
+from unifiedreward_think.demo.running import Buttons, asker, follow, stale_when_changed
 from unifiedreward_think.evaluation.tables import title
 from unifiedreward_think.judging.settings import JudgingConfig
 from unifiedreward_think.order import letters
@@ -54,7 +55,7 @@ def build_scores(setup: Setup, config: JudgingConfig, stops: Stops) -> None:
         TAB,
         stops,
         Buttons([ask], stop),
-        [_asker(setup, config, stops)],
+        [asker(stops, TAB, partial(_ask, setup, config), stopped=ENDED, failed=partial(_failed, setup))],
         inputs=[*fields, votes, heat],
         fields=fields,
         outputs=[message, result, prompt, raw],
@@ -108,20 +109,11 @@ def _values(record: PreferenceRecord) -> list[Any]:
     return [record.task, record.prompt, *places, record.answers[0] if record.answers else ""]
 
 
-def _asker(setup: Setup, config: JudgingConfig, stops: Stops) -> Callable[..., Iterator[tuple[Any, ...]]]:
-    def ask(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        stopped = stops.event(str(request.session_hash), TAB)
-        try:
-            yield from _ask(setup, config, stopped, values)
-        except Stopped:
-            yield ENDED
-        except Exception as error:  # whatever it is: who asked must not wait for ever, nor lack the reason
-            yield view.alert(told(error, setup.work)), EMPTY, UNASKED, UNWRITTEN
-
-    return ask
+def _failed(setup: Setup, error: Exception) -> tuple[Any, ...]:
+    return view.alert(told(error, setup.work)), EMPTY, UNASKED, UNWRITTEN
 
 
-def _ask(setup: Setup, config: JudgingConfig, stopped: Event, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+def _ask(setup: Setup, config: JudgingConfig, stopped: Event, *values: Any) -> Iterator[tuple[Any, ...]]:
     """Score what the fields hold."""
     task, caption, image, video, answer, samples, temperature = values
     path = image if TASKS[task].media_kind == "image" else video

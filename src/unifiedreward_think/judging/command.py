@@ -9,7 +9,6 @@ could not be judged.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from unifiedreward_think.judging.settings import JudgingArguments
 from unifiedreward_think.order import candidate_at
 from unifiedreward_think.records import PreferenceRecord
 from unifiedreward_think.scores import Dimension
+from unifiedreward_think.strict_json import json_lines
 from unifiedreward_think.tasks import TASKS
 from unifiedreward_think.votes import Result
 from unifiedreward_think.writing import write_whole
@@ -177,8 +177,7 @@ def _file(args: argparse.Namespace, loaded: Loaded[PreferenceRecord], judge: Jud
         what = "pairs"
         counts = Counter(str(result.winner) for result in pairs)
         counted = f"{counts['1']} for 1, {counts['2']} for 2, {counts['tie']} ties, {counts['None']} without a winner"
-    lines = [json.dumps(result.to_json()) + "\n" for result in results]
-    write_whole(args.output.with_suffix(".results.jsonl"), "".join(lines))
+    write_whole(args.output.with_suffix(".results.jsonl"), json_lines(results))
     print(f"{len(results)} {what}: {counted} -> {args.output}")
     failed = [result for result in results if result.error]
     if failed:

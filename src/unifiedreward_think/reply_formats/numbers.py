@@ -33,6 +33,15 @@ def number_after(text: str, at: int = 0) -> tuple[float | None, float | None]:
     return value_of(match[1]), None if match[2] is None else float(match[2])
 
 
+def no_constant(name: str) -> float:
+    """Refuse NaN and the infinities, which Python's reader of JSON takes: its `parse_constant`.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def outside(name: str, value: float, scale: tuple[float, float]) -> str:
     """Return that a value lies outside of its scale; "" where it does not."""
     lowest, highest = scale

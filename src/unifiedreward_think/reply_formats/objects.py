@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unifiedreward_think.reply_formats.numbers import outside
+from unifiedreward_think.reply_formats.numbers import no_constant, outside
 from unifiedreward_think.reply_formats.pairs import ROUNDING, larger
 from unifiedreward_think.reply_formats.points import is_number, unread
 from unifiedreward_think.scores import HIGHEST, Dimension, Score
@@ -77,7 +77,7 @@ def json_object(text: str, key: str) -> tuple[dict[str, Any] | None, str]:
 
     Only a whole outermost object counts: what is left of a broken one is not looked for another inside.
     """
-    decoder = json.JSONDecoder(strict=False, object_pairs_hook=once_each, parse_constant=_no_number)
+    decoder = json.JSONDecoder(strict=False, object_pairs_hook=once_each, parse_constant=no_constant)
     found: list[dict[str, Any]] = []
     at = 0
     while start := _START.search(text, at):
@@ -131,7 +131,3 @@ def _dimension(said: object) -> Dimension | None:
         case {"name": str(name), "score_1": first, "score_2": second} if is_number(first) and is_number(second):
             return Dimension(name, (float(first), float(second)))
     return None
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
-from unifiedreward_think.reply_formats.numbers import ENDS, NUMBER, number_after, outside, value_of
+from unifiedreward_think.reply_formats.numbers import ENDS, NUMBER, no_constant, number_after, outside, value_of
 from unifiedreward_think.scores import Dimension, Score
 from unifiedreward_think.verdict import Verdict
 
@@ -124,7 +124,7 @@ def _word_scores(text: str) -> tuple[tuple[Dimension, ...], str]:
     if match is None:
         return (), "no 'Word-wise Scores:'"
     try:
-        rows, _ = json.JSONDecoder(parse_constant=_no_number).raw_decode(text, match.end())
+        rows, _ = json.JSONDecoder(parse_constant=no_constant).raw_decode(text, match.end())
     except (ValueError, RecursionError):
         return (), "word-wise scores are no JSON"
     if not isinstance(rows, list) or not all(isinstance(row, list) and _is_word(*row) for row in rows):
@@ -142,7 +142,3 @@ def _is_word(*row: object) -> bool:
 def is_number(value: object) -> bool:
     """Return whether a value of JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")

@@ -81,7 +81,7 @@ class DataArguments(RowArguments, ShownArguments):
             )
 
     def form_of(self, record: PreferenceRecord) -> Form:
-        """Return what is asked of a record: which are the share of scores, `order_seed` and the id of each decide."""
+        """Return the form in which a record is asked about: its id and `order_seed` say if it is of `point_share`."""
         asked_for_scores = digest("points", self.order_seed, record.id) < self.point_share * 2**64
         return POINTWISE if asked_for_scores else self.asked_form
 

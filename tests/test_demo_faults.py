@@ -160,9 +160,10 @@ def test_an_upload_that_cannot_be_read_is_named_and_the_next_one_is_judged(visit
     window.find(".ur-card .ur-alert").wait_for()
     said = window.find(".ur-card").inner_text()
     assert "No judgment" in said and "text.png: no picture of the formats" in said and str(setup.work) not in said
-    window.find("button.ur-judge:enabled").wait_for()  # a step after the answer
+    window.rest()
     assert window.find("button.ur-judge").is_enabled() and window.find("button.ur-stop").is_disabled()
     window.find("button", has_text="Compare with a slider").click()
+    window.find(".ur-slider .ur-small", has_text="text.png").wait_for()  # before it, that of the place just cleared
     said = window.find(".ur-slider .ur-small").inner_text()
     assert "text.png: no picture of the formats" in said and str(setup.work) not in said
     window.shoot("unreadable")
@@ -193,6 +194,7 @@ def test_whatever_the_models_code_raises_is_said_on_the_page_and_logged_once(vis
     window.find(".ur-message .ur-alert").wait_for()
     said = "Failed: RuntimeError: the model's code gave up"
     assert said in window.find(".ur-message .ur-alert").inner_text()
+    window.rest()
     assert window.find(".ur-result .ur-empty").is_visible() and window.find("button.ur-stop").is_disabled()
     logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert [record.message for record in logged] == ["the demo failed"]
@@ -204,6 +206,7 @@ def test_whatever_the_models_code_raises_is_said_on_the_page_and_logged_once(vis
     window.find("button.ur-judge").click()
     window.find(".ur-alert").wait_for()
     assert f"Ended after 0 of 8 judgments. {said}" in window.find(".ur-alert").inner_text()
+    window.rest()
     assert window.find("button.ur-judge").is_enabled() and not window.find("progress").count()
 
 
@@ -219,6 +222,7 @@ def test_a_question_that_no_handler_hears_ends_the_waiting(visit):
     window.find("button.ur-judge").click()
     window.find(".ur-message .ur-alert").wait_for()
     assert "nothing was asked" in window.find(".ur-message .ur-alert").inner_text()
+    window.rest()
     assert window.find(".ur-result .ur-empty").is_visible() and window.find("button.ur-judge").is_enabled()
 
 
@@ -282,6 +286,7 @@ def test_a_verdict_that_arrives_after_a_change_says_so_and_nothing_is_asked_twic
     finally:
         setup.backend.pause = type(setup.backend).pause
     assert window.find(".ur-card .ur-before").is_visible()
+    window.rest()
     assert window.find("button.ur-judge").is_enabled() and window.find("button.ur-stop").is_disabled()
 
 

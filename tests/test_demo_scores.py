@@ -159,6 +159,7 @@ def test_what_goes_wrong_with_a_score_stands_where_it_does_in_the_other_tabs(vis
     window.find(".ur-card .ur-alert").wait_for()
     said = window.find(".ur-card").inner_text()
     assert "No score" in said and "text.png: no picture of the formats" in said
+    window.rest()
     assert window.find("button.ur-judge").is_enabled() and window.find("button.ur-stop").is_disabled()
     assert window.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     window.shoot(f"score_wrong_{'phone' if screen else 'desk'}")

@@ -189,6 +189,11 @@ class Visit:
         self.find(".ur-card:not(.writing):not([data-old])").wait_for()
         return self.find(".ur-verdict").inner_text().replace("\n", " ")
 
+    def rest(self):
+        """Wait until what was asked is over: the buttons say so a step after the answer is shown."""
+        self.find("button.ur-judge:enabled").wait_for()
+        self.find("button.ur-stop:disabled").wait_for()
+
     def shoot(self, name):
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"demo_{name}.png", full_page=True)
